@@ -1,0 +1,312 @@
+"""Restormer: Efficient Transformer for High-Resolution Image Restoration (Zamir et al., CVPR 2022,
+arXiv 2111.09881), written from the paper.
+
+Shapes are part of the names where that helps: B batch, C channels, H × W pixels, N = H·W,
+h attention heads, c = C / h channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from basicsr.utils.registry import ARCH_REGISTRY
+
+LAYER_NORM_EPS = 1e-5
+NORM_EPS = 1e-12  # of the L2 normalisation of queries and keys
+
+LayerNormType = Literal['WithBias', 'BiasFree']
+
+
+class WithBias_LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, with weight and bias."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+
+
+class BiasFree_LayerNorm(nn.Module):
+    """Division by the standard deviation over the last axis. The mean is not subtracted, only the
+    variance is taken around it: this is not an RMS norm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # F.layer_norm(x) = (x - mean) / σ is not used: adding mean / σ back would cancel digits.
+        x_full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        variance = x_full.var(dim=-1, unbiased=False, keepdim=True)
+        return (x_full * torch.rsqrt(variance + LAYER_NORM_EPS) * self.weight).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation of (B, C, H, W) over C."""
+
+    def __init__(self, dim: int, LayerNorm_type: LayerNormType) -> None:
+        super().__init__()
+        self.body = BiasFree_LayerNorm(dim) if LayerNorm_type == 'BiasFree' else WithBias_LayerNorm(dim)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.body(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class AttentionStatistics(NamedTuple):
+    """All that the attention matrix needs to know of a region. Each is a sum over the region's pixels, so
+    the statistics of a union of disjoint regions are the sum of theirs. Never below single precision."""
+
+    gram_Bhcc: Tensor  # q kᵀ
+    q_square_Bhc: Tensor  # ‖q‖² of every channel
+    k_square_Bhc: Tensor
+
+    def __add__(self, other: AttentionStatistics) -> AttentionStatistics:  # type: ignore[override]
+        return AttentionStatistics(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class MDTA(nn.Module):
+    """Multi-Dconv head transposed attention (paper §3.1): attention between channels, over all pixels.
+
+    Written as *statistics of a region → attention matrix → apply to a region*, with
+    `normalize(q)·normalize(k)ᵀ = q kᵀ / (‖q‖ ‖k‖ᵀ)` and `project_out(A·v) = (W_out · A)·v`, so that a
+    region may be the image or one of its parts, and no normalised copy of q or k is made.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(dim, dim * 3, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(dim * 3, dim * 3, 3, padding=1, groups=dim * 3, bias=bias)
+        self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
+
+    def query_key_value(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.qkv_dwconv(self.qkv(x_BCHW)).chunk(3, dim=1)
+
+    def statistics(self, q_BCHW: Tensor, k_BCHW: Tensor) -> AttentionStatistics:
+        """Of a region of any shape. A sum over millions of pixels overflows half precision, and loses
+        digits in bfloat16, so these leave autocast."""
+        with torch.autocast(q_BCHW.device.type, enabled=False):
+            q, k = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (q_BCHW, k_BCHW))
+            B, C = q.shape[:2]
+            q_BhcN = q.reshape(B, self.num_heads, C // self.num_heads, -1)
+            k_BhcN = k.reshape(B, self.num_heads, C // self.num_heads, -1)
+            return AttentionStatistics(
+                q_BhcN @ k_BhcN.transpose(-2, -1), q_BhcN.square().sum(-1), k_BhcN.square().sum(-1)
+            )
+
+    def attention(self, statistics: AttentionStatistics) -> Tensor:
+        """Attention matrices (B, h, c, c); every row sums to 1."""
+        with torch.autocast(statistics.gram_Bhcc.device.type, enabled=False):
+            # The clamp stands before the root: the root's own slope at zero is infinite, and times the
+            # clamp's zero it would turn the gradient of a black crop into NaN.
+            q_norm, k_norm = (
+                square.clamp_min(NORM_EPS**2).sqrt()
+                for square in (statistics.q_square_Bhc, statistics.k_square_Bhc)
+            )
+            cosine = statistics.gram_Bhcc / q_norm.unsqueeze(-1) / k_norm.unsqueeze(-2)
+            return (cosine * self.temperature).softmax(dim=-1)
+
+    def output_matrix(self, attn_Bhcc: Tensor) -> Tensor:
+        """`project_out · blockdiag(attention)`: one (C, C) matrix for each image, (B, C, C)."""
+        B, h, c, _ = attn_Bhcc.shape
+        weight_ohc = self.project_out.weight.view(-1, h, c)
+        return torch.einsum('ohc,bhcd->bohd', weight_ohc.to(attn_Bhcc.dtype), attn_Bhcc).reshape(B, -1, h * c)
+
+    def apply_attention(self, matrix_BCC: Tensor, v_BCHW: Tensor) -> Tensor:
+        B, C, H, W = v_BCHW.shape
+        out_BCN = matrix_BCC.to(v_BCHW.dtype) @ v_BCHW.reshape(B, C, H * W)
+        if self.project_out.bias is not None:
+            out_BCN = out_BCN + self.project_out.bias.to(out_BCN.dtype).view(-1, 1)
+        return out_BCN.view(B, -1, H, W)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        q, k, v = self.query_key_value(x_BCHW)
+        return self.apply_attention(self.output_matrix(self.attention(self.statistics(q, k))), v)
+
+
+class GDFN(nn.Module):
+    """Gated-Dconv feed-forward network (paper §3.2)."""
+
+    def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool) -> None:
+        super().__init__()
+        hidden = int(dim * ffn_expansion_factor)
+        self.project_in = nn.Conv2d(dim, hidden * 2, 1, bias=bias)
+        self.dwconv = nn.Conv2d(hidden * 2, hidden * 2, 3, padding=1, groups=hidden * 2, bias=bias)
+        self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        gate, value = self.dwconv(self.project_in(x_BCHW)).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
+
+
+class TransformerBlock(nn.Module):
+    """x + MDTA(LN(x)), then x + GDFN(LN(x)); (B, C, H, W) in and out."""
+
+    def __init__(
+        self, dim: int, num_heads: int, ffn_expansion_factor: float, bias: bool, LayerNorm_type: LayerNormType
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim, LayerNorm_type)
+        self.attn = MDTA(dim, num_heads, bias)
+        self.norm2 = LayerNorm(dim, LayerNorm_type)
+        self.ffn = GDFN(dim, ffn_expansion_factor, bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = x_BCHW + self.attn(self.norm1(x_BCHW))
+        return x_BCHW + self.ffn(self.norm2(x_BCHW))
+
+
+class OverlapPatchEmbed(nn.Module):
+    """3×3 convolution from the image to the features."""
+
+    def __init__(self, in_c: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_c, embed_dim, 3, padding=1, bias=False)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.proj(x_BCHW)
+
+
+class Downsample(nn.Module):
+    """(B, C, H, W) → (B, 2C, H/2, W/2)."""
+
+    def __init__(self, n_feat: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(n_feat, n_feat // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.body(x_BCHW)
+
+
+class Upsample(nn.Module):
+    """(B, C, H, W) → (B, C/2, 2H, 2W)."""
+
+    def __init__(self, n_feat: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(n_feat, n_feat * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.body(x_BCHW)
+
+
+@ARCH_REGISTRY.register()
+class Restormer(nn.Module):
+    """The network.
+
+    Args:
+        inp_channels: channels of the input image (6 for dual-pixel defocus deblurring: left and right view).
+        out_channels: channels of the output image.
+        dim: channels at full resolution; level l has dim·2^l. Must be even.
+        num_blocks: transformer blocks at the four levels (the last is the latent one); encoder and decoder alike.
+        num_refinement_blocks: blocks at full resolution after the decoder.
+        heads: attention heads at the four levels; each divides its level's channels.
+        ffn_expansion_factor: hidden channels of the GDFN, relative to its input.
+        bias: biases in the convolutions of the blocks, of the skips' reductions and of the output.
+        LayerNorm_type: 'WithBias' or 'BiasFree'.
+        dual_pixel_task: no residual from the image (its channels differ); the first features are added
+            before the output convolution instead.
+
+    Input (B, inp_channels, H, W), values in [0, 1], H and W multiples of 8; output (B, out_channels, H, W),
+    not clamped. Raises ValueError on arguments or sizes that do not fit.
+    """
+
+    multiple = 8  # H and W are halved three times
+
+    def __init__(
+        self,
+        inp_channels: int = 3,
+        out_channels: int = 3,
+        dim: int = 48,
+        num_blocks: list[int] = (4, 6, 6, 8),  # type: ignore[assignment]
+        num_refinement_blocks: int = 4,
+        heads: list[int] = (1, 2, 4, 8),  # type: ignore[assignment]
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        LayerNorm_type: LayerNormType = 'WithBias',
+        dual_pixel_task: bool = False,
+    ) -> None:
+        super().__init__()
+        self._check(inp_channels, out_channels, dim, num_blocks, heads, LayerNorm_type, dual_pixel_task)
+
+        def level(channels: int, num_heads: int, count: int) -> nn.Sequential:
+            return nn.Sequential(
+                *(TransformerBlock(channels, num_heads, ffn_expansion_factor, bias, LayerNorm_type) for _ in range(count))
+            )
+
+        self.patch_embed = OverlapPatchEmbed(inp_channels, dim)
+        self.encoder_level1 = level(dim, heads[0], num_blocks[0])
+        self.down1_2 = Downsample(dim)
+        self.encoder_level2 = level(dim * 2, heads[1], num_blocks[1])
+        self.down2_3 = Downsample(dim * 2)
+        self.encoder_level3 = level(dim * 4, heads[2], num_blocks[2])
+        self.down3_4 = Downsample(dim * 4)
+        self.latent = level(dim * 8, heads[3], num_blocks[3])
+
+        self.up4_3 = Upsample(dim * 8)
+        self.reduce_chan_level3 = nn.Conv2d(dim * 8, dim * 4, 1, bias=bias)
+        self.decoder_level3 = level(dim * 4, heads[2], num_blocks[2])
+        self.up3_2 = Upsample(dim * 4)
+        self.reduce_chan_level2 = nn.Conv2d(dim * 4, dim * 2, 1, bias=bias)
+        self.decoder_level2 = level(dim * 2, heads[1], num_blocks[1])
+        self.up2_1 = Upsample(dim * 2)
+        # No reduction here: at full resolution the decoder keeps both halves, 2·dim channels.
+        self.decoder_level1 = level(dim * 2, heads[0], num_blocks[0])
+        self.refinement = level(dim * 2, heads[0], num_refinement_blocks)
+
+        self.dual_pixel_task = dual_pixel_task
+        if dual_pixel_task:
+            self.skip_conv = nn.Conv2d(dim, dim * 2, 1, bias=bias)
+        self.output = nn.Conv2d(dim * 2, out_channels, 3, padding=1, bias=bias)
+
+    @staticmethod
+    def _check(
+        inp_channels: int,
+        out_channels: int,
+        dim: int,
+        num_blocks: list[int],
+        heads: list[int],
+        LayerNorm_type: str,
+        dual_pixel_task: bool,
+    ) -> None:
+        if dim < 2 or dim % 2:
+            raise ValueError(f'dim: found {dim}; allowed: an even number of channels')
+        for name, values in (('num_blocks', num_blocks), ('heads', heads)):
+            if len(values) != 4 or min(values) < (0 if name == 'num_blocks' else 1):
+                raise ValueError(f'{name}: found {list(values)}; allowed: four numbers, one for each level')
+        for index, num_heads in enumerate(heads):
+            if (dim << index) % num_heads:
+                raise ValueError(
+                    f'heads: found {num_heads} at level {index + 1}; allowed: a divisor of its {dim << index} channels'
+                )
+        if LayerNorm_type not in ('WithBias', 'BiasFree'):
+            raise ValueError(f"LayerNorm_type: found {LayerNorm_type!r}; allowed: 'WithBias', 'BiasFree'")
+        if not dual_pixel_task and inp_channels != out_channels:
+            raise ValueError(
+                f'out_channels: found {out_channels} for {inp_channels} input channels; allowed: the same number, '
+                'as the input is added to the output (unless dual_pixel_task)'
+            )
+
+    def forward(self, inp_img: Tensor) -> Tensor:
+        if inp_img.shape[-2] % self.multiple or inp_img.shape[-1] % self.multiple:
+            raise ValueError(f'input of {tuple(inp_img.shape)}: height and width must be multiples of {self.multiple}')
+        embedded = self.patch_embed(inp_img)
+        level1 = self.encoder_level1(embedded)
+        level2 = self.encoder_level2(self.down1_2(level1))
+        level3 = self.encoder_level3(self.down2_3(level2))
+        latent = self.latent(self.down3_4(level3))
+
+        x = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(latent), level3], 1)))
+        x = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], 1)))
+        x = self.decoder_level1(torch.cat([self.up2_1(x), level1], 1))
+        x = self.refinement(x)
+        if self.dual_pixel_task:
+            return self.output(x + self.skip_conv(embedded))
+        return self.output(x) + inp_img

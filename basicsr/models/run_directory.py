@@ -1,0 +1,124 @@
+"""`experiments/<name>`: what a run leaves on disk, and how it finds its way back after a kill.
+
+A checkpoint is written in this order: what was logged, the weights, the training state. The state is the
+last, and each file appears whole or not at all; so everything that a state refers to is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
+from basicsr.utils.files import atomic_write
+from basicsr.utils.logger import get_logger
+
+STATES_KEPT = 2  # the newest, and the one to fall back to
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used."""
+
+
+class RunDirectory:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.models = root / 'models'
+        self.states = root / 'training_states'
+        self.visualization = root / 'visualization'
+        self.tensorboard = root / 'tb_logger'
+        self.log = root / 'train.log'
+        self._history = root / 'history.jsonl'
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folders and holds them. The lock is gone with the process, however that ends.
+        Raises RunError if another process holds it."""
+        for folder in (self.models, self.states):
+            folder.mkdir(parents=True, exist_ok=True)
+        with (self.root / '.lock').open('w') as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f'{self.root}: another process is training in this folder') from None
+            for folder in (self.models, self.states):
+                for leftover in folder.glob('.*.tmp'):  # of a save that a kill interrupted
+                    leftover.unlink()
+            yield
+
+    # -------------------------------------------------------------- training states
+
+    def state_file(self, iteration: int) -> Path:
+        return self.states / f'{iteration}.state'
+
+    def save_state(self, iteration: int, state: dict[str, Any]) -> None:
+        atomic_write(self.state_file(iteration), lambda file: torch.save(state, file))
+
+    def _numbered(self, folder: Path, pattern: str) -> list[tuple[int, Path]]:
+        """Files of a folder by iteration, newest first."""
+        prefix, suffix = pattern.split('*')
+        found = [
+            (int(number), path)
+            for path in folder.glob(pattern)
+            if (number := path.name.removeprefix(prefix).removesuffix(suffix)).isdecimal()
+        ]
+        return sorted(found, reverse=True)
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """The newest state that is whole; None if there is none at all. Says which ones are damaged.
+        Raises RunError if there are states, and all are damaged."""
+        states = self._numbered(self.states, '*.state')
+        for _, path in states:
+            with contextlib.suppress(CheckpointError):
+                return read_state(path)
+            get_logger().warning('%s is damaged; falling back to the state before it', path)
+        if states:
+            raise RunError(f'{self.states}: every state is damaged; start anew under another name')
+        return None
+
+    # -------------------------------------------------------------- weights
+
+    def weights_file(self, iteration: int | str) -> Path:
+        return self.models / f'net_g_{iteration}.pth'
+
+    def prune(self, keep_last: int | None) -> None:
+        """Removes old checkpoints; the best and the latest are not numbered, and stay."""
+        old_states = self._numbered(self.states, '*.state')[STATES_KEPT:]
+        old_weights = [] if keep_last is None else self._numbered(self.models, 'net_g_*.pth')[keep_last:]
+        for _, path in old_states + old_weights:
+            path.unlink()
+
+    # -------------------------------------------------------------- what was logged
+
+    def record(self, entry: dict[str, Any]) -> None:
+        """Appends a line to history.jsonl, which holds every logged value of the run once."""
+        with self._history.open('a', encoding='utf-8') as file:
+            file.write(json.dumps(entry) + '\n')
+
+    def history(self) -> list[dict[str, Any]]:
+        if not self._history.exists():
+            return []
+        entries = []
+        for line in self._history.read_text(encoding='utf-8').splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a kill can cut the last line
+                entries.append(json.loads(line))
+        return entries
+
+    def rewind_history(self, iteration: int) -> None:
+        """Forgets what was logged after `iteration`: it will be logged again."""
+        kept = [json.dumps(entry) + '\n' for entry in self.history() if entry['iter'] <= iteration]
+        atomic_write(self._history, ''.join(kept).encode())
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Raises CheckpointError if the file is damaged or holds no training state."""
+    state = read_checkpoint(path)
+    if not {'iteration', 'model'} <= state.keys():
+        raise CheckpointError(f'{path}: holds no training state, only {", ".join(map(str, state))}')
+    return state

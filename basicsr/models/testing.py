@@ -1,0 +1,95 @@
+"""Testing: the sets of an option file, restored and measured; what is printed and written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from basicsr.inference import restore_tensor
+from basicsr.models.training import validation_sets
+from basicsr.models.validation import Evaluation, build_metrics, evaluate
+from basicsr.utils.checkpoint import apply_weights, load_weights
+from basicsr.utils.files import atomic_write, resolve
+from basicsr.utils.logger import get_logger
+from basicsr.utils.options import build
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+def load_network(options: Any, device: torch.device) -> nn.Module:
+    """The network of the options with the weights of `path.pretrain_network_g`, in eval mode.
+    Raises CheckpointError."""
+    weights = load_weights(resolve(options.path.pretrain_network_g))
+    net: nn.Module = build(ARCH_REGISTRY, options.network_g)
+    differences = apply_weights(net, weights, options.path.strict_load_g)
+    logger = get_logger()
+    logger.info('Weights: %s of %s', weights.key or 'the tensors', weights.path)
+    for difference in differences:
+        logger.warning('Left out: %s', difference)
+    return net.to(device, memory_format=torch.channels_last).eval()
+
+
+def run_tests(options: Any, device: torch.device, folder: Path) -> dict[str, Evaluation]:
+    """Tests on every set but the training set; writes metrics.json and metrics.csv into `folder`, and the
+    restored images into `folder/visualization/<set>` if `val.save_img` is on."""
+    net = load_network(options, device)
+    metrics = build_metrics(options)
+
+    @torch.inference_mode()
+    def restore(lq: torch.Tensor) -> torch.Tensor:
+        lq = lq.to(device).contiguous(memory_format=torch.channels_last)
+        return restore_tensor(net, lq, multiple=options.val.window_size)
+
+    results = {
+        name: evaluate(
+            restore,
+            dataset,
+            metrics,
+            rounded=options.val.use_image,
+            folder=folder / 'visualization' / name if options.val.save_img else None,
+            title=name,
+            measure_input=True,
+        )
+        for name, dataset in validation_sets(options).items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / 'metrics.json', _as_json(options, results).encode())
+    atomic_write(folder / 'metrics.csv', _as_csv(results).encode())
+    return results
+
+
+def _as_json(options: Any, results: dict[str, Evaluation]) -> str:
+    return json.dumps(
+        {
+            'name': options.name,
+            'weights': options.path.pretrain_network_g,
+            'datasets': {name: {'mean': result.means, 'images': result.images} for name, result in results.items()},
+        },
+        indent=1,
+    )
+
+
+def _as_csv(results: dict[str, Evaluation]) -> str:
+    columns = list(dict.fromkeys(key for result in results.values() for image in result.images for key in image))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ['dataset', *columns])
+    writer.writeheader()
+    for name, result in results.items():
+        writer.writerows({'dataset': name, **image} for image in [*result.images, {'name': 'mean', **result.means}])
+    return text.getvalue()
+
+
+def as_table(result: Evaluation) -> str:
+    """A line for each image, and the means."""
+    columns = list(result.means)
+    rows = [[image['name'], *(f'{image[column]:.4f}' for column in columns)] for image in result.images]
+    rows = [['image', *columns], *rows, ['mean', *(f'{result.means[column]:.4f}' for column in columns)]]
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    rule = '-' * len(lines[0])
+    return '\n'.join([lines[0], rule, *lines[1:-1], rule, lines[-1]])

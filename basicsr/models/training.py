@@ -1,0 +1,294 @@
+"""A whole training run: from an option file to the last checkpoint, from wherever the run stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from basicsr.data.paired_image_dataset import collate
+from basicsr.data.stages import TrainingBatches, TrainingOrder, stages_of
+from basicsr.models.image_clean_model import NonFiniteError
+from basicsr.models.run_directory import RunDirectory, read_state
+from basicsr.models.validation import Evaluation, build_metrics, evaluate
+from basicsr.utils.dist import Process
+from basicsr.utils.files import resolve
+from basicsr.utils.logger import get_logger
+from basicsr.utils.options import LoaderOptions, build
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why, and what is left."""
+
+
+def build_dataset(section: Any) -> Any:
+    return build(DATASET_REGISTRY, section, LoaderOptions)
+
+
+def validation_sets(options: Any) -> dict[str, Any]:
+    """Name → dataset, of every set but the training set."""
+    return {
+        section.name or phase: build_dataset(section) for phase, section in options.datasets.items() if phase != 'train'
+    }
+
+
+class Training:
+    """One process's part of a run. `run` trains up to `train.total_iter`, or raises TrainingStopped."""
+
+    def __init__(
+        self, options: Any, device: torch.device, process: Process, directory: RunDirectory, auto_resume: bool
+    ) -> None:
+        self.options, self.device, self.process, self.directory = options, device, process, directory
+        self.logger = get_logger()
+        self.loader_options = options.datasets['train']
+        self.stages = stages_of(self.loader_options)
+        self.train_set = build_dataset(self.loader_options)
+        self.validation_sets = validation_sets(options)
+        self.metrics = build_metrics(options)
+        self.model = MODEL_REGISTRY.get(options.model_type)(options, device, process)
+        self.best: dict[str, Any] | None = None
+        self.iteration = 0  # the last one that is done
+        self._resume(auto_resume)
+        order = TrainingOrder(
+            len(self.train_set),
+            options.manual_seed,
+            self.loader_options.use_shuffle,
+            self.loader_options.dataset_enlarge_ratio,
+        )
+        self.batches = TrainingBatches(
+            order, self.stages, self.iteration + 1, options.train.total_iter, process.rank, process.world_size
+        )
+        self.tensorboard = self._open_tensorboard()
+
+    # -------------------------------------------------------------- the state of the run
+
+    def _resume(self, auto_resume: bool) -> None:
+        asked = self.options.path.resume_state
+        state = read_state(resolve(asked)) if asked else self.directory.newest_state() if auto_resume else None
+        if state is None:
+            self.logger.info('Starting from iteration 1.')
+            return
+        self.model.load_state(state['model'])
+        self.best = state['best']
+        self.iteration = state['iteration']
+        self._report_changes(json.loads(state['options']))
+        if self.process.is_main:
+            self.directory.rewind_history(self.iteration)
+        self.logger.info('Resumed after iteration %d.', self.iteration)
+
+    def _report_changes(self, before: dict[str, Any]) -> None:
+        now = self._plain_options()
+        for key in sorted({*before, *now} - {'path'}):
+            if before.get(key) != now.get(key):
+                self.logger.warning('The options under %r differ from those the run was saved with.', key)
+
+    def _plain_options(self) -> dict[str, Any]:
+        return json.loads(self.options.model_dump_json())
+
+    def _save(self) -> None:
+        self.model.raise_if_bad()
+        if not self.process.is_main:
+            return
+        if self.tensorboard:
+            self.tensorboard.flush()
+        self.model.save_weights(self.directory.weights_file(self.iteration), self.iteration)
+        self.directory.save_state(
+            self.iteration,
+            {
+                'iteration': self.iteration,
+                'model': self.model.state(),
+                'best': self.best,
+                'options': self.options.model_dump_json(),
+            },
+        )
+        self.directory.prune(self.options.logger.keep_last)
+
+    # -------------------------------------------------------------- the loop
+
+    def _loader(self) -> DataLoader:
+        workers = min(self.loader_options.num_worker_per_gpu, os.cpu_count() or 1)
+        return DataLoader(
+            self.train_set,
+            batch_sampler=self.batches,
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.device.type == 'cuda',
+            worker_init_fn=_start_worker,
+        )
+
+    def run(self) -> None:
+        total = self.options.train.total_iter
+        self._report_batches()
+        if self.iteration >= total:
+            self.logger.info('Nothing to do: all %d iterations are done.', total)
+            return
+        loader = iter(self._loader())
+        progress = tqdm(
+            total=total, initial=self.iteration, unit='it', dynamic_ncols=True, disable=None if self.process.is_main else True
+        )
+        if self.iteration == 0:
+            self._measure_input()
+        data_time, began, since = 0.0, time.perf_counter(), self.iteration
+        try:
+            with progress:
+                for iteration in range(self.iteration + 1, total + 1):
+                    waiting = time.perf_counter()
+                    batch = next(loader)
+                    data_time += time.perf_counter() - waiting
+                    self.model.step(batch, iteration)
+                    self.iteration = iteration
+                    progress.update()
+                    if self._due(self.options.logger.print_freq):
+                        steps, now = iteration - since, time.perf_counter()
+                        self._log(progress, (now - began) / steps, data_time / steps)
+                        data_time, began, since = 0.0, time.perf_counter(), iteration
+                    if self.validation_sets and self._due(self.options.val.val_freq):
+                        self._validate()
+                    if self._due(self.options.logger.save_checkpoint_freq):
+                        self._save()
+        except NonFiniteError as error:
+            raise TrainingStopped(self._explain(error)) from None
+        finally:
+            if self.tensorboard:
+                self.tensorboard.close()
+        if self.process.is_main:
+            self.model.save_weights(self.directory.weights_file('latest'), self.iteration)
+            self.logger.info('Done. The weights are in %s', self.directory.weights_file('latest'))
+
+    def _due(self, frequency: int) -> bool:
+        return self.iteration % frequency == 0 or self.iteration == self.options.train.total_iter
+
+    def _report_batches(self) -> None:
+        written_for = max(self.options.num_gpu, 1)
+        for number, (patch, batch) in enumerate(zip(self.stages.patches, self.stages.batches, strict=True), 1):
+            self.logger.info(
+                'Stage %d: patches of %d, a global batch of %d (%d on each of %d %s).',
+                number,
+                patch,
+                batch * self.process.world_size,
+                batch,
+                self.process.world_size,
+                'process' if self.process.world_size == 1 else 'processes',
+            )
+        if written_for != self.process.world_size:
+            self.logger.warning(
+                'The batch sizes were written for %d GPUs, and there %s: the global batch is %s of what was meant.',
+                written_for,
+                'is one process' if self.process.world_size == 1 else f'are {self.process.world_size} processes',
+                f'{self.process.world_size}/{written_for}',
+            )
+
+    def _explain(self, error: NonFiniteError) -> str:
+        keys = self.batches.batch(error.iteration, rank=-1)
+        files = ', '.join(dict.fromkeys(self.train_set.files(key.index) for key in keys))
+        states = sorted(self.directory.states.glob('*.state'))
+        left = f'the states in {self.directory.states} are from before it' if states else 'no state had been saved yet'
+        return (
+            f'{error} (stage {self.stages.at(error.iteration) + 1}), on patches of: {files}. '
+            f'No update since has reached the weights; {left}.'
+        )
+
+    # -------------------------------------------------------------- what is told
+
+    def _open_tensorboard(self) -> Any:
+        if not (self.process.is_main and self.options.logger.use_tb_logger):
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What was logged after the state that we resume from will be logged again.
+        purge = self.iteration + 1 if self.iteration else None
+        return SummaryWriter(str(self.directory.tensorboard), purge_step=purge)
+
+    def _record(self, kind: str, values: dict[str, float], times: dict[str, float] | None = None) -> None:
+        if not self.process.is_main:
+            return
+        self.directory.record({'iter': self.iteration, 'kind': kind, **values, **(times or {})})
+        if self.tensorboard:
+            for name, value in {**values, **(times or {})}.items():
+                self.tensorboard.add_scalar(f'{kind}/{name}', value, self.iteration)
+
+    def _log(self, progress: tqdm, step_time: float, data_time: float) -> None:
+        values = self.model.read_log()  # waits for the device
+        values['lr'] = self.model.learning_rate(self.iteration)
+        stage = self.stages.at(self.iteration) + 1
+        progress.set_postfix(loss=f'{values["loss"]:.4f}', lr=f'{values["lr"]:.2e}', stage=stage)
+        self.logger.info(
+            'iter %d, stage %d, loss %.6f, grad norm %.4f, lr %.4e, %.3f s/step of which %.3f s data',
+            self.iteration,
+            stage,
+            values['loss'],
+            values['grad_norm'],
+            values['lr'],
+            step_time,
+            data_time,
+        )
+        self._record('train', {**values, 'stage': stage}, {'step_time': step_time, 'data_time': data_time})
+
+    def _measure_input(self) -> None:
+        """What doing nothing would reach."""
+        for name, dataset in self.validation_sets.items():
+            result = evaluate(
+                lambda lq: lq,
+                dataset,
+                self.metrics,
+                rounded=self.options.val.use_image,
+                process=self.process,
+                title=f'measuring {name}',
+            )
+            self.logger.info('iter 0, %s, not restored: %s', name, _listed(result.means))
+            self._record(f'input_{name}', result.means)
+
+    def _validate(self) -> None:
+        self.model.raise_if_bad()
+        for position, (name, dataset) in enumerate(self.validation_sets.items()):
+            folder = self.directory.visualization / name / str(self.iteration) if self.options.val.save_img else None
+            result = evaluate(
+                self.model.restore,
+                dataset,
+                self.metrics,
+                rounded=self.options.val.use_image,
+                folder=folder,
+                process=self.process,
+                title=f'validating on {name}',
+            )
+            self.logger.info('iter %d, %s: %s', self.iteration, name, _listed(result.means))
+            self._record(f'val_{name}', result.means)
+            if self.tensorboard and result.sample:
+                self.tensorboard.add_image(
+                    f'val_{name}/input_restored_truth', _side_by_side(result), self.iteration, dataformats='HWC'
+                )
+            if position == 0:
+                self._keep_if_best(result)
+
+    def _keep_if_best(self, result: Evaluation) -> None:
+        name = next(iter(self.metrics), None)
+        if name not in result.means:
+            return
+        value = result.means[name]
+        if self.metrics[name].is_better(value, self.best['value'] if self.best else None):
+            self.best = {'metric': name, 'value': value, 'iteration': self.iteration}
+            if self.process.is_main:
+                self.model.save_weights(self.directory.weights_file('best'), self.iteration)
+            self.logger.info('This is the best %s so far.', name)
+
+
+def _listed(means: dict[str, float]) -> str:
+    return ', '.join(f'{metric} {value:.4f}' for metric, value in means.items()) or 'no metrics'
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # as many workers as cores already
+
+
+def _side_by_side(result: Evaluation, height: int = 360) -> np.ndarray:
+    assert result.sample is not None
+    images = [result.sample[kind] for kind in ('lq', 'restored', 'gt') if kind in result.sample]
+    return np.concatenate([image[:height] for image in images], axis=1)

@@ -1,0 +1,119 @@
+"""Trains a network from an option file.
+
+One process, on a GPU or (with `num_gpu: 0`, or where there is none) on the CPU:
+    python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml
+One node with 8 GPUs:
+    torchrun --nproc_per_node=8 basicsr/train.py -opt options/Deblurring_Restormer.yml --launcher pytorch
+Two nodes, on each of them (RANK is 0 and 1; HOST is the first node):
+    torchrun --nnodes=2 --node_rank=RANK --master_addr=HOST --nproc_per_node=8 \
+        basicsr/train.py -opt options/Deblurring_Restormer.yml --launcher pytorch
+Slurm:
+    srun python basicsr/train.py -opt options/Deblurring_Restormer.yml --launcher slurm
+
+The run is kept in experiments/<name>. After a kill, the same command with --auto_resume goes on where the
+newest whole state was saved, and ends with the same bits as a run that was never stopped (on a CPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+
+# Run as a script, Python puts basicsr/ itself in front, where `data` or `utils` would shadow other packages.
+if __name__ == '__main__':
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import yaml
+
+from basicsr.data.sources import DataError
+from basicsr.models.option_checks import read_options
+from basicsr.models.run_directory import RunDirectory, RunError
+from basicsr.models.training import Training, TrainingStopped
+from basicsr.utils.checkpoint import CheckpointError
+from basicsr.utils.device import DeviceError, resolve_device
+from basicsr.utils.dist import LAUNCHERS, LaunchError, Process, find_process, join, leave
+from basicsr.utils.files import ROOT, atomic_write
+from basicsr.utils.logger import get_logger, log_to_console, log_to_file
+from basicsr.utils.options import OptionError, read_yaml, without_effect
+
+# --debug: enough to see every part of the loop within a minute.
+DEBUG_SETTINGS = ['logger:print_freq=1', 'logger:save_checkpoint_freq=8', 'val:val_freq=8']
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Trains a network from an option file.')
+    parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='the option file (YAML)')
+    parser.add_argument(
+        '--launcher', choices=LAUNCHERS, default='none', help='what started the processes (default: none, one process)'
+    )
+    parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of this run, if any')
+    parser.add_argument('--debug', action='store_true', help='log every step, validate and save every 8')
+    parser.add_argument(
+        '--force_yml', nargs='+', default=[], metavar='KEY:SUBKEY=VALUE', help='change options of the file'
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit status: 0 done, 1 stopped, 2 wrong options, 130 interrupted."""
+    args = parse(argv)
+    logger = log_to_console()
+    try:
+        return _train(args)
+    except OptionError as error:
+        count = len(error.mistakes)
+        logger.error('%d mistake%s in the options:\n%s', count, '' if count == 1 else 's', error)
+        return 2
+    except (CheckpointError, DataError, DeviceError, LaunchError, RunError, TrainingStopped) as error:
+        logger.error('%s', error)
+        return 1
+    except KeyboardInterrupt:
+        logger.info('Interrupted. The same command with --auto_resume goes on from the newest state.')
+        return 130
+    finally:
+        leave()
+
+
+def _train(args: argparse.Namespace) -> int:
+    settings = [*(DEBUG_SETTINGS if args.debug else []), *args.force_yml]
+    process = find_process(args.launcher)
+    logger = log_to_console(process.is_main)
+    options = read_options(args.opt, settings, 'train', process.world_size)
+    device = _device(options, process)
+    join(process, device, options.dist_params.backend, options.dist_params.port)
+
+    root = ROOT / 'experiments' / options.name
+    if root.exists() and not (args.auto_resume or options.path.resume_state):
+        raise RunError(
+            f'{root} exists already, and is not touched; --auto_resume goes on with it, and '
+            '--force_yml name=ANOTHER_NAME starts a new run'
+        )
+    ignored = without_effect(read_yaml(Path(args.opt)))
+    if ignored:
+        logger.warning('These options have no effect here: %s', ', '.join(ignored))
+    directory = RunDirectory(root)
+    with directory.locked() if process.is_main else contextlib.nullcontext():
+        if process.is_main:
+            log_to_file(directory.log)
+            snapshot = directory.root / Path(args.opt).name
+            if not snapshot.exists():
+                atomic_write(snapshot, yaml.safe_dump(options.model_dump(mode='json'), sort_keys=False).encode())
+        get_logger().info('%s on %s, %d process(es).', options.name, device, process.world_size)
+        Training(options, device, process, directory, args.auto_resume).run()
+    return 0
+
+
+def _device(options: object, process: Process) -> torch.device:
+    device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')  # type: ignore[attr-defined]
+    if device.type == 'cuda':
+        torch.backends.cudnn.benchmark = True  # the sizes of a stage do not change
+        return resolve_device(f'cuda:{process.local_rank}')
+    return device
+
+
+if __name__ == '__main__':
+    sys.exit(main())

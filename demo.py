@@ -1,0 +1,137 @@
+"""Restores the images of a folder, or one image.
+
+    python demo.py --task motion_deblurring --input_dir my_photos --result_dir sharp_photos
+
+Results are PNG files, <result_dir>/<task>/<name>.png. Exit status: 0 if every image was restored, 1 if some
+were not (each is named), 2 on a wrong argument, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from basicsr.utils.files import ROOT
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description='Restore the images of a folder, or one image.')
+    p.add_argument(
+        '--task',
+        default='motion_deblurring',
+        help='what is wrong with the images; so far there is motion_deblurring, the default (any letter case)',
+    )
+    p.add_argument(
+        '--input_dir',
+        type=Path,
+        default=ROOT / 'demo' / 'degraded',
+        metavar='FILE_OR_FOLDER',
+        help='an image, or a folder of images (png, jpg, bmp, tif, webp; folders in it are not entered); '
+        'default: %(default)s',
+    )
+    p.add_argument(
+        '--result_dir',
+        type=Path,
+        default=ROOT / 'demo' / 'restored',
+        metavar='FOLDER',
+        help='results go into <FOLDER>/<task>/, as PNG with the depth, alpha and colour profile of the input, '
+        'and replace older results; default: %(default)s',
+    )
+    p.add_argument(
+        '--weights',
+        type=Path,
+        metavar='FILE',
+        help="a checkpoint, of this repository's training or a published one; default: the task's published "
+        'weights if you have downloaded them, else those that come with the repository',
+    )
+    p.add_argument(
+        '--device',
+        default='auto',
+        help='auto (a GPU if there is one), cpu, cuda, cuda:1, …; default: %(default)s',
+    )
+    p.add_argument(
+        '--precision',
+        default='auto',
+        help='fp32 (most exact), bf16 or fp16 (faster on a GPU), or auto: bf16 on a GPU that has it, else '
+        'fp32; default: %(default)s',
+    )
+    p.add_argument(
+        '--compare',
+        action='store_true',
+        help='also write before | after, side by side, into <FOLDER>/<task>/compare/',
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser()
+    args = arguments.parse_args(argv)
+    try:
+        return restore_all(args, arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int:
+    # Here, not above: --help answers at once, and Ctrl-C is quiet while these seconds pass too.
+    import numpy as np
+    from tqdm import tqdm
+
+    from basicsr.inference.image_files import ImageFileError, list_images, output_names, read_image, write_png
+    from basicsr.inference.restorer import RestoreError, Restorer
+    from basicsr.inference.tasks import default_weights, find_task
+    from basicsr.utils.checkpoint import build_network, load_weights
+
+    warnings.filterwarnings('ignore', module='PIL')  # what it says of broken files, the demo says in a sentence
+    try:
+        task = find_task(args.task)
+        inputs = list_images(args.input_dir)
+        weights = load_weights(args.weights or default_weights(task.name))
+        restorer = Restorer(build_network(weights), args.device, args.precision)
+        folder = args.result_dir / task.name
+        compare = folder / 'compare'
+        (compare if args.compare else folder).mkdir(parents=True, exist_ok=True)
+    except (ValueError, RestoreError) as error:
+        arguments.error(str(error))
+    except OSError as error:
+        arguments.error(f'--result_dir {args.result_dir} cannot be made: {error.strerror or error}')
+
+    precision = str(restorer.autocast_dtype or 'torch.float32').removeprefix('torch.')
+    print(f'weights: {weights.path}' + (f' ({weights.key})' if weights.key else ''))
+    print(f'device: {restorer.device}, {precision}', flush=True)
+
+    names = output_names(inputs)
+    protected = {_identity(path) for path in inputs} - {None}
+    failed = 0
+    for path in tqdm(inputs, unit='image', disable=None):
+        targets = [folder / names[path]] + ([compare / names[path]] if args.compare else [])
+        try:
+            for target in targets:
+                if _identity(target) in protected:
+                    raise ImageFileError(f'{path}: its result would overwrite the input {target}')
+            before = read_image(path)
+            after = restorer(before.pixels)
+            write_png(targets[0], after, before.icc_profile)
+            if args.compare:
+                write_png(targets[1], np.concatenate([before.pixels, after], axis=1), before.icc_profile)
+        except (ImageFileError, RestoreError, OSError) as error:
+            failed += 1
+            message = str(error) if isinstance(error, ImageFileError) else f'{path}: {error}'
+            tqdm.write(f'not restored: {message}', file=sys.stderr)
+    print(f'{len(inputs) - failed} of {len(inputs)} images restored, in {folder}')
+    return 1 if failed else 0
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The same for all names, links among them, of one file; None if there is no file."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+if __name__ == '__main__':
+    sys.exit(main())

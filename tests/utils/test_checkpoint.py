@@ -1,0 +1,364 @@
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from basicsr.archs.restormer_arch import Restormer
+from basicsr.utils.checkpoint import (
+    CheckpointError,
+    Weights,
+    apply_weights,
+    build_network,
+    load_weights,
+    network_options,
+    read_checkpoint,
+    save_checkpoint,
+)
+
+TINY = {
+    'inp_channels': 3,
+    'out_channels': 3,
+    'dim': 8,
+    'num_blocks': [1, 1, 1, 1],
+    'num_refinement_blocks': 1,
+    'heads': [1, 1, 2, 2],
+    'ffn_expansion_factor': 2.66,
+    'bias': False,
+    'LayerNorm_type': 'WithBias',
+    'dual_pixel_task': False,
+}
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(1)
+    return Restormer(**TINY)
+
+
+@pytest.fixture
+def saved(net, tmp_path):
+    path = tmp_path / 'net_g_7.pth'
+    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **TINY}, 7)
+    return path
+
+
+def refusal(path, load=read_checkpoint):
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    sentence = str(caught.value)
+    assert sentence.startswith(str(path))
+    assert '\n' not in sentence
+    return sentence
+
+
+# What is not a checkpoint at all
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        (b'', 'is empty'),
+        (b'<!DOCTYPE html><html>404</html>', 'is a web page, not weights: the download failed'),
+        (b'\xef\xbb\xbf\n  <HTML>quota exceeded</HTML>', 'is a web page'),
+        (b'<?xml version="1.0"?><Error>NoSuchKey</Error>', 'is a web page'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:1f\n', 'git-lfs pointer'),
+        ('Größe: nicht gefunden\n'.encode(), 'is text'),
+        (b'\x89PNG\r\n\x1a\n\x00\x00', 'is not a PyTorch checkpoint'),
+        (bytes(4096), 'is not a PyTorch checkpoint'),
+        (b'PK\x03\x04 and then nothing', 'is damaged or cut short'),
+        (pickle.dumps([1, 2], 2), 'not written by torch.save'),
+    ],
+)
+def test_other_files_are_named_for_what_they_are(tmp_path, content, says):
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(content)
+    assert says in refusal(path)
+
+
+def test_no_file_and_a_folder(tmp_path):
+    assert 'no such weights file' in refusal(tmp_path / 'none.pth')
+    assert 'is a folder' in refusal(tmp_path)
+
+
+def test_zip_files_that_are_not_checkpoints(tmp_path):
+    path = tmp_path / 'weights.zip'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('weights.pth', b'x')
+    assert 'without weights in it' in refusal(path)
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('net/data.pkl', b'x')
+        archive.writestr('net/constants.pkl', b'x')
+    assert 'TorchScript' in refusal(path)
+    torch.save([1, 2], path)
+    assert 'holds a list, not a dictionary' in refusal(path)
+
+
+# Damage
+
+
+@pytest.mark.parametrize('part', [0.01, 0.5, 0.999])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_cut_short(saved, part, zipped):
+    if not zipped:
+        torch.save(read_checkpoint(saved), saved, _use_new_zipfile_serialization=False)
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(len(content) * part)])
+    sentence = refusal(saved)
+    assert 'damaged' in sentence or ('refused' in sentence and not zipped)
+
+
+def test_one_flipped_bit_in_a_tensor_is_found(saved, net):
+    needle = net.state_dict()['latent.0.attn.qkv.weight'].numpy().tobytes()
+    content = bytearray(saved.read_bytes())
+    content[content.index(needle) + 100] ^= 1
+    saved.write_bytes(content)
+    sentence = refusal(saved)
+    assert 'is damaged' in sentence and 'fails its checksum' in sentence
+
+
+# Malice
+
+
+class Malice:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize('kind', ['zip', 'legacy', 'pickle'])
+def test_a_pickle_that_would_run_code_runs_nothing(tmp_path, kind, protocol, recwarn):
+    path, trace = tmp_path / 'evil.pth', tmp_path / 'trace'
+    content = {'params': {'a': torch.zeros(1)}, 'extra': Malice(str(trace))}
+    if kind == 'pickle':
+        path.write_bytes(pickle.dumps({'params': Malice(str(trace))}, protocol))
+    else:
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=kind == 'zip')
+    sentence = refusal(path, load_weights)
+    assert 'is refused' in sentence
+    assert not trace.exists()
+    assert not recwarn.list
+    assert 'weights_only' not in sentence  # torch's advice how to run it after all
+    if protocol == 2:
+        assert f'{os.mkdir.__module__}.mkdir' in sentence
+
+
+def test_a_pickled_module_is_refused_by_name(tmp_path):
+    torch.save(torch.nn.Linear(1, 1), tmp_path / 'a.pth')
+    assert 'torch.nn.modules.linear.Linear' in refusal(tmp_path / 'a.pth')
+
+
+def test_a_files_words_do_not_reach_the_terminal_raw(tmp_path):
+    torch.save({'\x1b[31mparams\n': 1}, tmp_path / 'a.pth')
+    assert '\x1b' not in refusal(tmp_path / 'a.pth', load_weights)
+
+
+# Where in the file the weights are
+
+
+def test_ema_is_preferred_and_a_key_can_be_named(tmp_path):
+    path = tmp_path / 'a.pth'
+    save_checkpoint(path, {'w': torch.zeros(2)}, {'type': 'X'}, 5, params_ema={'w': torch.ones(2)})
+    weights = load_weights(path)
+    assert (weights.key, weights.params['w'].tolist(), weights.iteration) == ('params_ema', [1, 1], 5)
+    assert load_weights(path, 'params').params['w'].tolist() == [0, 0]
+    with pytest.raises(
+        CheckpointError, match="nothing under 'ema'; it has: params, network_g, iter, params_ema"
+    ):
+        load_weights(path, 'ema')
+
+
+@pytest.mark.parametrize(
+    'wrap', [lambda p: {'params': p}, lambda p: {'state_dict': p, 'epoch': 3}, lambda p: p]
+)
+@pytest.mark.parametrize('zipped', [True, False])
+def test_the_usual_wrappers_and_the_legacy_format(tmp_path, wrap, zipped):
+    params = {'w': torch.arange(3.0)}
+    torch.save(wrap(params), tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    weights = load_weights(tmp_path / 'a.pth')
+    assert weights.params['w'].tolist() == [0, 1, 2]
+    assert weights.key in ('params', 'state_dict', '')
+
+
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', '_orig_mod.module.', 'module._orig_mod.'])
+def test_prefixes_are_removed(tmp_path, prefix):
+    torch.save({'params': {prefix + 'a.w': torch.ones(1), prefix + 'b': torch.ones(1)}}, tmp_path / 'a.pth')
+    assert list(load_weights(tmp_path / 'a.pth').params) == ['a.w', 'b']
+
+
+def test_a_compiled_part_and_a_part_that_is_called_module(tmp_path):
+    torch.save({'encoder._orig_mod.w': torch.ones(1), 'module.w': torch.ones(1)}, tmp_path / 'a.pth')
+    assert list(load_weights(tmp_path / 'a.pth').params) == ['encoder.w', 'module.w']
+
+
+def test_half_precision_becomes_single(tmp_path):
+    torch.save(
+        {'a': torch.ones(1).half(), 'b': torch.ones(1).bfloat16(), 'n': torch.tensor(3)}, tmp_path / 'a.pth'
+    )
+    types = {name: tensor.dtype for name, tensor in load_weights(tmp_path / 'a.pth').params.items()}
+    assert types == {'a': torch.float32, 'b': torch.float32, 'n': torch.int64}
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        ({'optimizer': {'lr': 1}, 'epoch': 3}, 'other things than tensors at its top: optimizer, epoch'),
+        ({'params': {'w': torch.ones(1), 'name': 'x'}}, "other things than tensors under 'params': name"),
+        ({'params': {}, 'epoch': 3}, "no tensors under 'params'; it has: params, epoch"),
+        ({'params': 3}, "no tensors under 'params'; it has: params"),
+        ({}, 'no tensors at its top; it has: nothing'),
+        ({'params': {'w': torch.ones(1)}, 'network_g': 'Restormer'}, 'network_g is a str'),
+        ({f'k{i:02}': i for i in range(20)}, 'k07 … and 12 more'),
+    ],
+)
+def test_files_without_weights_say_what_they_have(tmp_path, content, says):
+    torch.save(content, tmp_path / 'a.pth')
+    assert says in refusal(tmp_path / 'a.pth', load_weights)
+
+
+# Into the network
+
+
+def test_round_trip_is_exact(saved, net, tmp_path):
+    weights = load_weights(saved)
+    assert (weights.path, weights.key, weights.iteration) == (saved, 'params', 7)
+    assert network_options(weights) == {'type': 'Restormer', **TINY}
+    again = build_network(weights)
+    assert not again.training
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True)
+    )
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_saved_tensors_stand_for_themselves(tmp_path):
+    whole = torch.zeros(1000, 1000, requires_grad=True)
+    save_checkpoint(tmp_path / 'a.pth', {'module.w': whole[:2, :2]}, {}, 1)
+    assert (tmp_path / 'a.pth').stat().st_size < 10_000
+    params = read_checkpoint(tmp_path / 'a.pth')['params']
+    assert list(params) == ['w'] and not params['w'].requires_grad
+
+
+def test_strict_lists_every_kind_of_difference_and_copies_nothing(saved, net):
+    params = load_weights(saved).params
+    del params['patch_embed.proj.weight']
+    params['extra'] = torch.ones(1)
+    params['output.weight'] = torch.ones(3, 4)
+    for i in range(30):
+        params[f'more.{i}'] = torch.ones(1)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    params['latent.0.attn.temperature'] = params['latent.0.attn.temperature'] + 1
+    with pytest.raises(CheckpointError) as caught:
+        apply_weights(net, Weights(saved, params, 'params'))
+    sentence = str(caught.value)
+    assert sentence.startswith(f'{saved} does not fit this Restormer: ')
+    assert 'missing in the file: patch_embed.proj.weight;' in sentence
+    assert 'not in the network: extra, more.0,' in sentence and '… and 23 more' in sentence
+    assert 'of another shape: output.weight is 3×4 and should be 3×16×3×3' in sentence
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_not_strict_takes_what_fits_and_returns_the_rest(saved):
+    weights = load_weights(saved)
+    torch.manual_seed(2)
+    other = Restormer(**{**TINY, 'heads': [1, 1, 2, 4], 'LayerNorm_type': 'BiasFree'})
+    differences = apply_weights(other, weights, strict=False)
+    assert 'latent.0.attn.temperature is 2×1×1 and should be 4×1×1' in differences
+    assert 'latent.0.norm1.body.bias is not in the network' in differences
+    assert torch.equal(other.output.weight, weights.params['output.weight'])
+    assert len(differences) == 1 + sum(name.endswith('body.bias') for name in weights.params)
+
+
+def test_not_strict_still_refuses_when_nothing_fits(net, tmp_path):
+    with pytest.raises(CheckpointError, match='does not fit this Restormer'):
+        apply_weights(net, Weights(tmp_path / 'a.pth', {'w': torch.ones(1)}, ''), strict=False)
+
+
+# Options read off the tensors
+
+FULL = {**TINY, 'dim': 48, 'num_blocks': [4, 6, 6, 8], 'num_refinement_blocks': 4, 'heads': [1, 2, 4, 8]}
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        FULL,
+        {**FULL, 'LayerNorm_type': 'BiasFree'},
+        {**FULL, 'bias': True},
+        {**FULL, 'inp_channels': 1, 'out_channels': 1, 'LayerNorm_type': 'BiasFree'},
+        {**FULL, 'inp_channels': 6, 'dual_pixel_task': True},
+        {**FULL, 'dim': 32, 'num_blocks': [1, 2, 3, 4], 'ffn_expansion_factor': 2.0},
+        {**TINY, 'ffn_expansion_factor': 1.5},
+        {**TINY, 'num_blocks': [0, 1, 2, 0], 'num_refinement_blocks': 0, 'heads': [1, 1, 2, 1]},
+    ],
+)
+def test_options_are_inferred_from_a_file_that_has_only_params(options, tmp_path):
+    with torch.device('meta'):
+        params = Restormer(**options).state_dict()
+    assert network_options(Weights(tmp_path / 'a.pth', params, 'params')) == {'type': 'Restormer', **options}
+
+
+@pytest.mark.parametrize('factor', [0.7, 1.0, 2.25, 8 / 3, 3.14159, np.pi])
+def test_an_odd_expansion_factor_gives_the_same_shapes(factor, tmp_path):
+    with torch.device('meta'):
+        params = Restormer(**{**FULL, 'ffn_expansion_factor': factor}).state_dict()
+        inferred = network_options(Weights(tmp_path / 'a.pth', params, 'params'))
+        again = Restormer(**{name: value for name, value in inferred.items() if name != 'type'}).state_dict()
+    assert {n: t.shape for n, t in again.items()} == {n: t.shape for n, t in params.items()}
+
+
+def test_the_published_kind_of_file_builds_a_network(net, tmp_path):
+    torch.save({'params': net.state_dict()}, tmp_path / 'published.pth')
+    again = build_network(load_weights(tmp_path / 'published.pth'))
+    x = torch.rand(1, 3, 8, 16)
+    with torch.no_grad():
+        assert torch.equal(again(x), net(x))
+
+
+def test_another_network_is_refused(tmp_path):
+    conv = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3))
+    torch.save({'params': conv.state_dict()}, tmp_path / 'other.pth')
+    sentence = refusal(tmp_path / 'other.pth', lambda path: build_network(load_weights(path)))
+    assert 'not those of a Restormer' in sentence
+
+
+def test_tensors_that_only_look_like_a_restormer_are_refused(net, tmp_path):
+    params = {**net.state_dict(), 'latent.0.ffn.project_in.weight': torch.zeros(2, 64, 1, 1)}
+    weights = Weights(tmp_path / 'a.pth', params, 'params')
+    with pytest.raises(CheckpointError, match='not those of a Restormer'):
+        network_options(weights)
+    params = {**net.state_dict(), 'latent.999999999.attn.temperature': torch.zeros(())}
+    with pytest.raises(CheckpointError, match='does not fit this Restormer'):
+        build_network(Weights(tmp_path / 'a.pth', params, 'params'))
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        ({'type': 'Restormer', 'width': 3}, 'unexpected keyword argument'),
+        ({'type': 'Restormer', **TINY, 'dim': 7}, 'dim: found 7'),
+        ({'type': 'Restormer', **TINY, 'dim': 'wide'}, 'cannot be built'),
+        ({'type': 'Restormer', **TINY, 'heads': None}, 'cannot be built'),
+        ({'type': 'NAFNet'}, "no architecture is called 'NAFNet'; there are: "),
+        ({'type': ['Restormer']}, 'cannot be built'),
+        ({'type': 'Restormer', 3: 4}, 'cannot be built'),
+        ({'type': 'Restormer', **TINY, 'bias': True}, 'does not fit this Restormer: missing in the file'),
+    ],
+)
+def test_a_network_g_that_makes_no_network(net, tmp_path, options, says):
+    path = tmp_path / 'a.pth'
+    save_checkpoint(path, net.state_dict(), options, 1)
+    assert says in refusal(path, lambda path: build_network(load_weights(path)))
+
+
+def test_a_failed_save_keeps_the_old_file(saved):
+    old = saved.read_bytes()
+    with pytest.raises(Exception, match='pickle'):
+        save_checkpoint(saved, {'w': torch.ones(1)}, {'callback': lambda: None}, 8)
+    assert saved.read_bytes() == old
+    assert list(saved.parent.iterdir()) == [saved]

@@ -1,0 +1,92 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from basicsr.utils.device import DeviceError, resolve_device, resolve_precision
+from basicsr.utils.files import ROOT
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def there_are(count, capability=(8, 0)):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+
+    return there_are
+
+
+def test_auto_takes_what_there_is(gpus, monkeypatch):
+    gpus(2)
+    assert resolve_device() == torch.device('cuda')
+    gpus(0)
+    assert resolve_device('auto') == torch.device('cpu')
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    assert resolve_device('auto') == torch.device('mps')
+
+
+def test_named_devices(gpus):
+    gpus(2)
+    assert resolve_device('cpu') == torch.device('cpu')
+    assert resolve_device(' CUDA:1 ') == torch.device('cuda:1')
+    assert resolve_device(torch.device('cuda', 0)) == torch.device('cuda:0')
+
+
+@pytest.mark.parametrize(
+    'name', ['gpu', '', 'cuda:', 'cuda:-1', 'cuda:a', 'cuda0', 'cpu:1', 'auto:1', 'meta', 'xla']
+)
+def test_nonsense_names_what_is_allowed(gpus, name):
+    gpus(2)
+    with pytest.raises(DeviceError, match='allowed: auto, cpu, mps, cuda, cuda:<number>'):
+        resolve_device(name)
+
+
+def test_a_gpu_that_is_not_there(gpus):
+    gpus(2)
+    with pytest.raises(DeviceError, match=r'found cuda:7, which does not exist; there are: cuda:0, cuda:1'):
+        resolve_device('cuda:7')
+    gpus(0)
+    for name in ('cuda', 'cuda:0'):
+        with pytest.raises(DeviceError, match=f'found {name}, but .*; allowed: auto, cpu'):
+            resolve_device(name)
+    with pytest.raises(DeviceError, match='found mps'):
+        resolve_device('mps')
+
+
+def test_cpu_leaves_cuda_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: pytest.fail('asked for CUDA'))
+    assert resolve_precision('auto', resolve_device('cpu')) is None
+
+
+def test_importing_does_not_start_cuda():
+    code = (
+        'import torch\n'
+        'from basicsr.utils.device import resolve_device\n'
+        'resolve_device("cpu")\n'
+        'assert not torch.cuda.is_initialized()'
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def test_precision_on_a_cpu():
+    cpu = torch.device('cpu')
+    assert resolve_precision('auto', cpu) is None
+    assert resolve_precision('fp32', cpu) is None
+    assert resolve_precision('BF16', cpu) == torch.bfloat16
+    with pytest.raises(DeviceError, match=r'found fp16 on a CPU.*; allowed: auto, fp32, bf16'):
+        resolve_precision('fp16', cpu)
+    with pytest.raises(DeviceError, match="found 'int8'; allowed: auto, fp32, bf16, fp16"):
+        resolve_precision('int8', cpu)
+
+
+def test_precision_on_a_gpu(gpus):
+    cuda = torch.device('cuda')
+    gpus(1, capability=(8, 6))
+    assert resolve_precision('auto', cuda) == torch.bfloat16
+    gpus(1, capability=(7, 5))
+    assert resolve_precision('auto', cuda) is None
+    assert resolve_precision('fp16', cuda) == torch.float16
+    assert resolve_precision('fp32', cuda) is None

@@ -1,0 +1,60 @@
+import os
+import stat
+
+import pytest
+
+from basicsr.utils.files import ROOT, atomic_write, resolve
+
+
+def test_root_is_the_repository():
+    assert (ROOT / 'basicsr' / 'utils' / 'files.py').is_file()
+
+
+def test_relative_paths_count_from_the_root_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve('options/a.yml') == ROOT / 'options' / 'a.yml'
+    assert resolve(tmp_path / 'a.yml') == tmp_path / 'a.yml'
+
+
+@pytest.mark.parametrize('data', [b'new', lambda file: file.write(b'new')])
+def test_writes_bytes_or_what_a_function_writes(tmp_path, data):
+    path = tmp_path / 'file'
+    path.write_bytes(b'something old and longer')
+    atomic_write(path, data)
+    assert path.read_bytes() == b'new'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / 'file'
+    path.write_bytes(b'old')
+
+    def fail(file):
+        file.write(b'half of the ne')
+        (temporary,) = (file.name for file in tmp_path.iterdir() if file != path)
+        assert temporary.startswith('.') and temporary.endswith('.tmp')
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, fail)
+    assert path.read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        atomic_write(tmp_path / 'nowhere' / 'file', b'')
+
+
+def test_the_longest_name_a_file_can_have(tmp_path):
+    path = tmp_path / ('n' * 255)
+    atomic_write(path, b'x')
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='permission bits are POSIX')
+def test_the_file_has_the_rights_of_any_new_file(tmp_path):
+    atomic_write(tmp_path / 'atomic', b'')
+    (tmp_path / 'plain').write_bytes(b'')
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ('atomic', 'plain')}
+    assert len(modes) == 1
