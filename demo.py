@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--device',
         default='auto',
-        help='auto (a GPU if there is one), cpu, cuda, cuda:1, …; default: %(default)s',
+        help='auto (a GPU if there is one), cpu, cuda or cuda:<number>; default: %(default)s',
     )
     p.add_argument(
         '--precision',

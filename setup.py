@@ -8,7 +8,9 @@ if 'develop' in sys.argv[1:]:
     # still type, is an option that it does not know. There is nothing to compile either way.
     from pathlib import Path
 
-    sys.exit(subprocess.call([sys.executable, '-m', 'pip', 'install', '-e', str(Path(__file__).resolve().parent)]))
+    sys.exit(
+        subprocess.call([sys.executable, '-m', 'pip', 'install', '-e', str(Path(__file__).resolve().parent)])
+    )
 
 from setuptools import setup
 

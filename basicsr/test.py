@@ -28,7 +28,9 @@ from basicsr.utils.options import OptionError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Restores the sets of an option file and measures the results.')
+    parser = argparse.ArgumentParser(
+        description='Restores the sets of an option file and measures the results.'
+    )
     parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='the option file (YAML)')
     parser.add_argument(
         '--force_yml', nargs='+', default=[], metavar='KEY:SUBKEY=VALUE', help='change options of the file'

@@ -47,9 +47,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Trains a network from an option file.')
     parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='the option file (YAML)')
     parser.add_argument(
-        '--launcher', choices=LAUNCHERS, default='none', help='what started the processes (default: none, one process)'
+        '--launcher',
+        choices=LAUNCHERS,
+        default='none',
+        help='what started the processes (default: none, one process)',
     )
-    parser.add_argument('--auto_resume', action='store_true', help='go on from the newest state of this run, if any')
+    parser.add_argument(
+        '--auto_resume', action='store_true', help='go on from the newest state of this run, if any'
+    )
     parser.add_argument('--debug', action='store_true', help='log every step, validate and save every 8')
     parser.add_argument(
         '--force_yml', nargs='+', default=[], metavar='KEY:SUBKEY=VALUE', help='change options of the file'
@@ -101,7 +106,9 @@ def _train(args: argparse.Namespace) -> int:
             log_to_file(directory.log)
             snapshot = directory.root / Path(args.opt).name
             if not snapshot.exists():
-                atomic_write(snapshot, yaml.safe_dump(options.model_dump(mode='json'), sort_keys=False).encode())
+                atomic_write(
+                    snapshot, yaml.safe_dump(options.model_dump(mode='json'), sort_keys=False).encode()
+                )
         get_logger().info('%s on %s, %d process(es).', options.name, device, process.world_size)
         Training(options, device, process, directory, args.auto_resume).run()
     return 0

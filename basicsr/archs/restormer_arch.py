@@ -180,7 +180,9 @@ class Downsample(nn.Module):
 
     def __init__(self, n_feat: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(n_feat, n_feat // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
+        self.body = nn.Sequential(
+            nn.Conv2d(n_feat, n_feat // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.body(x_BCHW)
@@ -238,7 +240,10 @@ class Restormer(nn.Module):
 
         def level(channels: int, num_heads: int, count: int) -> nn.Sequential:
             return nn.Sequential(
-                *(TransformerBlock(channels, num_heads, ffn_expansion_factor, bias, LayerNorm_type) for _ in range(count))
+                *(
+                    TransformerBlock(channels, num_heads, ffn_expansion_factor, bias, LayerNorm_type)
+                    for _ in range(count)
+                )
             )
 
         self.patch_embed = OverlapPatchEmbed(inp_channels, dim)
@@ -296,7 +301,9 @@ class Restormer(nn.Module):
 
     def forward(self, inp_img: Tensor) -> Tensor:
         if inp_img.shape[-2] % self.multiple or inp_img.shape[-1] % self.multiple:
-            raise ValueError(f'input of {tuple(inp_img.shape)}: height and width must be multiples of {self.multiple}')
+            raise ValueError(
+                f'input of {tuple(inp_img.shape)}: height and width must be multiples of {self.multiple}'
+            )
         embedded = self.patch_embed(inp_img)
         level1 = self.encoder_level1(embedded)
         level2 = self.encoder_level2(self.down1_2(level1))

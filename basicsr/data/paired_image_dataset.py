@@ -113,7 +113,9 @@ class Dataset_PairedImage(Dataset):
         return {**{name: to_tensor(image) for name, image in images.items()}, 'name': gt_name}
 
 
-def random_crop(images: dict[str, np.ndarray], patch: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+def random_crop(
+    images: dict[str, np.ndarray], patch: int, generator: np.random.Generator
+) -> dict[str, np.ndarray]:
     """The same square of every (H, W, C) image, each position equally likely, the last one included.
     Images smaller than the patch are reflected at the right and bottom first (as often as it takes)."""
     height, width = images['lq'].shape[:2]
@@ -126,11 +128,14 @@ def random_crop(images: dict[str, np.ndarray], patch: int, generator: np.random.
     return {name: image[top : top + patch, left : left + patch] for name, image in images.items()}
 
 
-def random_flip_or_rotation(images: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+def random_flip_or_rotation(
+    images: dict[str, np.ndarray], generator: np.random.Generator
+) -> dict[str, np.ndarray]:
     """One of the 8 symmetries of the square, the same for every image."""
     symmetry = int(generator.integers(8))
     return {
-        name: np.rot90(image[:, ::-1] if symmetry >= 4 else image, symmetry % 4) for name, image in images.items()
+        name: np.rot90(image[:, ::-1] if symmetry >= 4 else image, symmetry % 4)
+        for name, image in images.items()
     }
 
 

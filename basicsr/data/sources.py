@@ -49,7 +49,9 @@ class FolderSource:
         for path in natsorted(folder.iterdir(), key=lambda path: path.name):
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.'):
                 if path.stem in self._paths:
-                    raise DataError(f'{folder}: {self._paths[path.stem].name} and {path.name} have the same name')
+                    raise DataError(
+                        f'{folder}: {self._paths[path.stem].name} and {path.name} have the same name'
+                    )
                 self._paths[path.stem] = path
         self.names = list(self._paths)
         self.folder = folder

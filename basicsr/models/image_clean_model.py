@@ -63,7 +63,9 @@ class ImageCleanModel:
         self.averaged = [p.detach().clone() for p in self.parameters] if train.ema_decay else []
 
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # 0: none
-        self.loss_sum = torch.zeros((), dtype=torch.float64 if device.type != 'mps' else torch.float32, device=device)
+        self.loss_sum = torch.zeros(
+            (), dtype=torch.float64 if device.type != 'mps' else torch.float32, device=device
+        )
         self.norm_sum = torch.zeros_like(self.loss_sum)
         self.steps_summed = 0
 
@@ -94,7 +96,9 @@ class ImageCleanModel:
         loss = self.loss(restored, gt)
         self.optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, train.grad_clip_norm if train.use_grad_clip else float('inf'))
+        norm = nn.utils.clip_grad_norm_(
+            self.parameters, train.grad_clip_norm if train.use_grad_clip else float('inf')
+        )
         loss = self.process.mean(loss.detach())
 
         bad = ~(loss.isfinite() & norm.isfinite())

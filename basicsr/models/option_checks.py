@@ -103,7 +103,9 @@ def _dataset(phase: str, dataset: dict[str, Any], world_size: int) -> Iterator[s
     kind = _at(dataset, 'type', kind=str)
     if missing or kind not in DATASET_REGISTRY:
         return
-    arguments = {key: value for key, value in dataset.items() if key != 'type' and key not in LoaderOptions.model_fields}
+    arguments = {
+        key: value for key, value in dataset.items() if key != 'type' and key not in LoaderOptions.model_fields
+    }
     # Whole images are not decoded to be counted.
     arguments.pop('in_memory', None)
     try:
@@ -115,7 +117,12 @@ def _dataset(phase: str, dataset: dict[str, Any], world_size: int) -> Iterator[s
         return
     batch = _at(dataset, 'batch_size_per_gpu', kind=int)
     if phase == 'train' and batch:
-        batch = max([batch, *(size for size in _at(dataset, 'mini_batch_sizes', kind=list) or [] if isinstance(size, int))])
+        batch = max(
+            [
+                batch,
+                *(size for size in _at(dataset, 'mini_batch_sizes', kind=list) or [] if isinstance(size, int)),
+            ]
+        )
         samples = length * (_at(dataset, 'dataset_enlarge_ratio', kind=int) or 1)
         if samples < batch * world_size:
             processes = f' on {world_size} processes' if world_size > 1 else ''
@@ -152,7 +159,10 @@ def _stages(data: dict[str, Any]) -> Iterator[str]:
             if limit is not None and isinstance(value, int) and value > limit:
                 yield f'datasets.train.{key}: found {value}; allowed: at most {limit_key}, {limit}'
     multiple = _multiple(data)
-    for key, values in (('gt_sizes', there.get('gt_sizes')), ('gt_size', None if there else [train.get('gt_size')])):
+    for key, values in (
+        ('gt_sizes', there.get('gt_sizes')),
+        ('gt_size', None if there else [train.get('gt_size')]),
+    ):
         for value in values or []:
             if isinstance(value, int) and value % multiple:
                 yield f'datasets.train.{key}: found {value}; allowed: multiples of {multiple}, for this network'

@@ -68,19 +68,25 @@ def _as_json(options: Any, results: dict[str, Evaluation]) -> str:
         {
             'name': options.name,
             'weights': options.path.pretrain_network_g,
-            'datasets': {name: {'mean': result.means, 'images': result.images} for name, result in results.items()},
+            'datasets': {
+                name: {'mean': result.means, 'images': result.images} for name, result in results.items()
+            },
         },
         indent=1,
     )
 
 
 def _as_csv(results: dict[str, Evaluation]) -> str:
-    columns = list(dict.fromkeys(key for result in results.values() for image in result.images for key in image))
+    columns = list(
+        dict.fromkeys(key for result in results.values() for image in result.images for key in image)
+    )
     text = io.StringIO()
     writer = csv.DictWriter(text, ['dataset', *columns])
     writer.writeheader()
     for name, result in results.items():
-        writer.writerows({'dataset': name, **image} for image in [*result.images, {'name': 'mean', **result.means}])
+        writer.writerows(
+            {'dataset': name, **image} for image in [*result.images, {'name': 'mean', **result.means}]
+        )
     return text.getvalue()
 
 

@@ -36,7 +36,9 @@ def build_dataset(section: Any) -> Any:
 def validation_sets(options: Any) -> dict[str, Any]:
     """Name → dataset, of every set but the training set."""
     return {
-        section.name or phase: build_dataset(section) for phase, section in options.datasets.items() if phase != 'train'
+        section.name or phase: build_dataset(section)
+        for phase, section in options.datasets.items()
+        if phase != 'train'
     }
 
 
@@ -132,7 +134,11 @@ class Training:
             return
         loader = iter(self._loader())
         progress = tqdm(
-            total=total, initial=self.iteration, unit='it', dynamic_ncols=True, disable=None if self.process.is_main else True
+            total=total,
+            initial=self.iteration,
+            unit='it',
+            dynamic_ncols=True,
+            disable=None if self.process.is_main else True,
         )
         if self.iteration == 0:
             self._measure_input()
@@ -182,7 +188,9 @@ class Training:
             self.logger.warning(
                 'The batch sizes were written for %d GPUs, and there %s: the global batch is %s of what was meant.',
                 written_for,
-                'is one process' if self.process.world_size == 1 else f'are {self.process.world_size} processes',
+                'is one process'
+                if self.process.world_size == 1
+                else f'are {self.process.world_size} processes',
                 f'{self.process.world_size}/{written_for}',
             )
 
@@ -190,7 +198,11 @@ class Training:
         keys = self.batches.batch(error.iteration, rank=-1)
         files = ', '.join(dict.fromkeys(self.train_set.files(key.index) for key in keys))
         states = sorted(self.directory.states.glob('*.state'))
-        left = f'the states in {self.directory.states} are from before it' if states else 'no state had been saved yet'
+        left = (
+            f'the states in {self.directory.states} are from before it'
+            if states
+            else 'no state had been saved yet'
+        )
         return (
             f'{error} (stage {self.stages.at(error.iteration) + 1}), on patches of: {files}. '
             f'No update since has reached the weights; {left}.'
@@ -249,7 +261,9 @@ class Training:
     def _validate(self) -> None:
         self.model.raise_if_bad()
         for position, (name, dataset) in enumerate(self.validation_sets.items()):
-            folder = self.directory.visualization / name / str(self.iteration) if self.options.val.save_img else None
+            folder = (
+                self.directory.visualization / name / str(self.iteration) if self.options.val.save_img else None
+            )
             result = evaluate(
                 self.model.restore,
                 dataset,

@@ -82,7 +82,9 @@ def evaluate(
     mine: list[tuple[int, dict[str, Any]]] = []
     sample = None
     indices = range(process.rank, len(dataset), process.world_size)
-    for index in tqdm(indices, desc=title, unit='image', leave=False, disable=None if process.is_main else True):
+    for index in tqdm(
+        indices, desc=title, unit='image', leave=False, disable=None if process.is_main else True
+    ):
         pair = dataset[index]
         restored = restore(to_float(pair['lq'])[None])[0].float().clamp(0, 1).cpu()
         if not bool(torch.isfinite(restored).all()):
@@ -97,7 +99,11 @@ def evaluate(
         if folder is not None:
             write_png(folder / f'{pair["name"]}.png', _drawable(_levels(restored, pair['lq'], True)))
         if index == 0:
-            sample = {kind: _levels(image, None, True) for kind, image in {**pair, 'restored': restored}.items() if kind != 'name'}
+            sample = {
+                kind: _levels(image, None, True)
+                for kind, image in {**pair, 'restored': restored}.items()
+                if kind != 'name'
+            }
         mine.append((index, values))
     images = [values for _, values in sorted(sum(process.gather(mine), []), key=lambda item: item[0])]
     return Evaluation(images, _means(images), sample)

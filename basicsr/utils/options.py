@@ -56,7 +56,9 @@ class OptionError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra='forbid', protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra='forbid', protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class LoaderOptions(Section):
@@ -107,7 +109,10 @@ class AdamOptions(Section):
     lr: Rate
     """The base of the learning-rate schedule."""
     weight_decay: Rate = 0.0
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
+        0.9,
+        0.999,
+    ]
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
 
@@ -162,7 +167,9 @@ def _parameters(entry: Callable[..., Any], skip: int = 0) -> tuple[dict[str, Any
     return fields, open_ended
 
 
-def _component(name: str, entry: Callable[..., Any], base: type[Section] = Section, skip: int = 0) -> type[Section]:
+def _component(
+    name: str, entry: Callable[..., Any], base: type[Section] = Section, skip: int = 0
+) -> type[Section]:
     fields, open_ended = _parameters(entry, skip)
     config = ConfigDict(**{**Section.model_config, 'extra': 'allow' if open_ended else 'forbid'})
     model = create_model(
@@ -201,7 +208,10 @@ def options_model() -> type[BaseModel]:
     validation = create_model(
         'ValOptions',
         __base__=Section,
-        window_size=(PositiveInt, Field(8, description='Sides are padded to a multiple of this, and cut after.')),
+        window_size=(
+            PositiveInt,
+            Field(8, description='Sides are padded to a multiple of this, and cut after.'),
+        ),
         val_freq=(PositiveInt, Field(5000, description='Iterations between validations.')),
         save_img=(bool, Field(False, description='Write the restored images.')),
         use_image=(bool, Field(True, description='Measure rounded images; false: before rounding.')),
@@ -231,9 +241,15 @@ def options_model() -> type[BaseModel]:
         __base__=Section,
         name=(
             str,
-            Field(pattern=r'^[^/\\]*[^/\\.][^/\\]*$', description='Of the run: the folder in experiments/ or results/.'),
+            Field(
+                pattern=r'^[^/\\]*[^/\\.][^/\\]*$',
+                description='Of the run: the folder in experiments/ or results/.',
+            ),
         ),
-        model_type=(Literal[tuple(MODEL_REGISTRY.names())], Field('ImageCleanModel', description='The training step.')),
+        model_type=(
+            Literal[tuple(MODEL_REGISTRY.names())],
+            Field('ImageCleanModel', description='The training step.'),
+        ),
         scale=(int, Field(1, description='No effect.')),
         num_gpu=(
             int,
@@ -376,7 +392,9 @@ def _flatten(data: Any, prefix: str = '') -> Iterable[tuple[str, Any]]:
 # ------------------------------------------------------------------ checking
 
 
-def load_options(path: str | Path, settings: Iterable[str] = ()) -> tuple[BaseModel | None, dict[str, Any], list[str]]:
+def load_options(
+    path: str | Path, settings: Iterable[str] = ()
+) -> tuple[BaseModel | None, dict[str, Any], list[str]]:
     """Reads an option file and the --force_yml settings, and checks every key by itself.
 
     Returns (options, the plain data, the mistakes); options is None if there are mistakes. What takes more
@@ -391,7 +409,9 @@ def load_options(path: str | Path, settings: Iterable[str] = ()) -> tuple[BaseMo
     try:
         text = json.dumps(data)
     except (TypeError, ValueError) as error:
-        raise OptionError([f'{path}: holds a value that is no number, text, list or mapping: {error}']) from None
+        raise OptionError(
+            [f'{path}: holds a value that is no number, text, list or mapping: {error}']
+        ) from None
     try:
         # JSON, because pydantic's strict mode then takes lists and mappings where YAML has nothing else.
         return model.model_validate_json(text, strict=True), data, []
@@ -449,8 +469,17 @@ def _allowed(item: Any) -> str:
         return 'a name without slashes'
     if item['type'] == 'missing':
         return 'a value; this key is needed'
-    message = item['msg'].replace('Input should be ', '').replace('an object', 'a mapping').replace('an array', 'a list')
-    return message.replace('a valid ', 'a ').replace('a integer', 'an integer').replace('a dictionary', 'a mapping')
+    message = (
+        item['msg']
+        .replace('Input should be ', '')
+        .replace('an object', 'a mapping')
+        .replace('an array', 'a list')
+    )
+    return (
+        message.replace('a valid ', 'a ')
+        .replace('a integer', 'an integer')
+        .replace('a dictionary', 'a mapping')
+    )
 
 
 def _step(part: Any, key: Any, missing: object) -> Any:

@@ -28,8 +28,13 @@ class Registry:
         def add(entry: T) -> T:
             key = name or entry.__name__
             known = self._entries.setdefault(key, entry)
-            if known is not entry and (known.__module__, known.__qualname__) != (entry.__module__, entry.__qualname__):
-                raise ValueError(f'{self.kind} {key!r} is registered twice: {known.__module__}, {entry.__module__}')
+            if known is not entry and (known.__module__, known.__qualname__) != (
+                entry.__module__,
+                entry.__qualname__,
+            ):
+                raise ValueError(
+                    f'{self.kind} {key!r} is registered twice: {known.__module__}, {entry.__module__}'
+                )
             self._entries[key] = entry  # the same definition imported again (a reload) replaces itself
             return entry
 

@@ -121,8 +121,8 @@ def test_a_restart_forgets_the_milestones_before_it():
 
 
 def test_restarts_need_not_begin_at_zero():
-    scheduler = MultiStepRestartLR([2, 6], 0.5, restarts=[4], restart_weights=[0.8])
-    assert [scheduler.lr(i, 1.0) for i in range(8)] == pytest.approx([1, 1, 0.5, 0.5, 0.8, 0.8, 0.4, 0.4])
+    scheduler = MultiStepRestartLR([1, 6], 0.5, restarts=[4], restart_weights=[0.8])
+    assert [scheduler.lr(i, 1.0) for i in range(8)] == pytest.approx([1, 0.5, 0.5, 0.5, 0.8, 0.8, 0.4, 0.4])
 
 
 def test_linear_ends_at_zero_and_stays():

@@ -69,7 +69,7 @@ def refusal(path, load=read_checkpoint):
         (b'\x89PNG\r\n\x1a\n\x00\x00', 'is not a PyTorch checkpoint'),
         (bytes(4096), 'is not a PyTorch checkpoint'),
         (b'PK\x03\x04 and then nothing', 'is damaged or cut short'),
-        (pickle.dumps([1, 2], 2), 'not written by torch.save'),
+        (pickle.dumps([1, 2], 2), 'is damaged'),
     ],
 )
 def test_other_files_are_named_for_what_they_are(tmp_path, content, says):

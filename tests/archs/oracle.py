@@ -1,0 +1,85 @@
+"""Restormer straight from the paper: plain, slow, and sharing nothing with the package but tensor names.
+
+It works on a dictionary of tensors instead of modules, and follows the equations one by one: normalised
+copies of q and k, the attention matrix times v, and then the output projection.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+
+def layer_norm(params, prefix, x, with_bias):
+    x = rearrange(x, 'b c h w -> b h w c')
+    mean = x.mean(-1, keepdim=True)
+    sigma = torch.sqrt(((x - mean) ** 2).mean(-1, keepdim=True) + 1e-5)
+    weight = params[f'{prefix}.body.weight']
+    y = (x - mean) / sigma * weight + params[f'{prefix}.body.bias'] if with_bias else x / sigma * weight
+    return rearrange(y, 'b h w c -> b c h w')
+
+
+def convolution(params, prefix, x, groups=1):
+    weight = params[f'{prefix}.weight']
+    return F.conv2d(x, weight, params.get(f'{prefix}.bias'), padding=weight.shape[-1] // 2, groups=groups)
+
+
+def mdta(params, prefix, x):
+    temperature = params[f'{prefix}.temperature']
+    heads = temperature.shape[0]
+    height = x.shape[-2]
+    qkv = convolution(params, f'{prefix}.qkv', x)
+    qkv = convolution(params, f'{prefix}.qkv_dwconv', qkv, groups=qkv.shape[1])
+    q, k, v = (rearrange(t, 'b (head c) h w -> b head c (h w)', head=heads) for t in qkv.chunk(3, dim=1))
+    q, k = F.normalize(q, dim=-1, eps=1e-12), F.normalize(k, dim=-1, eps=1e-12)
+    attention = (q @ k.transpose(-2, -1) * temperature).softmax(dim=-1)
+    out = rearrange(attention @ v, 'b head c (h w) -> b (head c) h w', h=height)
+    return convolution(params, f'{prefix}.project_out', out)
+
+
+def gdfn(params, prefix, x):
+    hidden = convolution(params, f'{prefix}.project_in', x)
+    gate, value = convolution(params, f'{prefix}.dwconv', hidden, groups=hidden.shape[1]).chunk(2, dim=1)
+    gelu = gate * 0.5 * (1 + torch.erf(gate / 2**0.5))
+    return convolution(params, f'{prefix}.project_out', gelu * value)
+
+
+def level(params, prefix, count, x, with_bias):
+    for index in range(count):
+        block = f'{prefix}.{index}'
+        x = x + mdta(params, f'{block}.attn', layer_norm(params, f'{block}.norm1', x, with_bias))
+        x = x + gdfn(params, f'{block}.ffn', layer_norm(params, f'{block}.norm2', x, with_bias))
+    return x
+
+
+def down(params, prefix, x):
+    x = convolution(params, f'{prefix}.body.0', x)
+    return rearrange(x, 'b c (h i) (w j) -> b (c i j) h w', i=2, j=2)
+
+
+def up(params, prefix, x):
+    x = convolution(params, f'{prefix}.body.0', x)
+    return rearrange(x, 'b (c i j) h w -> b c (h i) (w j)', i=2, j=2)
+
+
+def restormer(
+    params, image, num_blocks, num_refinement_blocks, LayerNorm_type='WithBias', dual_pixel_task=False
+):
+    def stack(name, count, x):
+        return level(params, name, count, x, LayerNorm_type == 'WithBias')
+
+    embedded = convolution(params, 'patch_embed.proj', image)
+    level1 = stack('encoder_level1', num_blocks[0], embedded)
+    level2 = stack('encoder_level2', num_blocks[1], down(params, 'down1_2', level1))
+    level3 = stack('encoder_level3', num_blocks[2], down(params, 'down2_3', level2))
+    x = stack('latent', num_blocks[3], down(params, 'down3_4', level3))
+    x = convolution(params, 'reduce_chan_level3', torch.cat([up(params, 'up4_3', x), level3], 1))
+    x = stack('decoder_level3', num_blocks[2], x)
+    x = convolution(params, 'reduce_chan_level2', torch.cat([up(params, 'up3_2', x), level2], 1))
+    x = stack('decoder_level2', num_blocks[1], x)
+    x = stack('decoder_level1', num_blocks[0], torch.cat([up(params, 'up2_1', x), level1], 1))
+    x = stack('refinement', num_refinement_blocks, x)
+    if dual_pixel_task:
+        return convolution(params, 'output', x + convolution(params, 'skip_conv', embedded))
+    return convolution(params, 'output', x) + image

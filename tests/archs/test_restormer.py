@@ -1,0 +1,204 @@
+"""The network against the published names, and against the oracle beside this file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from basicsr.archs.restormer_arch import MDTA, AttentionStatistics, BiasFree_LayerNorm, Restormer
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import oracle  # noqa: E402
+
+SMALL = {'dim': 16, 'num_blocks': [1, 2, 1, 2], 'num_refinement_blocks': 2, 'heads': [1, 2, 4, 8]}
+CONFIGURATIONS = {
+    'deblurring': {},
+    'real denoising': {'LayerNorm_type': 'BiasFree'},
+    'biases': {'bias': True},
+    'biases, BiasFree': {'bias': True, 'LayerNorm_type': 'BiasFree'},
+    'grey denoising': {'inp_channels': 1, 'out_channels': 1, 'LayerNorm_type': 'BiasFree'},
+    'dual pixel': {'inp_channels': 6, 'dual_pixel_task': True},
+    'dual pixel, biases': {'inp_channels': 6, 'dual_pixel_task': True, 'bias': True},
+}
+
+
+def far_from_defaults(net: torch.nn.Module) -> torch.nn.Module:
+    """Fresh norms are 1 and 0, fresh temperatures 1: a mistake in their place would not show."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            if name.endswith('temperature'):
+                parameter.copy_(1 + noise.abs() * 2)
+            elif 'norm' in name or name.endswith('bias'):
+                parameter.add_(noise * 0.3)
+    return net
+
+
+def images(channels: int, dtype: torch.dtype) -> torch.Tensor:
+    """Three crops: noise, black, and half black."""
+    x = torch.rand(3, channels, 24, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[1] = 0
+    x[2, :, :12] = 0
+    return x.to(dtype)
+
+
+def run_oracle(net, options, x):
+    params = dict(net.named_parameters())
+    names = ('LayerNorm_type', 'dual_pixel_task')
+    return oracle.restormer(
+        params,
+        x,
+        SMALL['num_blocks'],
+        SMALL['num_refinement_blocks'],
+        **{name: options[name] for name in names if name in options},
+    )
+
+
+def gradients(net, output, x):
+    target = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    return torch.autograd.grad((output * target).sum(), [*net.parameters(), x], materialize_grads=True)
+
+
+def small_network(options, dtype=torch.float64):
+    torch.manual_seed(0)
+    return far_from_defaults(Restormer(**SMALL, **options)).to(dtype)
+
+
+@pytest.mark.parametrize('name', CONFIGURATIONS)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_agrees_with_the_oracle_in_double_precision(name, layout):
+    options = CONFIGURATIONS[name]
+    net = small_network(options).to(memory_format=layout)
+    x = images(options.get('inp_channels', 3), torch.float64).contiguous(memory_format=layout)
+    with torch.no_grad():
+        ours, theirs = net(x), run_oracle(net, options, x)
+    assert (ours - theirs).abs().max() <= 1e-9 * theirs.abs().max()
+
+
+@pytest.mark.parametrize('name', CONFIGURATIONS)
+def test_agrees_with_the_oracle_in_single_precision(name):
+    """A wholly black crop is ill-conditioned (every norm divides by nearly nothing): there the oracle itself
+    is further than 1e-5 from the exact result, and we must be as near to that as it is."""
+    options = CONFIGURATIONS[name]
+    net = small_network(options, torch.float32)
+    x = images(options.get('inp_channels', 3), torch.float32)
+    with torch.no_grad():
+        ours, theirs = net(x), run_oracle(net, options, x)
+        exact = run_oracle(net.double(), options, x.double())
+    scale = exact.abs().max()
+    lit = [0, 2]
+    assert (ours - theirs)[lit].abs().max() <= 1e-5 * scale
+    assert (ours - exact).abs().max() <= max(1e-5 * scale, 3 * (theirs - exact).abs().max())
+
+
+@pytest.mark.parametrize('name', CONFIGURATIONS)
+def test_gradients_agree_with_the_oracle(name):
+    """In single precision both formulations differ from the exact gradients by a few 1e-5 of each tensor's
+    largest: there we must be as near as the oracle is."""
+    options = CONFIGURATIONS[name]
+    net = small_network(options, torch.float64)
+    x = images(options.get('inp_channels', 3), torch.float64).requires_grad_()
+    exact = gradients(net, run_oracle(net, options, x), x)
+    ours = gradients(net, net(x), x)
+    for parameter, mine, right in zip([*dict(net.named_parameters()), 'x'], ours, exact, strict=True):
+        assert (mine - right).abs().max() <= 1e-9 * right.abs().max(), parameter
+
+    lit = x.detach()[[0, 2]].requires_grad_()
+    exact = gradients(net, run_oracle(net, options, lit), lit)
+    net, lit = net.float(), lit.detach().float().requires_grad_()
+    theirs = gradients(net, run_oracle(net, options, lit), lit)
+    ours = gradients(net, net(lit), lit)
+    largest = max(gradient.abs().max() for gradient in exact)
+    for parameter, mine, other, right in zip(
+        [*dict(net.named_parameters()), 'x'], ours, theirs, exact, strict=True
+    ):
+        error, their_error = (mine - right).abs().max(), (other - right).abs().max()
+        assert error <= max(1e-5 * largest, 4 * their_error), parameter
+
+
+def test_black_crop_gives_finite_gradients():
+    """Norms of zero: fresh norms map black to zero, and a naive root has an infinite slope there."""
+    net = Restormer(**SMALL)
+    x = torch.zeros(2, 3, 16, 16, requires_grad=True)
+    output = net(x)
+    assert torch.equal(output, torch.zeros_like(output))
+    assert all(gradient.isfinite().all() for gradient in gradients(net, output, x))
+
+
+def test_published_names_shapes_and_size():
+    published = json.loads((HERE / 'restormer_state_dict.json').read_text())
+    net = Restormer()
+    assert {name: list(tensor.shape) for name, tensor in net.state_dict().items()} == published
+    assert len(published) == 494
+    assert sum(parameter.numel() for parameter in net.parameters()) == 26_126_644
+
+
+def test_published_size_of_the_bias_free_network():
+    assert sum(p.numel() for p in Restormer(LayerNorm_type='BiasFree').parameters()) == 26_111_668
+
+
+def test_bias_free_norm_keeps_the_mean():
+    x = torch.tensor([[1.0, 2.0, 6.0]])
+    expected = x / (x.var(unbiased=False) + 1e-5).sqrt()
+    assert torch.allclose(BiasFree_LayerNorm(3)(x), expected)
+
+
+def test_statistics_of_parts_add_up():
+    """What strips and local windows rest on: the sums over two parts are the sums over the whole."""
+    torch.manual_seed(0)
+    attention = MDTA(8, 2, bias=False).double()
+    q, k = torch.randn(2, 2, 8, 12, 20, dtype=torch.float64)
+    whole = attention.statistics(q, k)
+    parts = attention.statistics(q[..., :5, :], k[..., :5, :]) + attention.statistics(
+        q[..., 5:, :], k[..., 5:, :]
+    )
+    assert isinstance(parts, AttentionStatistics)
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_statistics_leave_half_precision(dtype):
+    """65,536 products of 2 × 2 are beyond fp16's largest number, and beyond bf16's 8 digits."""
+    attention = MDTA(4, 1, bias=False)
+    ones = torch.full((1, 4, 256, 257), 2.0, dtype=dtype)
+    with torch.autocast('cpu', torch.bfloat16):
+        gram, q_square, _ = attention.statistics(ones, ones)
+    assert gram.dtype == torch.float32
+    assert torch.equal(gram, torch.full_like(gram, 4.0 * 256 * 257))
+    assert torch.equal(q_square, torch.full_like(q_square, 4.0 * 256 * 257))
+
+
+def test_compiles_as_a_graph():
+    """Training goes through torch.compile: no graph breaks. (Traced only: a compiler may not be there.)"""
+    net = Restormer(dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 1, 2, 2])
+    x = torch.rand(1, 3, 16, 16)
+    compiled = torch.compile(net, backend='eager', fullgraph=True)
+    assert torch.allclose(compiled(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'name'),
+    [
+        ({'dim': 15}, 'dim'),
+        ({'heads': [1, 2, 4, 7]}, 'heads'),
+        ({'heads': [1, 2, 4]}, 'heads'),
+        ({'num_blocks': [1, 1, 1]}, 'num_blocks'),
+        ({'LayerNorm_type': 'Batch'}, 'LayerNorm_type'),
+        ({'inp_channels': 6}, 'out_channels'),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, name):
+    with pytest.raises(ValueError, match=f'^{name}: found'):
+        Restormer(**arguments)
+
+
+def test_wrong_size_is_named():
+    with pytest.raises(ValueError, match='multiples of 8'):
+        Restormer(**SMALL)(torch.rand(1, 3, 20, 24))

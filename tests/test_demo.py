@@ -1,0 +1,284 @@
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import nn
+
+from basicsr.archs.restormer_arch import Restormer
+from basicsr.inference.image_files import read_image, write_png
+from basicsr.utils.checkpoint import save_checkpoint
+from basicsr.utils.files import ROOT
+
+RNG = np.random.default_rng(0)
+
+
+def _load():
+    spec = importlib.util.spec_from_file_location('demo', ROOT / 'demo.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+demo = _load()
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """Of a network whose result is exactly its input, as nothing but the residual is left."""
+    torch.manual_seed(0)
+    options = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 2]}
+    net = Restormer(**options)
+    nn.init.zeros_(net.output.weight)
+    path = tmp_path_factory.mktemp('weights') / 'identity.pth'
+    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **options}, 1)
+    return path
+
+
+@pytest.fixture
+def run(weights, tmp_path):
+    def run(*arguments, source=tmp_path / 'in', results=tmp_path / 'out'):
+        given = [
+            '--input_dir',
+            str(source),
+            '--result_dir',
+            str(results),
+            '--weights',
+            str(weights),
+            '--device',
+            'cpu',
+        ]
+        return demo.main([*given, *arguments])
+
+    (tmp_path / 'in').mkdir()
+    return run
+
+
+def noise(*shape, dtype=np.uint8):
+    return RNG.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def pictures(folder):
+    """Twenty-one good images of every kind, and what each must come out as."""
+    expected = {}
+
+    def png(name, pixels, icc_profile=None):
+        write_png(folder / name, pixels, icc_profile)
+        expected[name] = pixels
+
+    png('1x1.png', noise(1, 1, 3))
+    png('7x5.png', noise(7, 5, 3))
+    png('8x16.png', noise(8, 16, 3))
+    png('grey.png', noise(9, 17))
+    png('grey16.png', noise(9, 17, dtype=np.uint16))
+    png('alpha.png', noise(12, 10, 4))
+    png('alpha16.png', noise(12, 10, 4, dtype=np.uint16))
+    png('rgb16.png', noise(6, 10, 3, dtype=np.uint16))
+    png('Grüße 图.png', noise(6, 10, 3))
+    for orientation in range(1, 9):
+        pixels = noise(6, 11, 3)
+        exif = PIL.Image.Exif()
+        exif[0x0112] = orientation
+        PIL.Image.fromarray(pixels).save(folder / f'exif{orientation}.webp', lossless=True, exif=exif)
+        with PIL.Image.open(folder / f'exif{orientation}.webp') as image:
+            expected[f'exif{orientation}.png'] = np.asarray(PIL.ImageOps.exif_transpose(image))
+    for name in ('same.jpg', 'same.png', 'SAME.bmp'):
+        PIL.Image.fromarray(noise(8, 8, 3)).save(folder / name)
+        expected[f'{name}.png'] = read_image(folder / name).pixels
+    tiff = noise(6, 10, 3, dtype=np.uint16)
+    (folder / 'deep.TIF').write_bytes(cv2.imencode('.tif', tiff)[1].tobytes())
+    expected['deep.png'] = tiff[..., ::-1]
+    return expected
+
+
+def test_a_folder_of_everything(run, tmp_path, capfd):
+    source = tmp_path / 'in'
+    expected = pictures(source)
+    (source / 'empty.png').touch()
+    (source / 'text.png').write_text('not an image')
+    PIL.Image.fromarray(noise(64, 64, 3)).save(source / 'cut.jpg')
+    (source / 'cut.jpg').write_bytes((source / 'cut.jpg').read_bytes()[:2000])
+    (source / 'notes.txt').write_text('not meant')
+    (source / 'folder').mkdir()
+
+    assert run() == 1
+    found = {path.name: read_image(path).pixels for path in (tmp_path / 'out' / 'motion_deblurring').iterdir()}
+    assert found.keys() == expected.keys()
+    for name, pixels in expected.items():
+        assert found[name].dtype == pixels.dtype, name
+        np.testing.assert_array_equal(found[name], pixels, err_msg=name)
+
+    out, err = capfd.readouterr()
+    assert 'identity.pth (params)' in out and 'device: cpu' in out
+    assert f'21 of 24 images restored, in {tmp_path / "out" / "motion_deblurring"}' in out
+    assert sorted(line.split(': ')[1].split(' ')[0] for line in err.splitlines()) == [
+        str(source / name) for name in ('cut.jpg', 'empty.png', 'text.png')
+    ]
+
+
+def test_one_file_again_and_side_by_side(run, tmp_path, capsys):
+    pixels = noise(6, 9, 4, dtype=np.uint16)
+    write_png(tmp_path / 'in' / 'a.png', pixels)
+    old = tmp_path / 'out' / 'motion_deblurring' / 'a.png'
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b'an old result')
+    for _ in range(2):
+        assert run('--compare', '--task', 'Motion_Deblurring', source=tmp_path / 'in' / 'a.png') == 0
+    np.testing.assert_array_equal(read_image(old).pixels, pixels)
+    both = read_image(old.parent / 'compare' / 'a.png').pixels
+    np.testing.assert_array_equal(both, np.concatenate([pixels, pixels], axis=1))
+    assert '1 of 1 images restored' in capsys.readouterr().out
+
+
+def test_profiles_are_kept(run, tmp_path):
+    profile = bytes(16) + b'RGB ' + bytes(108)
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3), profile)
+    assert run() == 0
+    assert read_image(tmp_path / 'out' / 'motion_deblurring' / 'a.png').icc_profile == profile
+
+
+# Inputs are never overwritten
+
+
+def test_the_folder_of_results_as_input(run, tmp_path, capsys):
+    folder = tmp_path / 'out' / 'motion_deblurring'
+    folder.mkdir(parents=True)
+    write_png(folder / 'a.png', noise(8, 8, 3))
+    PIL.Image.fromarray(noise(8, 8, 3)).save(folder / 'b.bmp')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run(source=folder) == 1
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.items() <= after.items()
+    assert after.keys() == {'a.png', 'b.bmp', 'b.png'}
+    assert 'would overwrite the input' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('link', ['symlink', 'hard link', 'folder'])
+def test_a_result_that_is_an_input_by_another_name(run, tmp_path, capsys, link):
+    source, folder = tmp_path / 'in', tmp_path / 'out' / 'motion_deblurring'
+    write_png(source / 'a.png', noise(8, 8, 3))
+    write_png(source / 'b.png', noise(8, 8, 3))
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    if link == 'folder':
+        folder.parent.mkdir()
+        folder.symlink_to(source)
+    else:
+        folder.mkdir(parents=True)
+        if link == 'symlink':
+            (folder / 'a.png').symlink_to(source / 'b.png')  # of another image of this run, too
+        else:
+            os.link(source / 'b.png', folder / 'a.png')
+    assert run() == 1
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+    out, err = capsys.readouterr()
+    assert 'would overwrite the input' in err
+    assert f'{0 if link == "folder" else 1} of 2 images restored' in out
+
+
+def test_compare_does_not_overwrite_either(run, tmp_path):
+    folder = tmp_path / 'out' / 'motion_deblurring' / 'compare'
+    folder.mkdir(parents=True)
+    write_png(folder / 'a.png', noise(8, 8, 3))
+    before = (folder / 'a.png').read_bytes()
+    assert run('--compare', source=folder) == 1
+    assert (folder / 'a.png').read_bytes() == before
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--task', 'derain'], "task: found 'derain'; allowed: motion_deblurring"),
+        (['--device', 'gpu'], "device: found 'gpu'; allowed: auto, cpu"),
+        (['--device', 'cuda:99'], 'device: found cuda:99'),
+        (['--precision', 'int8'], "precision: found 'int8'; allowed: auto, fp32, bf16, fp16"),
+        (['--precision', 'fp16'], 'precision: found fp16 on a CPU'),
+        (['--weights', '{tmp}/none.pth'], 'none.pth: there is no such weights file'),
+        (['--weights', '{tmp}/in/a.png'], 'a.png is not a PyTorch checkpoint'),
+        (['--input_dir', '{tmp}/none'], 'none: there is no such file or folder'),
+        (['--input_dir', '{tmp}/empty'], 'empty has no images in it'),
+        (['--result_dir', '{tmp}/in/a.png'], 'cannot be made: '),
+        (['--tiles'], 'unrecognized arguments: --tiles'),
+    ],
+    ids=' '.join,
+)
+def test_a_wrong_argument_is_one_sentence_and_status_2(run, tmp_path, capsys, arguments, says):
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(SystemExit) as caught:
+        run(*(argument.replace('{tmp}', str(tmp_path)) for argument in arguments))
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert 'error: ' in last and says in last
+    assert (tmp_path / 'in' / 'a.png').exists()
+
+
+def test_every_option_has_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        demo.main(['--help'])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in (
+        '--task',
+        '--input_dir',
+        '--result_dir',
+        '--weights',
+        '--device',
+        '--precision',
+        '--compare',
+    ):
+        assert option in text
+    assert all(len(action.help) > 30 or action.dest == 'help' for action in demo.parser()._actions)
+
+
+# As a program
+
+
+def test_from_another_working_directory_with_relative_paths(weights, tmp_path):
+    pixels = noise(5, 6, 3)
+    (tmp_path / 'photos').mkdir()
+    write_png(tmp_path / 'photos' / 'a.png', pixels)
+    command = [
+        sys.executable,
+        ROOT / 'demo.py',
+        '--input_dir',
+        'photos',
+        '--result_dir',
+        'sharp',
+        '--device',
+        'cpu',
+    ]
+    done = subprocess.run(
+        [*command, '--weights', weights], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    np.testing.assert_array_equal(read_image(tmp_path / 'sharp/motion_deblurring/a.png').pixels, pixels)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals are POSIX')
+def test_ctrl_c_is_quiet(weights, tmp_path):
+    for n in range(500):
+        write_png(tmp_path / f'{n}.png', noise(64, 64, 3))
+    command = [sys.executable, ROOT / 'demo.py', '--input_dir', tmp_path, '--result_dir', tmp_path / 'out']
+    process = subprocess.Popen(
+        [*command, '--weights', weights, '--device', 'cpu'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob('out/*/*.png')) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, '')
+    assert all(read_image(path) for path in tmp_path.glob('out/*/*'))  # whole files only
