@@ -89,14 +89,14 @@ def _train(args: argparse.Namespace) -> int:
     logger = log_to_console(process.is_main)
     options = read_options(args.opt, settings, 'train', process.world_size)
     device = _device(options, process)
-    join(process, device, options.dist_params.backend, options.dist_params.port)
-
     root = ROOT / 'experiments' / options.name
+    # Before the processes have found each other: after that, the first one makes the folder.
     if root.exists() and not (args.auto_resume or options.path.resume_state):
         raise RunError(
             f'{root} exists already, and is not touched; --auto_resume goes on with it, and '
             '--force_yml name=ANOTHER_NAME starts a new run'
         )
+    join(process, device, options.dist_params.backend, options.dist_params.port)
     ignored = without_effect(read_yaml(Path(args.opt)))
     if ignored:
         logger.warning('These options have no effect here: %s', ', '.join(ignored))

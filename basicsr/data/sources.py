@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from weakref import WeakValueDictionary
 
 import cv2
+import lmdb
 import numpy as np
+import PIL.Image
 from natsort import natsorted
-from pydantic import ConfigDict
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-IMAGE_SUFFIXES = frozenset({'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'})
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+
+# The shortest start of a line that ends like an image: names may have spaces and dots in them.
+_FILE_NAME = re.compile(rf'\s*(\S.*?)(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})(?!\S)', flags=re.IGNORECASE)
+_TIFF_STARTS = (b'II', b'MM')
+_TIFF_BITS = 258  # the tag
 
 
 class DataError(ValueError):
-    """A dataset that cannot be read. The message is one sentence, also when a loader's worker has wrapped it
-    into the report of a traceback."""
+    """A dataset that cannot be read. The message is one sentence."""
 
-    def __str__(self) -> str:
-        return super().__str__().strip().rsplit(f'{type(self).__name__}: ', 1)[-1]
+    def __init__(self, message: str) -> None:
+        # DataLoader raises the error of a worker anew, with the whole report of its traceback for a message.
+        report = re.fullmatch(rf'(?s)Caught .*\n\S*{type(self).__name__}: (.*?)\n*', message)
+        super().__init__(report[1] if report else message)
 
 
 class IOBackend(TypedDict):
-    __pydantic_config__ = ConfigDict(extra='forbid')  # type: ignore[misc]
+    __pydantic_config__ = {'extra': 'forbid'}  # type: ignore[misc]  # noqa: RUF012
     type: Literal['disk', 'lmdb']
 
 
 class Source(Protocol):
-    """Encoded images by name; a name has no suffix."""
+    """Encoded images by name, in natural order (2 before 10); a name has no suffix."""
 
+    root: Path
     names: list[str]
 
     def read(self, name: str) -> bytes: ...
@@ -39,88 +54,155 @@ class Source(Protocol):
         ...
 
 
-class FolderSource:
-    """The images of one folder (not of its subfolders), in natural order."""
+def open_source(root: Path, backend: IOBackend) -> Source:
+    source = LMDBSource(root) if backend['type'] == 'lmdb' else FolderSource(root)
+    if not source.names:
+        raise DataError(f'{root}: there is no image in it')
+    return source
 
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise DataError(f'{folder}: there is no such folder')
-        self._paths: dict[str, Path] = {}
-        for path in natsorted(folder.iterdir(), key=lambda path: path.name):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.'):
-                if path.stem in self._paths:
-                    raise DataError(
-                        f'{folder}: {self._paths[path.stem].name} and {path.name} have the same name'
-                    )
-                self._paths[path.stem] = path
-        self.names = list(self._paths)
-        self.folder = folder
+
+class FolderSource:
+    """The images of one folder, not of its subfolders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files: dict[str, str] = {}
+        try:
+            with os.scandir(root) as entries:
+                files = sorted(entry.name for entry in entries if _is_image(entry))
+        except OSError as error:
+            raise DataError(f'{root}: cannot be read as a folder: {error.strerror}') from None
+        for file in files:
+            name = Path(file).stem
+            if name in self._files:
+                raise DataError(f'{root}: {self._files[name]} and {file} have the same name')
+            self._files[name] = file
+        self.names = natsorted(self._files)
 
     def read(self, name: str) -> bytes:
+        path = self.root / self._files[name]
         try:
-            return self._paths[name].read_bytes()
+            return path.read_bytes()
         except OSError as error:
-            raise DataError(f'{self._paths[name]}: cannot be read: {error.strerror}') from None
+            raise DataError(f'{path}: cannot be read: {error.strerror}') from None
 
     def where(self, name: str) -> str:
-        return str(self._paths[name]) if name in self._paths else str(self.folder / name)
+        return str(self.root / self._files.get(name, name))
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    is_named_so = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith('.')
+    return is_named_so and entry.is_file()
 
 
 class LMDBSource:
     """An LMDB of encoded images, with the `meta_info.txt` that names its keys (`name.png (h,w,c) level`)."""
 
-    def __init__(self, folder: Path) -> None:
-        if folder.suffix != '.lmdb' or not folder.is_dir():
-            raise DataError(f'{folder}: there is no such LMDB folder (its name ends in .lmdb)')
-        self.names = [Path(name).stem for name in read_meta_info(folder / 'meta_info.txt')]
-        self.folder = folder
-        self._environment: Any = None
+    def __init__(self, root: Path) -> None:
+        if root.suffix != '.lmdb' or not root.is_dir():
+            raise DataError(f'{root}: there is no such LMDB folder (its name ends in .lmdb)')
+        self.root = root
+        self.names = natsorted(sorted(read_meta_info(root / 'meta_info.txt')))
+        self._environment: lmdb.Environment | None = None
+        try:
+            with self._open().begin() as transaction, transaction.cursor() as cursor:
+                missing = [name for name in self.names if not cursor.set_key(name.encode())]
+        except lmdb.Error as error:
+            raise DataError(f'{root}: cannot be read as an LMDB: {error}') from None
+        if missing:
+            raise DataError(f'{root}: meta_info.txt names keys that are not in it: {listed(missing)}')
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_environment': None}
 
-    def read(self, name: str) -> bytes:
-        import lmdb
+    def _open(self) -> lmdb.Environment:
+        if self._environment is None:
+            self._environment = _open_lmdb(self.root)
+        return self._environment
 
-        if self._environment is None:  # once in every worker: an open LMDB does not survive a fork
-            try:
-                self._environment = lmdb.open(
-                    str(self.folder), readonly=True, lock=False, readahead=False, meminit=False
-                )
-            except lmdb.Error as error:
-                raise DataError(f'{self.folder}: cannot be opened as an LMDB: {error}') from None
-        with self._environment.begin() as transaction:
-            encoded = transaction.get(name.encode())
+    def read(self, name: str) -> bytes:
+        try:
+            with self._open().begin() as transaction:
+                encoded = transaction.get(name.encode())
+        except lmdb.Error as error:
+            raise DataError(f'{self.where(name)}: cannot be read: {error}') from None
         if encoded is None:
-            raise DataError(f'{self.where(name)}: meta_info.txt names this key, but the LMDB does not hold it')
+            raise DataError(f'{self.where(name)}: is not there any more')
         return encoded
 
     def where(self, name: str) -> str:
-        return f'{self.folder}:{name}'
+        return f'{self.root}:{name}'
+
+
+# py-lmdb opens a file once in a process, and several datasets may be made of it.
+_open_environments: WeakValueDictionary[Path, lmdb.Environment] = WeakValueDictionary()
+
+
+def _open_lmdb(root: Path) -> lmdb.Environment:
+    """For reading. Without locks it is no more than a mapping, which a fork (of a worker) takes along."""
+    root = root.resolve()
+    environment = _open_environments.get(root)
+    if environment is None:
+        environment = lmdb.open(str(root), readonly=True, lock=False, readahead=False, meminit=False)
+        counts = environment.stat()
+        # Reading what is mapped and not there would kill the process. Two pages are the header.
+        pages = 2 + counts['branch_pages'] + counts['leaf_pages'] + counts['overflow_pages']
+        if (root / 'data.mdb').stat().st_size < pages * counts['psize']:
+            environment.close()
+            raise lmdb.CorruptedError('data.mdb is cut short')
+        _open_environments[root] = environment
+    return environment
 
 
 def read_meta_info(path: Path) -> list[str]:
-    """The first word of every line: a file name."""
+    """The image named at the start of every line, without its suffix. Raises DataError if one comes twice."""
     try:
-        lines = path.read_text(encoding='utf-8').splitlines()
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError):
         raise DataError(f'{path}: there is no such meta-info file, or it is not text') from None
-    return [line.split()[0] for line in lines if line.strip()]
+    names = [_name_of(line) for line in lines if line.strip()]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f'{path}: names images more than once: {listed(repeated)}')
+    return names
 
 
-def open_source(root: Path, backend: IOBackend) -> Source:
-    return LMDBSource(root) if backend['type'] == 'lmdb' else FolderSource(root)
+def _name_of(line: str) -> str:
+    found = _FILE_NAME.match(line)
+    return found[1] if found else line.split()[0]
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """For messages."""
+    names = list(names)
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
 def decode(encoded: bytes, where: str, channels: int) -> np.ndarray:
-    """(H, W, channels) uint8 or uint16, RGB order, upright. Raises DataError if it is no whole image."""
-    flags = (cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_ANYDEPTH
+    """(H, W, channels) uint8 or uint16, upright, RGB order, without alpha. A view: not contiguous.
+    Raises DataError if it is no whole image."""
+    # Not IMREAD_GRAYSCALE: each file format has weights of its own for that.
+    colour = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_ANYCOLOR
     try:
-        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
-    except cv2.error:
+        pixels = _decode_tiff_with_alpha(encoded)
+        if pixels is None:
+            pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), colour | cv2.IMREAD_ANYDEPTH)
+    except (cv2.error, ValueError):  # a ValueError if there are no bytes
         pixels = None
     if pixels is None:
         raise DataError(f'{where}: is empty, cut short, or not an image')
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f'{where}: found pixels of type {pixels.dtype}; allowed: 8 or 16 bit')
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if channels == 3 else pixels[:, :, None]
+    if channels == 3:
+        return pixels[:, :, ::-1]
+    return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY))[:, :, None]
+
+
+def _decode_tiff_with_alpha(encoded: bytes) -> np.ndarray | None:
+    """(H, W, 3) in BGR order if it is an 8-bit TIFF with alpha, by which OpenCV would multiply the colours."""
+    if encoded[:2] not in _TIFF_STARTS:
+        return None
+    with contextlib.suppress(Exception), PIL.Image.open(io.BytesIO(encoded), formats=['TIFF']) as image:
+        if image.mode == 'RGBA' and max(image.tag_v2[_TIFF_BITS]) == 8:
+            return np.asarray(image.convert('RGB'))[:, :, ::-1]
+    return None  # whatever is wrong with the file, OpenCV will say

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -57,26 +57,28 @@ class Stages:
         return full + (iteration - 1 - sum(self.iters[:stage])) * self.batches[stage]
 
 
-def stages_of(loader: object) -> Stages:
+def stages_of(loader: Any) -> Stages:
     """The stages that a training dataset's options describe; without the progressive keys there is one."""
-    if loader.iters is None:  # type: ignore[attr-defined]
-        return Stages((1,), (loader.gt_size,), (loader.batch_size_per_gpu,))  # type: ignore[attr-defined]
-    return Stages(tuple(loader.iters), tuple(loader.gt_sizes), tuple(loader.mini_batch_sizes))  # type: ignore[attr-defined]
+    if loader.iters is None:
+        return Stages((1,), (loader.gt_size,), (loader.batch_size_per_gpu,))
+    return Stages(tuple(loader.iters), tuple(loader.gt_sizes), tuple(loader.mini_batch_sizes))
 
 
 class TrainingOrder:
-    """Maps a sample's number to a pair: every epoch visits every pair once, in an order of its own."""
+    """Maps a sample's number to a pair: an epoch visits every pair `enlarge` times, in an order of its own."""
 
     def __init__(self, length: int, seed: int, shuffle: bool = True, enlarge: int = 1) -> None:
         self.length, self.seed, self.shuffle, self.enlarge = length, seed, shuffle, enlarge
-        self._permutation = lru_cache(maxsize=2)(self._make_permutation)
-
-    def _make_permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch, _ORDER)).permutation(self.length * self.enlarge)
 
     def index(self, number: int) -> int:
-        epoch, place = divmod(number, self.length * self.enlarge)
-        return int(self._permutation(epoch)[place] if self.shuffle else place) % self.length
+        size = self.length * self.enlarge
+        epoch, place = divmod(number, size)
+        return int(_permutation(self.seed, epoch, size)[place] if self.shuffle else place) % self.length
+
+
+@lru_cache(maxsize=2)  # a batch may reach into the next epoch
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch, _ORDER)).permutation(size)
 
 
 class TrainingBatches(Sampler[list[SampleKey]]):

@@ -21,9 +21,9 @@ import numpy as np
 import PIL.Image
 from natsort import natsorted
 
+from basicsr.data.sources import IMAGE_SUFFIXES
 from basicsr.utils.files import atomic_write
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 _KINDS = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')  # Pillow's names of those
 

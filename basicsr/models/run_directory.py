@@ -44,8 +44,9 @@ class RunDirectory:
             folder.mkdir(parents=True, exist_ok=True)
         with (self.root / '.lock').open('w') as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # A record lock, not flock: a loader's workers would inherit that, and outlive a killed run.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 raise RunError(f'{self.root}: another process is training in this folder') from None
             for folder in (self.models, self.states):
                 for leftover in folder.glob('.*.tmp'):  # of a save that a kill interrupted

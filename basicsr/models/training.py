@@ -75,6 +75,8 @@ class Training:
     def _resume(self, auto_resume: bool) -> None:
         asked = self.options.path.resume_state
         state = read_state(resolve(asked)) if asked else self.directory.newest_state() if auto_resume else None
+        if self.process.is_main:
+            self.directory.rewind_history(state['iteration'] if state else -1)
         if state is None:
             self.logger.info('Starting from iteration 1.')
             return
@@ -82,8 +84,6 @@ class Training:
         self.best = state['best']
         self.iteration = state['iteration']
         self._report_changes(json.loads(state['options']))
-        if self.process.is_main:
-            self.directory.rewind_history(self.iteration)
         self.logger.info('Resumed after iteration %d.', self.iteration)
 
     def _report_changes(self, before: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ class Training:
         from torch.utils.tensorboard import SummaryWriter
 
         # What was logged after the state that we resume from will be logged again.
-        purge = self.iteration + 1 if self.iteration else None
+        purge = self.iteration + 1 if self.iteration else 0
         return SummaryWriter(str(self.directory.tensorboard), purge_step=purge)
 
     def _record(self, kind: str, values: dict[str, float], times: dict[str, float] | None = None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ class Evaluation:
 
     images: list[dict[str, Any]]
     means: dict[str, float]
-    sample: dict[str, np.ndarray] | None = None  # 'lq', 'restored', 'gt' of the first image, (H, W, C) uint8
+    # 'lq', 'restored' and 'gt' (if any) of the first image, (H, W, C) uint8; in the main process alone
+    sample: dict[str, np.ndarray] | None = None
 
 
 def evaluate(
@@ -66,19 +69,17 @@ def evaluate(
     title: str = '',
     measure_input: bool = False,
 ) -> Evaluation:
-    """Restores every image of a set whole.
+    """Restores every image of a set whole. Raises FloatingPointError if a result is not finite.
 
     Args:
         restore: (1, C, H, W) in [0, 1] → the same size.
         dataset: `dataset[i]` gives {'lq', 'gt' (if any), 'name'}.
         rounded: measure after clamping and rounding to the bit depth of the ground truth; else before, clamped.
-        folder: where to write the results as PNG, `<name>.png`; None: nowhere.
+        folder: where to write the results as PNG, `<name>.png`, of the degraded image's depth; None: nowhere.
         process: every process takes its share of the images, and all get the whole result.
         measure_input: the metrics of the degraded image too, as `input_<metric>`.
     """
     process = process or Process()
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     mine: list[tuple[int, dict[str, Any]]] = []
     sample = None
     indices = range(process.rank, len(dataset), process.world_size)
@@ -86,48 +87,64 @@ def evaluate(
         indices, desc=title, unit='image', leave=False, disable=None if process.is_main else True
     ):
         pair = dataset[index]
-        restored = restore(to_float(pair['lq'])[None])[0].float().clamp(0, 1).cpu()
-        if not bool(torch.isfinite(restored).all()):
-            raise FloatingPointError(f'{dataset.files(index)}: the restored image is not finite')
+        images = {'restored': _restored(restore, pair['lq'], dataset, index), 'lq': pair['lq']}
         values: dict[str, Any] = {'name': pair['name']}
         if 'gt' in pair:
-            gt = _levels(pair['gt'], pair['gt'], rounded)
-            images = {'': restored, **({'input_': pair['lq']} if measure_input else {})}
-            for prefix, image in images.items():
-                image = _levels(image, pair['gt'], rounded)
-                values |= {f'{prefix}{name}': metric(image, gt, _full(gt)) for name, metric in metrics.items()}
+            images['gt'] = pair['gt']
+            values |= _measure(images['restored'], pair['gt'], metrics, rounded)
+            if measure_input:
+                scores = _measure(pair['lq'], pair['gt'], metrics, rounded)
+                values |= {f'input_{name}': score for name, score in scores.items()}
         if folder is not None:
-            write_png(folder / f'{pair["name"]}.png', _drawable(_levels(restored, pair['lq'], True)))
+            path = folder / f'{pair["name"]}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)  # the keys of an LMDB may have slashes
+            write_png(path, _drawable(_levels(images['restored'], _is_deep(pair['lq']))))
         if index == 0:
-            sample = {
-                kind: _levels(image, None, True)
-                for kind, image in {**pair, 'restored': restored}.items()
-                if kind != 'name'
-            }
+            sample = {kind: _levels(image, deep=False) for kind, image in images.items()}
         mine.append((index, values))
-    images = [values for _, values in sorted(sum(process.gather(mine), []), key=lambda item: item[0])]
-    return Evaluation(images, _means(images), sample)
+    everyone = chain.from_iterable(process.gather(mine))
+    results = [values for _, values in sorted(everyone, key=itemgetter(0))]
+    return Evaluation(results, _means(results), sample)
+
+
+def _restored(restore: Callable[[Tensor], Tensor], lq: Tensor, dataset: Any, index: int) -> Tensor:
+    restored = restore(to_float(lq)[None])[0].float()
+    if not bool(restored.isfinite().all()):  # before the clamp, which makes 1 of infinity
+        raise FloatingPointError(f'{dataset.files(index)}: the restored image is not finite')
+    return restored.clamp(0, 1).cpu()
+
+
+def _measure(image: Tensor, gt: Tensor, metrics: dict[str, Metric], rounded: bool) -> dict[str, float]:
+    """Both (C, H, W), uint8 or in [0, 1]."""
+    if rounded:
+        arrays = [_levels(each, _is_deep(gt)) for each in (image, gt)]
+        data_range = float(np.iinfo(arrays[1].dtype).max)
+    else:
+        arrays = [_to_array(to_float(each).double()) for each in (image, gt)]
+        data_range = 1.0
+    return {name: metric(*arrays, data_range) for name, metric in metrics.items()}
+
+
+def _is_deep(image: Tensor) -> bool:
+    """Whether an image of a dataset was read from a file with 16 bit."""
+    return image.dtype != torch.uint8
+
+
+def _levels(image: Tensor, deep: bool) -> np.ndarray:
+    """(C, H, W) → (H, W, C), rounded to uint16 if deep, else to uint8."""
+    if deep or _is_deep(image):
+        levels = (to_float(image) * (65535 if deep else 255)).round()  # as Restorer rounds
+        image = levels.to(torch.uint16 if deep else torch.uint8)
+    return _to_array(image)
+
+
+def _to_array(image: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
 
 
 def _means(images: list[dict[str, Any]]) -> dict[str, float]:
     names = [name for name in images[0] if name != 'name']
     return {name: float(np.mean([image[name] for image in images])) for name in names}
-
-
-def _full(levels: np.ndarray) -> float:
-    return float(np.iinfo(levels.dtype).max) if levels.dtype.kind == 'u' else 1.0
-
-
-def _levels(image: Tensor, like: Tensor | None, rounded: bool) -> np.ndarray:
-    """(C, H, W) → (H, W, C): rounded to 8 bit, or to 16 where `like` came from 16 bit; else float64 in [0, 1]."""
-    array = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
-    if array.dtype == np.uint8:
-        return array if rounded else array / 255.0
-    array = array.astype(np.float64)
-    if not rounded:
-        return array
-    eight_bit = like is None or like.dtype == torch.uint8
-    return np.rint(array * 255).astype(np.uint8) if eight_bit else np.rint(array * 65535).astype(np.uint16)
 
 
 def _drawable(image_HWC: np.ndarray) -> np.ndarray:

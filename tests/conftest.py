@@ -1,0 +1,27 @@
+"""What several tests need. Helpers that tests import stand beside them as plain modules."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import kill_and_resume  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope='session')
+def few_threads():
+    """The tests are many and small."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Makes option files of short runs; their folders in experiments/ and results/ are removed at the end."""
+    made = kill_and_resume.Runs(tmp_path)
+    yield made
+    made.clean()

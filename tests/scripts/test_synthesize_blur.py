@@ -1,0 +1,315 @@
+"""The synthetic set: kernels, the blur against a direct convolution, and what becomes of an older set."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'synthesize_blur.py'
+_spec = importlib.util.spec_from_file_location('synthesize_blur', SCRIPT)
+synthesize_blur = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(synthesize_blur)
+
+LENGTHS = [0.0, 0.3, 1.0, 5.0, 11.7, 60.0]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two tiny photographs in place of the real ones."""
+    monkeypatch.setattr(synthesize_blur, 'PHOTOGRAPHS', {'train': ('astronaut.png',), 'val': ('coffee.png',)})
+    read = synthesize_blur.read_photograph
+    monkeypatch.setattr(synthesize_blur, 'read_photograph', lambda name: read(name)[200:232, 200:240])
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def srgb_to_linear(value):
+    value /= 255
+    return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+
+
+def linear_to_srgb(light):
+    return 255 * (12.92 * light if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+# --- kernels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('length', LENGTHS)
+@pytest.mark.parametrize('seed', range(5))
+def test_kernel_is_a_centred_distribution(length, seed):
+    kernel = synthesize_blur.random_kernel(np.random.default_rng(seed), length)
+    size = len(kernel)
+    assert kernel.shape == (size, size) and size % 2 == 1 and kernel.dtype == np.float64
+    assert kernel.min() >= 0
+    assert kernel.sum() == pytest.approx(1, abs=1e-12)
+    offset = np.arange(size) - size // 2
+    assert (kernel.sum(1) * offset).sum() == pytest.approx(0, abs=1e-9)
+    assert (kernel.sum(0) * offset).sum() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize('length', LENGTHS)
+def test_trajectory_has_the_length_asked_for(rng, length):
+    steps = np.diff(synthesize_blur.random_trajectory(rng, length), axis=0)
+    assert np.hypot(*steps.T).sum() == pytest.approx(length, abs=1e-9)
+
+
+def test_no_blur_is_the_delta_kernel(rng):
+    np.testing.assert_allclose(synthesize_blur.random_kernel(rng, 0.0), [[1.0]])
+
+
+def test_kernels_differ(rng):
+    first, second = (synthesize_blur.random_kernel(rng, 9.0) for _ in range(2))
+    assert first.shape != second.shape or np.abs(first - second).max() > 0.01
+
+
+def test_rasterising_shares_a_position_between_its_neighbours():
+    kernel = synthesize_blur.rasterise(np.array([[0.25, -0.5], [-0.25, 0.5]]))
+    half = np.array([[0, 0.125, 0.125], [0.375, 0.75, 0.375], [0.125, 0.125, 0]]) / 2
+    np.testing.assert_allclose(kernel, half, atol=1e-15)
+
+
+# --- blur ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('value', [0, 1, 10, 11, 127, 255])
+def test_a_constant_image_stays_constant(rng, value):
+    image = np.full((9, 40, 3), value, np.uint8)
+    kernel = synthesize_blur.random_kernel(rng, 15.0)
+    np.testing.assert_array_equal(synthesize_blur.blur(image, kernel, 0, rng), image)
+
+
+@pytest.mark.parametrize('size', [1, 5, 13])
+def test_the_delta_kernel_changes_nothing(rng, size):
+    image = rng.integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    kernel = np.zeros((size, size))
+    kernel[size // 2, size // 2] = 1
+    np.testing.assert_array_equal(synthesize_blur.blur(image, kernel, 0, rng), image)
+
+
+@pytest.mark.parametrize('size', [3, 5, 13])  # OpenCV takes another way for kernels of 11 and more
+@pytest.mark.parametrize('channels', [1, 3])
+def test_blur_is_the_convolution_of_linear_light(rng, size, channels):
+    height, width, radius = 14, 17, size // 2
+    image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    kernel = rng.random((size, size))  # asymmetric: a correlation would differ
+    kernel /= kernel.sum()
+
+    def reflected(index, length):
+        return -index - 1 if index < 0 else 2 * length - 1 - index if index >= length else index
+
+    expected = np.zeros(image.shape)
+    for y, x, c in np.ndindex(image.shape):
+        light = 0.0
+        for dy in range(-radius, radius + 1):
+            for dx in range(-radius, radius + 1):
+                source = image[reflected(y - dy, height), reflected(x - dx, width), c]
+                light += kernel[radius + dy, radius + dx] * srgb_to_linear(float(source))
+        expected[y, x, c] = linear_to_srgb(light)
+
+    blurred = synthesize_blur.blur(image, kernel, 0, rng)
+    assert blurred.dtype == np.uint8 and blurred.shape == image.shape
+    assert np.abs(blurred - expected).max() <= 0.5 + 1e-6  # rounding only
+
+
+def test_noise_is_gaussian_and_added_in_steps_of_the_image(rng):
+    image = np.full((200, 200, 3), 128, np.uint8)
+    difference = synthesize_blur.blur(image, np.ones((1, 1)), 3.0, rng).astype(float) - 128
+    assert difference.mean() == pytest.approx(0, abs=0.05)
+    assert difference.std() == pytest.approx(np.sqrt(3.0**2 + 1 / 12), rel=0.02)  # 1/12: rounding
+    assert np.mean(np.abs(difference) < 3.5) == pytest.approx(0.757, abs=0.01)  # P(|N(0, 3)| < 3.5)
+
+
+def test_noise_does_not_wrap_around(rng):
+    image = np.tile(np.array([[0, 255]], np.uint8), (50, 50))[..., None]
+    noisy = synthesize_blur.blur(image, np.ones((1, 1)), 5.0, rng)
+    assert noisy[:, ::2].max() < 60 and noisy[:, 1::2].min() > 195
+
+
+# --- the set ------------------------------------------------------------------------------------------------
+
+
+def test_every_photograph_is_there_and_in_colour():
+    for names in synthesize_blur.PHOTOGRAPHS.values():
+        for name in names:
+            image = synthesize_blur.read_photograph(name)
+            assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+            assert min(image.shape[:2]) >= 256
+
+
+def test_a_photograph_that_is_absent_is_named():
+    with pytest.raises(FileNotFoundError, match=r'scikit-image \d.*no_such\.png'):
+        synthesize_blur.read_photograph('no_such.png')
+
+
+def test_no_scene_is_in_train_and_val():
+    scenes = {
+        split: {name.partition('.')[0].partition('_')[0] for name in names}
+        for split, names in synthesize_blur.PHOTOGRAPHS.items()
+    }
+    assert scenes['train'] and scenes['val'] and not scenes['train'] & scenes['val']
+    assert 'motorcycle' in scenes['train'] | scenes['val']  # two views, one scene: the rule above sees both
+
+
+def test_layout_pairs_and_colours(tmp_path, small):
+    assert synthesize_blur.synthesize(tmp_path / 'set', per_image=3) == {'train': 3, 'val': 3}
+    files = {str(path) for path in contents(tmp_path / 'set')}
+    expected = {
+        f'{split}/{role}/{name}-{n}.png'
+        for split, name in (('train', 'astronaut'), ('val', 'coffee'))
+        for role in ('input', 'target')
+        for n in (1, 2, 3)
+    }
+    assert files == expected | {'settings.json'}
+
+    import skimage
+
+    rgb = np.asarray(Image.open(Path(skimage.__file__).parent / 'data' / 'astronaut.png'))[200:232, 200:240]
+    target = np.asarray(Image.open(tmp_path / 'set/train/target/astronaut-2.png'))
+    blurred = np.asarray(Image.open(tmp_path / 'set/train/input/astronaut-2.png'))
+    np.testing.assert_array_equal(target, rgb)
+    assert blurred.shape == target.shape and np.abs(blurred.astype(int) - target).mean() > 1
+
+
+def test_pair_n_of_every_photograph_has_kernel_n(tmp_path, small, monkeypatch):
+    used = []
+    blur = synthesize_blur.blur
+    monkeypatch.setattr(
+        synthesize_blur, 'blur', lambda i, kernel, *rest: used.append(kernel) or blur(i, kernel, *rest)
+    )
+    synthesize_blur.synthesize(tmp_path / 'set', per_image=2)
+    np.testing.assert_array_equal(used[0], used[2])  # astronaut-1, coffee-1
+    np.testing.assert_array_equal(used[1], used[3])
+    assert used[0].shape != used[1].shape or (used[0] != used[1]).any()
+
+
+def test_same_seed_same_bytes(tmp_path, small):
+    for name, seed in (('a', 0), ('b', 0), ('c', 1)):
+        synthesize_blur.synthesize(tmp_path / name, seed=seed, per_image=2)
+    first, same, other = (contents(tmp_path / name) for name in 'abc')
+    assert first == same
+    key = Path('train/input/astronaut-1.png')
+    assert first[key] != other[key]
+
+
+def test_more_pairs_leave_the_first_as_they_were(tmp_path, small):
+    synthesize_blur.synthesize(tmp_path / 'a', per_image=1)
+    synthesize_blur.synthesize(tmp_path / 'b', per_image=3)
+    few, many = contents(tmp_path / 'a'), contents(tmp_path / 'b')
+    assert all(many[path] == data for path, data in few.items() if path.suffix == '.png')
+
+
+def test_a_set_with_the_same_settings_is_left_alone(tmp_path, small):
+    synthesize_blur.synthesize(tmp_path, per_image=1)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+    assert synthesize_blur.synthesize(tmp_path, per_image=1) == {'train': 0, 'val': 0}
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+
+
+@pytest.mark.parametrize('other', [{'seed': 1}, {'per_image': 1}, {'noise': 2.0}, {'blur_length': (6, 13)}])
+def test_other_settings_are_refused_and_overwritten_only_on_request(tmp_path, small, other):
+    settings = {'per_image': 2, 'blur_length': (6, 12)}
+    synthesize_blur.synthesize(tmp_path / 'set', **settings)
+    before = contents(tmp_path / 'set')
+    with pytest.raises(FileExistsError, match='--overwrite'):
+        synthesize_blur.synthesize(tmp_path / 'set', **(settings | other))
+    assert contents(tmp_path / 'set') == before
+
+    synthesize_blur.synthesize(tmp_path / 'set', **(settings | other), overwrite=True)
+    synthesize_blur.synthesize(tmp_path / 'fresh', **(settings | other))
+    assert contents(tmp_path / 'set') == contents(tmp_path / 'fresh')  # nothing of the old set is left
+
+
+def test_an_interrupted_set_is_redone(tmp_path, small, monkeypatch):
+    write = synthesize_blur.write_png
+
+    def interrupted(path, image):
+        if path.parent.parent.name == 'val':
+            raise KeyboardInterrupt
+        write(path, image)
+
+    monkeypatch.setattr(synthesize_blur, 'write_png', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2)
+    assert contents(tmp_path / 'set') and not (tmp_path / 'set/settings.json').exists()
+
+    monkeypatch.setattr(synthesize_blur, 'write_png', write)
+    assert synthesize_blur.synthesize(tmp_path / 'set', per_image=1) == {'train': 1, 'val': 1}
+    synthesize_blur.synthesize(tmp_path / 'fresh', per_image=1)
+    assert contents(tmp_path / 'set') == contents(tmp_path / 'fresh')
+
+
+def test_a_set_that_lost_a_file_is_redone(tmp_path, small):
+    synthesize_blur.synthesize(tmp_path, per_image=1)
+    before = contents(tmp_path)
+    (tmp_path / 'val/target/coffee-1.png').unlink()
+    assert synthesize_blur.synthesize(tmp_path, per_image=1) == {'train': 1, 'val': 1}
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('name', ['mine.png', 'holiday-1.png', 'coffee-1.jpg', 'coffee-x.png'])
+def test_other_peoples_images_are_never_deleted(tmp_path, small, name):
+    folder = tmp_path / 'train' / 'input'
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b'precious')
+    (folder / 'coffee-1.png').write_bytes(b'of an interrupted run')
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=name):
+        synthesize_blur.synthesize(tmp_path, per_image=1, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'blur_length': (5, 4)}, {'blur_length': (-1, 4)}, {'blur_length': (float('nan'), 4)}, {'noise': -1},
+        {'noise': float('nan')}, {'per_image': 0}, {'seed': -1},
+    ],
+)  # fmt: skip
+def test_senseless_arguments_are_refused_before_any_work(tmp_path, arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        synthesize_blur.synthesize(tmp_path / 'set', **arguments)
+    assert not (tmp_path / 'set').exists()
+
+
+# --- command line -------------------------------------------------------------------------------------------
+
+
+def test_command_line(tmp_path, small, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ['--output', 'some/set', '--per_image', '2', '--blur_length', '4', '5', '--noise', '0']
+    synthesize_blur.main(command)
+    assert 'some/set: 2 training and 2 validation pairs' in capsys.readouterr().out
+    settings = json.loads((tmp_path / 'some/set/settings.json').read_text())
+    assert (settings['blur_length'], settings['noise'], settings['per_image']) == ([4.0, 5.0], 0.0, 2)
+
+    synthesize_blur.main(command)
+    assert 'nothing to do' in capsys.readouterr().out
+
+    with pytest.raises(SystemExit) as refusal:
+        synthesize_blur.main([*command, '--seed', '5'])
+    assert refusal.value.code == 1 and '--overwrite' in capsys.readouterr().err
+    synthesize_blur.main([*command, '--seed', '5', '--overwrite'])
+
+
+def test_help_starts_anywhere(tmp_path):
+    result = subprocess.run(
+        [sys.executable, SCRIPT, '--help'], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert all(
+        flag in result.stdout for flag in ('--output', '--seed', '--per_image', '--blur_length', '--noise')
+    )
+    default = SCRIPT.parents[1] / 'datasets' / 'synthetic_blur'
+    assert synthesize_blur.synthesize.__defaults__[0] == synthesize_blur.DEFAULT_OUTPUT == default
