@@ -33,7 +33,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='the option file (YAML)')
     parser.add_argument(
-        '--force_yml', nargs='+', default=[], metavar='KEY:SUBKEY=VALUE', help='change options of the file'
+        '--force_yml',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY:SUBKEY=VALUE',
+        help='change options of the file',
     )
     return parser.parse_args(argv)
 

@@ -31,7 +31,7 @@ import yaml
 from basicsr.data.sources import DataError
 from basicsr.models.option_checks import read_options
 from basicsr.models.run_directory import RunDirectory, RunError
-from basicsr.models.training import Training, TrainingStopped
+from basicsr.models.training import Training, TrainingError
 from basicsr.utils.checkpoint import CheckpointError
 from basicsr.utils.device import DeviceError, resolve_device
 from basicsr.utils.dist import LAUNCHERS, LaunchError, Process, find_process, join, leave
@@ -57,7 +57,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--debug', action='store_true', help='log every step, validate and save every 8')
     parser.add_argument(
-        '--force_yml', nargs='+', default=[], metavar='KEY:SUBKEY=VALUE', help='change options of the file'
+        '--force_yml',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY:SUBKEY=VALUE',
+        help='change options of the file',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -73,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         count = len(error.mistakes)
         logger.error('%d mistake%s in the options:\n%s', count, '' if count == 1 else 's', error)
         return 2
-    except (CheckpointError, DataError, DeviceError, LaunchError, RunError, TrainingStopped) as error:
+    except (CheckpointError, DataError, DeviceError, LaunchError, RunError, TrainingError) as error:
         logger.error('%s', error)
         return 1
     except KeyboardInterrupt:

@@ -208,8 +208,8 @@ def clear(output: Path) -> None:
 def synthesize(
     output: str | Path = DEFAULT_OUTPUT,
     seed: int = 0,
-    per_image: int = 4,
-    blur_length: tuple[float, float] = (6.0, 12.0),
+    per_image: int = 2,
+    blur_length: tuple[float, float] = (8.0, 12.0),
     noise: float = 1.0,
     overwrite: bool = False,
 ) -> dict[str, int]:
@@ -279,9 +279,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument('--output', type=Path, default=DEFAULT_OUTPUT, help='folder of the set')
     parser.add_argument('--seed', type=int, default=0, help='of kernels and noise')
-    parser.add_argument('--per_image', type=int, default=4, help='kernels, and pairs from each photograph')
+    parser.add_argument('--per_image', type=int, default=2, help='kernels, and pairs from each photograph')
     parser.add_argument(
-        '--blur_length', type=float, nargs=2, default=(6.0, 12.0), metavar=('LO', 'HI'),
+        '--blur_length', type=float, nargs=2, default=(8.0, 12.0), metavar=('LO', 'HI'),
         help="length of the camera's path in pixels",
     )  # fmt: skip
     parser.add_argument('--noise', type=float, default=1.0, help='standard deviation, in steps of 1/255')

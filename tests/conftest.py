@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import kill_and_resume  # noqa: E402
+import kill_and_resume
 
 
 @pytest.fixture(autouse=True, scope='session')

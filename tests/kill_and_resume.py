@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    generator = random.Random(args.seed)  # noqa: S311
+    generator = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder))
         try:

@@ -187,9 +187,9 @@ def decode(encoded: bytes, where: str, channels: int) -> np.ndarray:
         pixels = _decode_tiff_with_alpha(encoded)
         if pixels is None:
             pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), colour | cv2.IMREAD_ANYDEPTH)
-    except (cv2.error, ValueError):  # a ValueError if there are no bytes
+    except cv2.error:
         pixels = None
-    if pixels is None:
+    if pixels is None or _is_cut_jpeg(encoded):
         raise DataError(f'{where}: is empty, cut short, or not an image')
     if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f'{where}: found pixels of type {pixels.dtype}; allowed: 8 or 16 bit')
@@ -206,3 +206,14 @@ def _decode_tiff_with_alpha(encoded: bytes) -> np.ndarray | None:
         if image.mode == 'RGBA' and max(image.tag_v2[_TIFF_BITS]) == 8:
             return np.asarray(image.convert('RGB'))[:, :, ::-1]
     return None  # whatever is wrong with the file, OpenCV will say
+
+
+def _is_cut_jpeg(encoded: bytes) -> bool:
+    """Whether the mark at the end of the pixels is missing. OpenCV 4 does not mind, and fills with grey."""
+    if not encoded.startswith(b'\xff\xd8'):
+        return False
+    place = 2
+    while (mark := encoded[place : place + 2]) not in (b'\xff\xda', b''):  # where the pixels begin
+        is_filler = mark == b'\xff\xff'
+        place += 1 if is_filler else 2 + int.from_bytes(encoded[place + 2 : place + 4], 'big')
+    return encoded.rfind(b'\xff\xd9', place) < 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basicsr.inference.image_files import check_pixels
+from basicsr.inference.strips import extra_inputs
 from basicsr.inference.tasks import default_weights
 from basicsr.utils.checkpoint import build_network, load_weights
 from basicsr.utils.device import resolve_device, resolve_precision
@@ -31,7 +32,7 @@ def restore_tensor(net: nn.Module, x_BCHW: Tensor, multiple: int | None = None) 
     H, W = x_BCHW.shape[-2:]
     x = _pad_right(x_BCHW, -W % multiple)
     x = _pad_right(x.mT, -H % multiple).mT
-    return net(x)[..., :H, :W]
+    return net(x, *extra_inputs(net))[..., :H, :W]
 
 
 def _pad_right(x_BCHW: Tensor, pad: int) -> Tensor:

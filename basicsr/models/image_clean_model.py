@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from basicsr.data.paired_image_dataset import to_float
 from basicsr.data.stages import mixup_generator
 from basicsr.inference import restore_tensor
+from basicsr.inference.strips import extra_inputs
 from basicsr.models.lr_scheduler import SCHEDULERS, learning_rate
 from basicsr.utils.checkpoint import apply_weights, load_weights, save_checkpoint
 from basicsr.utils.dist import Process
@@ -171,7 +172,7 @@ class ImageCleanModel:
         self.net.eval()
 
         def network(x: Tensor) -> Tensor:
-            return torch.func.functional_call(self.net, averaged or params, (x,))
+            return torch.func.functional_call(self.net, averaged or params, (x, *extra_inputs(self.net)))
 
         try:
             return restore_tensor(network, lq_BCHW, multiple=self.options.val.window_size)

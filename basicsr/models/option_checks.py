@@ -1,221 +1,393 @@
 """Checks of an option file that take more than one key, or a look at the disk.
 
-They read the plain data, not the checked options, so that they find their mistakes also in a file that has
+They read the plain data, less what is wrong by itself, so that they find their mistakes also in a file that has
 others: all are reported together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 
 from basicsr.data.sources import DataError
 from basicsr.models.lr_scheduler import SCHEDULERS
+from basicsr.models.validation import Metric
 from basicsr.utils.files import ROOT, resolve
-from basicsr.utils.options import LoaderOptions, OptionError, load_options
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, Registry
+from basicsr.utils.options import (
+    FOLDER_NAME,
+    Key,
+    LoaderOptions,
+    MetricOptions,
+    Mistake,
+    OptionError,
+    arguments,
+    build,
+    check_keys,
+    checked_section,
+    dotted,
+    read_file,
+    show,
+)
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, Registry
 
 Purpose = Literal['train', 'test']
 
-GET_GOPRO = (
-    'Motion_Deblurring/README.md says how to get and prepare the GoPro data; to try training without it, run '
-    'python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
-)
+QUICKSTART = 'python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
+STAGE_LISTS = ('mini_batch_sizes', 'gt_sizes', 'iters')
 
 
 def read_options(path: str | Path, settings: list[str], purpose: Purpose, world_size: int = 1) -> BaseModel:
     """The checked options of a file. Raises OptionError with every mistake that is in it."""
-    options, data, mistakes = load_options(path, settings)
-    mistakes += [f'{path}: {mistake}' for mistake in _cross_checks(data, purpose, world_size)]
-    if mistakes or options is None:
-        raise OptionError(mistakes)
+    file = read_file(path, settings)
+    options, data, mistakes = check_keys(file)
+    wrong = {_whole(mistake.key) for mistake in mistakes}
+    checks = _Checks(data, wrong, purpose, world_size)
+    mistakes += [mistake for mistake in checks.run() if _whole(mistake.key) not in wrong]
+    lines = file.report(mistakes)
+    if lines or options is None:
+        raise OptionError(lines)
     return options
 
 
-def _at(data: Any, *keys: str, kind: type | tuple[type, ...] = object) -> Any:
-    """The value at a path if it is there and of this kind, else None (then something else complains)."""
-    for key in keys:
-        data = data.get(key) if isinstance(data, dict) else None
-    return data if isinstance(data, kind) and not (kind is int and isinstance(data, bool)) else None
+def _whole(key: Key) -> Key:
+    """A list with a wrong item is wrong."""
+    return tuple(takewhile(lambda step: isinstance(step, str), key))
 
 
-def _cross_checks(data: dict[str, Any], purpose: Purpose, world_size: int) -> Iterator[str]:
-    yield from _sections(data, purpose)
-    for phase, dataset in (_at(data, 'datasets', kind=dict) or {}).items():
-        if isinstance(dataset, dict) and (purpose == 'train' or phase != 'train'):
-            yield from _dataset(phase, dataset, world_size)
-    if purpose == 'train':
-        yield from _stages(data)
-        yield from _buildable(data, ('train', 'pixel_opt'), LOSS_REGISTRY)
-        yield from _scheduler(data)
-    yield from _buildable(data, ('network_g',), ARCH_REGISTRY)
-    yield from _channels(data)
-    for key in ('pretrain_network_g', 'resume_state'):
-        name = _at(data, 'path', key, kind=str)
-        if name and not resolve(name).is_file():
-            yield f'path.{key}: found {name!r}, where there is no file; allowed: a file, or ~ for none'
+def _without(data: Any, wrong: set[Key], key: Key = ()) -> Any:
+    if not isinstance(data, dict):
+        return data
+    left = {name: _without(value, wrong, (*key, name)) for name, value in data.items()}
+    return {name: value for name, value in left.items() if value is not None and (*key, name) not in wrong}
 
 
-def _sections(data: dict[str, Any], purpose: Purpose) -> Iterator[str]:
-    datasets = _at(data, 'datasets', kind=dict)
-    if purpose == 'train':
-        if data.get('train') is None:
-            yield 'train: found nothing; allowed: the training options (total_iter, optim_g, scheduler, pixel_opt, …)'
+def _at(data: Any, *key: str) -> Any:
+    for name in key:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+class _Checks:
+    """`data` is right key by key, but incomplete: what is wrong, null or unknown is not in it."""
+
+    def __init__(self, data: dict[str, Any], wrong: set[Key], purpose: Purpose, world_size: int) -> None:
+        self.all, self.wrong = data, wrong
+        self.data = _without(data, wrong)
+        self.purpose, self.world_size = purpose, world_size
+        datasets = _at(self.data, 'datasets') or {}
+        self.train_set = datasets.get('train', {})
+        self.test_sets = {phase: dataset for phase, dataset in datasets.items() if phase != 'train'}
+        self.used_sets = datasets if purpose == 'train' else self.test_sets
+
+    def run(self) -> Iterator[Mistake]:
+        yield from self._sections()
+        yield from self._names()
+        yield from self._files()
+        yield from self._datasets()
+        if self.purpose == 'train':
+            yield from self._training_set()
+            yield from self._stages()
+            yield from self._scheduler()
+            yield from self._loss()
+        yield from self._network()
+        yield from self._metrics()
+
+    # -------------------------------------------------------------- what must be there
+
+    def _sections(self) -> Iterator[Mistake]:
+        datasets = _at(self.data, 'datasets')
+        if self.purpose == 'test':
+            if datasets is not None and not self.test_sets:
+                text = 'found no set to test on; allowed: one of any name but train'
+                yield Mistake(('datasets',), text)
+            if not _at(self.data, 'path', 'pretrain_network_g'):
+                text = 'found nothing; allowed: the file of the weights to test'
+                yield Mistake(('path', 'pretrain_network_g'), text)
+            return
+        if _at(self.data, 'train') is None:
+            text = 'found nothing; allowed: the options of training: total_iter, optim_g, scheduler, …'
+            yield Mistake(('train',), text)
         if datasets is not None and 'train' not in datasets:
-            yield f'datasets.train: found nothing, only {", ".join(datasets)}; allowed: a training set'
-    elif datasets is not None and not set(datasets) - {'train'}:
-        yield 'datasets: found no set to test on; allowed: one named val, test, test_1, …'
-    if purpose == 'test' and not _at(data, 'path', 'pretrain_network_g'):
-        yield 'path.pretrain_network_g: found nothing; allowed: the file of the weights to test'
-    if datasets is None:
-        return
-    first_users: dict[str, str] = {}
-    for phase, dataset in datasets.items():
-        name = _at(dataset, 'name', kind=str) or phase
-        if phase == 'train' or not isinstance(dataset, dict):
-            continue
-        if name in first_users:
-            yield f'datasets.{phase}.name: found {name!r}, as in datasets.{first_users[name]}; allowed: a name of its own'
-        if '/' in name or '\\' in name or not name.strip('. '):
-            yield f'datasets.{phase}.name: found {name!r}; allowed: a name that can be a folder'
-        first_users.setdefault(name, phase)
+            found = f'only {", ".join(datasets)}' if datasets else 'nothing'
+            yield Mistake(('datasets', 'train'), f'found {found}; allowed: a training set')
+            return
+        needed = ['gt_size', 'batch_size_per_gpu']
+        if 'dataroot_gt' in _parameters(DATASET_REGISTRY, self.train_set.get('type')):
+            needed.append('dataroot_gt')
+        for name in needed if datasets is not None else ():
+            if name not in self.train_set:
+                yield Mistake(('datasets', 'train', name), 'found nothing; allowed: a value, to train')
 
+    def _names(self) -> Iterator[Mistake]:
+        users: dict[str, str] = {}
+        folders: dict[Key, str] = {('name',): _at(self.data, 'name') or 'a'}
+        for phase, dataset in self.test_sets.items():
+            name = dataset.get('name', phase)
+            key = ('datasets', phase, 'name') if 'name' in dataset else ('datasets', phase)
+            folders[key] = name
+            if name in users:
+                found = f'{show(name)}, as the name of datasets.{users[name]}'
+                yield Mistake(key, f'found {found}; allowed: a name of its own')
+            users.setdefault(name, phase)
+        for key, name in folders.items():
+            if not re.match(FOLDER_NAME, name) or len(name.encode()) > 200:
+                text = f'found {show(name)}; allowed: the name of a folder, at most 200 bytes, without slashes'
+                yield Mistake(key, text)
+        for name in {'name', 'iter', 'kind', 'dataset'} & {*(_at(self.data, 'val', 'metrics') or {})}:
+            text = (
+                f'found a metric called {show(name)}; allowed: another name, as results have a column of this'
+            )
+            yield Mistake(('val', 'metrics', name), text)
 
-def _dataset(phase: str, dataset: dict[str, Any], world_size: int) -> Iterator[str]:
-    missing = False
-    for key in ('dataroot_lq', 'dataroot_gt', 'meta_info_file'):
-        name = _at(dataset, key, kind=str)
-        if name is None:
-            continue
-        path = resolve(name)
-        if not (path.is_file() if key == 'meta_info_file' else path.exists()):
-            missing = True
-            hint = f' ({GET_GOPRO})' if _is_task_data(path) else ''
-            what = 'file' if key == 'meta_info_file' else 'folder'
-            yield f'datasets.{phase}.{key}: found {name!r}, where there is no {what}; allowed: an existing one{hint}'
-    for key in ('gt_size', 'batch_size_per_gpu', 'dataroot_gt') if phase == 'train' else ():
-        if dataset.get(key) is None:
-            yield f'datasets.train.{key}: found nothing; allowed: a value; training needs this key'
-    kind = _at(dataset, 'type', kind=str)
-    if missing or kind not in DATASET_REGISTRY:
-        return
-    arguments = {
-        key: value for key, value in dataset.items() if key != 'type' and key not in LoaderOptions.model_fields
-    }
-    # Whole images are not decoded to be counted.
-    arguments.pop('in_memory', None)
-    try:
-        length = len(DATASET_REGISTRY.get(kind)(**arguments))
-    except DataError as error:
-        yield f'datasets.{phase}: {error}'
-        return
-    except TypeError:  # an unknown key or a wrong type: reported already, with the key
-        return
-    batch = _at(dataset, 'batch_size_per_gpu', kind=int)
-    if phase == 'train' and batch:
-        batch = max(
-            [
-                batch,
-                *(size for size in _at(dataset, 'mini_batch_sizes', kind=list) or [] if isinstance(size, int)),
-            ]
+    # -------------------------------------------------------------- files and folders
+
+    def _files(self) -> Iterator[Mistake]:
+        for name in ('pretrain_network_g', *(['resume_state'] if self.purpose == 'train' else [])):
+            file = _at(self.data, 'path', name)
+            if file and not _exists(file, Path.is_file):
+                allowed = 'a file' if self.purpose == 'test' else 'a file, or ~ for none'
+                folder = _folder_of_task(file, 'pretrained_models')
+                hint = f', and {folder[0]}/pretrained_models/README.md says how to get it' if folder else ''
+                text = f'found {show(file)}, where there is no file; allowed: {allowed}{hint}'
+                yield Mistake(('path', name), text)
+        missing = list(self._missing_roots())
+        for key, name in missing:
+            kind = 'file' if key[-1] == 'meta_info_file' else 'folder'
+            if not _folder_of_task(name, 'Datasets'):
+                yield Mistake(key, f'found {show(name)}, where there is no {kind}; allowed: one that is there')
+        if data := [(key, name) for key, name in missing if _folder_of_task(name, 'Datasets')]:
+            yield self._no_data(data)
+
+    def _missing_roots(self) -> Iterator[tuple[Key, str]]:
+        for phase, dataset in self.used_sets.items():
+            for name in ('dataroot_gt', 'dataroot_lq', 'meta_info_file'):
+                test = Path.is_file if name == 'meta_info_file' else Path.is_dir
+                if isinstance(dataset.get(name), str) and not _exists(dataset[name], test):
+                    yield ('datasets', phase, name), dataset[name]
+
+    def _no_data(self, missing: list[tuple[Key, str]]) -> Mistake:
+        """One sentence for the newcomer, who has none of it."""
+        (key, name), *others = missing
+        folders = [_folder_of_task(path, 'Datasets') for _, path in missing]
+        sets = ' and '.join(dict.fromkeys(folder[3] for folder in folders if len(folder) > 3)) or 'images'
+        also = f' (as for {", ".join(dotted(other) for other, _ in others)})' if others else ''
+        text = (
+            f'found {show(name)}, where there is no folder{also}; allowed: the data of {sets}, and '
+            f'{folders[0][0]}/README.md says how to get and prepare them'
         )
-        samples = length * (_at(dataset, 'dataset_enlarge_ratio', kind=int) or 1)
-        if samples < batch * world_size:
-            processes = f' on {world_size} processes' if world_size > 1 else ''
-            yield (
-                f'datasets.train: found {samples} samples; allowed: at least one batch, which is '
-                f'{batch * world_size}{processes} (lower batch_size_per_gpu and mini_batch_sizes, or raise '
+        if self.purpose == 'train':
+            text += f'; to try training without them, run {QUICKSTART}'
+        return Mistake(key, text)
+
+    # -------------------------------------------------------------- datasets
+
+    def _datasets(self) -> Iterator[Mistake]:
+        absent = {key[1] for key, _ in self._missing_roots()}
+        for phase, dataset in self.used_sets.items():
+            if phase in absent:
+                continue
+            key = ('datasets', phase)
+            # How a set is loaded is another matter; and whole images need not be decoded to be counted.
+            ignored = {
+                'in_memory',
+                *(name for name in LoaderOptions.model_fields if (*key, name) in self.wrong),
+            }
+            options = {name: value for name, value in _at(self.all, *key).items() if name not in ignored}
+            section = checked_section(DATASET_REGISTRY, options, LoaderOptions)
+            if section is None:
+                continue
+            try:
+                length = len(build(DATASET_REGISTRY, section, LoaderOptions))
+            except DataError as error:
+                yield _refusal(key, section, error, 'pairs of images')
+            except Exception as error:
+                yield _refusal(key, section, error)
+            else:
+                if phase == 'train' and (*key, 'dataset_enlarge_ratio') not in self.wrong:
+                    yield from self._enough(length * dataset.get('dataset_enlarge_ratio', 1))
+
+    def _enough(self, samples: int) -> Iterator[Mistake]:
+        sizes = [self.train_set.get('batch_size_per_gpu', 1), *self.train_set.get('mini_batch_sizes', ())]
+        batch = max(sizes) * self.world_size
+        if samples < batch:
+            processes = f' on {self.world_size} processes' if self.world_size > 1 else ''
+            text = (
+                f'found a set of {samples} sample{"s" * (samples != 1)}; allowed: at least one batch, '
+                f'{batch}{processes} (lower batch_size_per_gpu and mini_batch_sizes, or raise '
                 'dataset_enlarge_ratio)'
             )
+            yield Mistake(('datasets', 'train'), text)
+
+    def _training_set(self) -> Iterator[Mistake]:
+        """Stages, patches and batches against their limits."""
+        for names, limit_name in (('gt_sizes', 'gt_size'), ('mini_batch_sizes', 'batch_size_per_gpu')):
+            limit = self.train_set.get(limit_name)
+            for index, value in enumerate(self.train_set.get(names, ())):
+                if limit is not None and value > limit:
+                    text = f'found {value}; allowed: at most {limit_name}, {limit}'
+                    yield Mistake(('datasets', 'train', names, index), text)
+
+    def _stages(self) -> Iterator[Mistake]:
+        there = {name: self.train_set[name] for name in STAGE_LISTS if name in self.train_set}
+        total = _at(self.data, 'train', 'total_iter')
+        for name in STAGE_LISTS:
+            key = ('datasets', 'train', name)
+            if there and name not in there:
+                yield Mistake(key, f'found nothing; allowed: a list, as there is {" and ".join(there)}')
+            elif there and not there[name]:
+                yield Mistake(key, 'found no stage; allowed: one or more')
+        lengths = {name: len(values) for name, values in there.items()}
+        if len(set(lengths.values())) > 1:
+            often = Counter(lengths.values())
+            odd = min(lengths, key=lambda name: often[lengths[name]])
+            found = ', '.join(f'{length} in {name}' for name, length in lengths.items())
+            text = f'found stages of different number, {found}; allowed: lists of the same length'
+            yield Mistake(('datasets', 'train', odd), text)
+        if total is not None and there.get('iters') and sum(there['iters']) < total:
+            text = f'found a sum of {sum(there["iters"])}; allowed: at least train.total_iter, {total}'
+            yield Mistake(('datasets', 'train', 'iters'), text)
+
+    # -------------------------------------------------------------- what is built from the options
+
+    def _scheduler(self) -> Iterator[Mistake]:
+        key = ('train', 'scheduler')
+        section = checked_section(SCHEDULERS, _at(self.all, *key))
+        if section is None:
+            return
+        try:
+            covers = build(SCHEDULERS, section).covers
+        except Exception as error:
+            yield _refusal(key, section, error)
+            return
+        total = _at(self.data, 'train', 'total_iter')
+        if covers is not None and total is not None and covers < total:
+            name = 'periods' if 'periods' in type(section).model_fields else 'total_iter'
+            found = f'a sum of {covers}' if name == 'periods' else covers
+            yield Mistake((*key, name), f'found {found}; allowed: at least train.total_iter, {total}')
+
+    def _loss(self) -> Iterator[Mistake]:
+        key = ('train', 'pixel_opt')
+        loss, mistakes = self._module(LOSS_REGISTRY, *key)
+        yield from mistakes
+        if getattr(loss, 'reduction', None) == 'none':
+            yield Mistake(
+                (*key, 'reduction'), 'found "none"; allowed: "mean" or "sum", as training needs one number'
+            )
+        if getattr(loss, 'toY', False) is True and self.train_set.get('channels') == 1:
+            yield Mistake((*key, 'toY'), 'found true; allowed: false, as datasets.train.channels is 1')
+
+    def _network(self) -> Iterator[Mistake]:
+        net, mistakes = self._module(ARCH_REGISTRY, 'network_g')
+        yield from mistakes
+        section = _at(self.data, 'network_g') or {}
+        multiple = getattr(ARCH_REGISTRY.get(section['type']), 'multiple', 1) if 'type' in section else 1
+        for key, value in self._sizes() if isinstance(multiple, int) and multiple > 0 else ():
+            if value % multiple:
+                yield Mistake(key, f'found {value}; allowed: a multiple of {multiple}, for {section["type"]}')
+        if net is None:
+            return
+        parameters = _parameters(ARCH_REGISTRY, section['type'])
+        for name in {'inp_channels', 'out_channels'} & parameters.keys():
+            value = section.get(name, parameters[name].default)
+            for phase, dataset in self.used_sets.items():
+                channels = dataset.get('channels', 3)
+                if dataset.get('type') == 'Dataset_PairedImage' and value != channels:
+                    text = f'found {value}; allowed: {channels}, the channels of datasets.{phase}'
+                    yield Mistake(('network_g', name), text)
+                    break
+
+    def _sizes(self) -> Iterator[tuple[Key, int]]:
+        """Whatever becomes the side of an image that the network sees."""
+        yield ('val', 'window_size'), _at(self.data, 'val', 'window_size') or 8
+        if self.purpose == 'train':
+            key = ('datasets', 'train')
+            if 'gt_sizes' in self.train_set:
+                yield from (((*key, 'gt_sizes', i), size) for i, size in enumerate(self.train_set['gt_sizes']))
+            elif 'gt_size' in self.train_set:
+                yield (*key, 'gt_size'), self.train_set['gt_size']
+
+    def _metrics(self) -> Iterator[Mistake]:
+        """Each is tried on a small image, with the channels and the type of those it will get."""
+        measured = [dataset for dataset in self.test_sets.values() if dataset.get('dataroot_gt')]
+        channels = sorted({dataset.get('channels', 3) for dataset in measured})
+        for name, section in (_at(self.data, 'val', 'metrics') or {}).items():
+            key = ('val', 'metrics', name)
+            metric = checked_section(METRIC_REGISTRY, _at(self.all, *key), MetricOptions)
+            if metric is None:
+                continue
+            settings = arguments(metric, MetricOptions)
+            try:
+                if 'crop_border' in settings:  # how large the images will be is not known
+                    settings['crop_border'] = min(settings['crop_border'], 8)
+                for count in channels:
+                    pair = _two_images(count, rounded=_at(self.data, 'val', 'use_image') is not False)
+                    float(Metric(METRIC_REGISTRY.get(section['type']), settings)(*pair))
+            except Exception as error:
+                yield _refusal(key, metric, error)
+
+    def _module(self, registry: Registry, *key: str) -> tuple[Any, list[Mistake]]:
+        """Arguments that are right one by one may not fit together: the constructor has the last word."""
+        section = checked_section(registry, _at(self.all, *key))
+        if section is None:
+            return None, []
+        try:
+            with torch.device('meta'):
+                return build(registry, section), []
+        except Exception:
+            try:  # what cannot be made without storage is made with it
+                return build(registry, section), []
+            except Exception as error:
+                return None, [_refusal(key, section, error)]
 
 
-def _is_task_data(path: Path) -> bool:
-    return path.is_relative_to(ROOT / 'Motion_Deblurring' / 'Datasets')
-
-
-def _stages(data: dict[str, Any]) -> Iterator[str]:
-    train = _at(data, 'datasets', 'train', kind=dict) or {}
-    total = _at(data, 'train', 'total_iter', kind=int)
-    keys = ('mini_batch_sizes', 'gt_sizes', 'iters')
-    lists = {key: _at(train, key, kind=list) for key in keys}
-    there = {key: value for key, value in lists.items() if value is not None}
-    if there and len(there) < len(keys):
-        absent = [key for key in keys if train.get(key) is None]
-        if absent:
-            yield f'datasets.train.{absent[0]}: found nothing; allowed: a list, as {", ".join(there)} is given'
-    lengths = {key: len(value) for key, value in there.items()}
-    if len(set(lengths.values())) > 1:
-        found = ', '.join(f'{key} with {length}' for key, length in lengths.items())
-        yield f'datasets.train: found {found} stages; allowed: lists of the same length'
-    if any(length == 0 for length in lengths.values()):
-        yield 'datasets.train: found a list of no stages; allowed: one stage or more'
-    for key, limit_key in (('gt_sizes', 'gt_size'), ('mini_batch_sizes', 'batch_size_per_gpu')):
-        limit = _at(train, limit_key, kind=int)
-        for value in there.get(key, []):
-            if limit is not None and isinstance(value, int) and value > limit:
-                yield f'datasets.train.{key}: found {value}; allowed: at most {limit_key}, {limit}'
-    multiple = _multiple(data)
-    for key, values in (
-        ('gt_sizes', there.get('gt_sizes')),
-        ('gt_size', None if there else [train.get('gt_size')]),
-    ):
-        for value in values or []:
-            if isinstance(value, int) and value % multiple:
-                yield f'datasets.train.{key}: found {value}; allowed: multiples of {multiple}, for this network'
-    iters = there.get('iters')
-    if iters and total is not None and all(isinstance(length, int) for length in iters) and sum(iters) < total:
-        yield f'datasets.train.iters: found a sum of {sum(iters)}; allowed: at least total_iter, {total}'
-
-
-def _multiple(data: dict[str, Any]) -> int:
-    kind = _at(data, 'network_g', 'type', kind=str)
-    return getattr(ARCH_REGISTRY.get(kind), 'multiple', 1) if kind in ARCH_REGISTRY else 1
-
-
-def _scheduler(data: dict[str, Any]) -> Iterator[str]:
-    section = _at(data, 'train', 'scheduler', kind=dict) or {}
-    cls = SCHEDULERS.get(section.get('type'))  # type: ignore[arg-type]
-    if cls is None:
-        return
+def _parameters(registry: Registry, name: str | None) -> dict[str, inspect.Parameter]:
+    if name is None:
+        return {}
     try:
-        scheduler = cls(**{key: value for key, value in section.items() if key != 'type'})
-        covers = scheduler.covers
-    except ValueError as error:
-        yield f'train.scheduler: {error}'
-        return
-    except TypeError:  # reported already, with the key
-        return
-    total = _at(data, 'train', 'total_iter', kind=int)
-    if covers is not None and total is not None and covers < total:
-        key = 'periods' if 'periods' in section else 'total_iter'
-        yield f'train.scheduler.{key}: found a sum of {covers}; allowed: at least total_iter, {total}'
+        return dict(inspect.signature(registry.get(name)).parameters)
+    except (TypeError, ValueError):
+        return {}
 
 
-def _buildable(data: dict[str, Any], keys: tuple[str, ...], registry: Registry) -> Iterator[str]:
-    """Arguments that are right one by one may not fit together: the constructor has the last word."""
-    section = _at(data, *keys, kind=dict) or {}
-    if section.get('type') not in registry:
-        return
-    arguments = {key: value for key, value in section.items() if key != 'type'}
+def _refusal(key: Key, section: BaseModel, error: Exception, allowed: str = '') -> Mistake:
+    """What a constructor said; ours name the parameter: `dim: found …; allowed: …`."""
+    said = ' '.join(str(error).split())
+    named = re.fullmatch(r'(\w+): (found .*; allowed: .*)', said)
+    if named and named[1] in type(section).model_fields:
+        return Mistake((*key, named[1]), named[2])
+    if allowed:
+        return Mistake(key, f'found a mistake in the files: {said}; allowed: {allowed}')
+    found = f'found values that do not work ({type(error).__name__}: {said})'
+    return Mistake(key, f'{found}; allowed: what {section.type} takes')  # type: ignore[attr-defined]
+
+
+def _exists(name: str, test: Callable[[Path], bool]) -> bool:
     try:
-        with torch.device('meta'):
-            registry.get(section['type'])(**arguments)
-    except ValueError as error:
-        yield f'{".".join(keys)}: {error}'
-    except (TypeError, RuntimeError, IndexError):
-        # A wrong type is reported already, with the key; and an architecture that cannot be made without
-        # storage will be made with it.
-        return
+        return test(resolve(name))
+    except (OSError, RuntimeError, ValueError):  # not allowed to look, no such home folder, no possible name
+        return False
 
 
-def _channels(data: dict[str, Any]) -> Iterator[str]:
-    wanted = _at(data, 'network_g', 'inp_channels', kind=int)
-    for phase, dataset in (_at(data, 'datasets', kind=dict) or {}).items():
-        if wanted is not None and _at(dataset, 'type') == 'Dataset_PairedImage':
-            given = dataset.get('channels', 3)
-            if given in (1, 3) and given != wanted:
-                yield f'network_g.inp_channels: found {wanted}; allowed: {given}, the channels of datasets.{phase}'
+def _folder_of_task(name: str, folder: str) -> tuple[str, ...]:
+    """The parts of a path in `<task>/<folder>/` of the repository, (task, folder, …); () for other paths."""
+    try:
+        parts = resolve(name).relative_to(ROOT).parts
+    except (RuntimeError, ValueError):
+        return ()
+    return parts if parts[1:2] == (folder,) else ()
+
+
+def _two_images(channels: int, rounded: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """Two images, large enough for a metric of several scales, and their range."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 176, 184, channels), dtype=np.uint8)
+    one, other = images if rounded else images / 255
+    return one, other, 255.0 if rounded else 1.0

@@ -25,7 +25,7 @@ from basicsr.utils.options import LoaderOptions, build
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 
-class TrainingStopped(RuntimeError):
+class TrainingError(RuntimeError):
     """Training cannot go on; the message says why, and what is left."""
 
 
@@ -43,7 +43,7 @@ def validation_sets(options: Any) -> dict[str, Any]:
 
 
 class Training:
-    """One process's part of a run. `run` trains up to `train.total_iter`, or raises TrainingStopped."""
+    """One process's part of a run. `run` trains up to `train.total_iter`, or raises TrainingError."""
 
     def __init__(
         self, options: Any, device: torch.device, process: Process, directory: RunDirectory, auto_resume: bool
@@ -161,7 +161,7 @@ class Training:
                     if self._due(self.options.logger.save_checkpoint_freq):
                         self._save()
         except NonFiniteError as error:
-            raise TrainingStopped(self._explain(error)) from None
+            raise TrainingError(self._explain(error)) from None
         finally:
             if self.tensorboard:
                 self.tensorboard.close()

@@ -14,15 +14,18 @@ import importlib
 import inspect
 import json
 import re
+import textwrap
 import typing
-from collections.abc import Callable, Iterable
-from functools import reduce
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Optional, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_serializer
+from pydantic.json_schema import GenerateJsonSchema
 
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
@@ -36,6 +39,11 @@ from basicsr.utils.registry import (
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+Key = tuple[str | int, ...]
+
+FOLDER_NAME = r'^[^/\\\x00-\x1f]*[^/\\\x00-\x1f. ][^/\\\x00-\x1f]*$'
 
 # Published option files have these; nothing here depends on them.
 WITHOUT_EFFECT = (
@@ -55,13 +63,37 @@ class OptionError(ValueError):
         self.mistakes = mistakes
 
 
+class Mistake(NamedTuple):
+    key: Key
+    text: str
+    """`found …; allowed: …`"""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra='forbid', protected_namespaces=(), use_attribute_docstrings=True
+        frozen=True,
+        extra='forbid',
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
 
-class LoaderOptions(Section):
+class Component(Section):
+    """A section with a `type`: the keys beside it are that class's constructor parameters."""
+
+    _parameters: ClassVar[frozenset[str]] = frozenset()
+    _given: ClassVar[tuple[int, frozenset[str]]] = 0, frozenset()
+    """How many of the first parameters, and which others, do not come from options."""
+
+    @model_serializer(mode='wrap')
+    def _without_unset_nulls(self, handler: Any) -> dict[str, object]:  # (a user's class may be called Any)
+        """None may stand for a default that YAML cannot express: to write it down would be to set it."""
+        keys = self.model_fields_set
+        return {key: value for key, value in handler(self).items() if value is not None or key in keys}
+
+
+class LoaderOptions(Component):
     """How a dataset is read; the other keys of a dataset belong to its `type`."""
 
     name: str | None = None
@@ -84,6 +116,13 @@ class LoaderOptions(Section):
     """Repeats of the set in one epoch."""
     prefetch_mode: str | None = None
     """No effect."""
+
+
+class MetricOptions(Component):
+    _given = 2, frozenset({'data_range', 'input_order'})  # both images, and what they are like
+
+    better: Literal['higher', 'lower'] = 'higher'
+    """Which way is better, to choose the best checkpoint."""
 
 
 class PathOptions(Section):
@@ -109,10 +148,7 @@ class AdamOptions(Section):
     lr: Rate
     """The base of the learning-rate schedule."""
     weight_decay: Rate = 0.0
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
-        0.9,
-        0.999,
-    ]
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
 
@@ -141,43 +177,147 @@ class DistOptions(Section):
     """Of the first node, with --launcher slurm."""
 
 
+class TrainOptions(Section):
+    total_iter: PositiveInt
+    """Training ends after this many iterations."""
+    warmup_iter: Annotated[int, Field(ge=-1)] = -1
+    """Linear warm-up of the learning rate; -1: none."""
+    use_grad_clip: bool = True
+    """Clip the norm of the gradient."""
+    grad_clip_norm: Annotated[float, Field(gt=0)] = 0.01
+    """The largest norm of the gradient."""
+    precision: Literal['fp32', 'bf16'] = 'fp32'
+    """bf16: autocast of the forward pass."""
+    ema_decay: Share = 0.0
+    """Of the averaged weights; 0: no average."""
+    mixing_augs: MixingOptions = MixingOptions()
+
+
+class ValOptions(Section):
+    window_size: PositiveInt = 8
+    """Sides are padded to a multiple of this, and cut after."""
+    val_freq: PositiveInt = 5000
+    """Iterations between validations."""
+    save_img: bool = False
+    """Write the restored images."""
+    use_image: bool = True
+    """Measure rounded images; false: before rounding."""
+    rgb2bgr: bool = True
+    """No effect."""
+    max_minibatch: PositiveInt | None = None
+    """No effect."""
+
+
+class RunOptions(Section):
+    """A whole option file, but for what depends on the registries."""
+
+    name: Annotated[str, Field(pattern=FOLDER_NAME)]
+    """Of the run: the folder in experiments/ or results/."""
+    scale: int = 1
+    """No effect."""
+    num_gpu: Count = 1
+    """Processes that the batch sizes were written for; 0: use the CPU."""
+    manual_seed: Annotated[int, Field(ge=0, lt=2**63)] = 100
+    """Everything random follows from it."""
+    custom_imports: list[str] = []
+    """Modules to import first; they register what they define."""
+    path: PathOptions = PathOptions()
+    logger: LoggerOptions = LoggerOptions()
+    dist_params: DistOptions = DistOptions()
+
+
 # ------------------------------------------------------------------ models made from the registries
 
 
-def _parameters(entry: Callable[..., Any], skip: int = 0) -> tuple[dict[str, Any], bool]:
-    """Constructor parameters as pydantic fields, and whether the constructor takes any other keyword."""
-    function = entry.__init__ if inspect.isclass(entry) else entry
+class _OpenEnded(Section):
+    """The constructor takes **kwargs."""
+
+    model_config = ConfigDict(extra='allow')
+
+
+@lru_cache(maxsize=256)
+def _component(name: str, entry: Callable[..., Any], base: type[Component] = Component) -> type[Component]:
+    """The model of a section with `type: name`."""
+    first, given = base._given
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except NameError:  # annotations that exist for type checkers alone: names are still checked
-        hints = {}
+        parameters = list(inspect.signature(entry).parameters.values())[first:]
+    except (TypeError, ValueError):  # no signature to be had: anything goes
+        parameters = [inspect.Parameter('options', inspect.Parameter.VAR_KEYWORD)]
+    text = inspect.getdoc(entry) or ''
+    descriptions = _documented_arguments(text)
     fields: dict[str, Any] = {}
-    open_ended = False
-    for parameter in list(inspect.signature(entry).parameters.values())[skip:]:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            open_ended = True
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            default = ... if parameter.default is parameter.empty else parameter.default
-            if isinstance(default, tuple):
-                default = list(default)
-            annotation = hints.get(parameter.name, Any)
-            if default is None:
-                annotation = Optional[annotation]  # noqa: UP045 - an annotation may be a string-less typing object
-            fields[parameter.name] = (annotation, default)
-    return fields, open_ended
-
-
-def _component(
-    name: str, entry: Callable[..., Any], base: type[Section] = Section, skip: int = 0
-) -> type[Section]:
-    fields, open_ended = _parameters(entry, skip)
-    config = ConfigDict(**{**Section.model_config, 'extra': 'allow' if open_ended else 'forbid'})
-    model = create_model(
-        name, __base__=base, __doc__=inspect.getdoc(entry) or '', type=(Literal[name], ...), **fields
-    )
-    model.model_config = config
-    model.model_rebuild(force=True)
+    for parameter in parameters:
+        by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if by_name and parameter.name not in given and _is_key(parameter.name):
+            annotation, default = _typed_default(parameter, _annotation(parameter, entry))
+            fields[parameter.name] = (annotation, Field(default, description=descriptions.get(parameter.name)))
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of parameters that share a name with a method of pydantic's
+        model: type[Component] = create_model(
+            name,
+            __base__=(base, _OpenEnded) if open_ended else base,
+            __doc__=' '.join(text.partition('\n\n')[0].split()),
+            type=(Literal[name], ...),
+            **fields,
+        )
+    model._parameters = frozenset(fields)
     return model
+
+
+def _is_key(name: str) -> bool:
+    """Whether a parameter of this name can be given in an option file."""
+    return (
+        name != 'type'
+        and not name.startswith('_')
+        and not (name.startswith('model_') and hasattr(BaseModel, name))
+    )
+
+
+def _annotation(parameter: inspect.Parameter, entry: Callable[..., Any]) -> Any:
+    """What pydantic can check of an annotation; Any where it cannot be evaluated, or says nothing of YAML."""
+    if parameter.annotation is parameter.empty:
+        return Any
+
+    def probe() -> None: ...
+
+    # One at a time: a single annotation that exists for type checkers alone would spoil the others.
+    probe.__annotations__ = {'value': parameter.annotation}
+    try:
+        function = inspect.unwrap(entry.__init__ if inspect.isclass(entry) else entry)  # type: ignore[misc]
+        names = getattr(function, '__globals__', {})
+        annotation = typing.get_type_hints(probe, names, include_extras=True)['value']
+        TypeAdapter(annotation).json_schema()
+    except Exception:  # anything can stand in an annotation
+        return Any
+    return annotation
+
+
+def _typed_default(parameter: inspect.Parameter, annotation: Any) -> tuple[Any, Any]:
+    """Annotation and default as YAML could give it, lists for tuples; None where it could not."""
+    if parameter.default is parameter.empty:
+        return annotation, ...
+    try:
+        text = json.dumps(parameter.default, allow_nan=False)
+    except (TypeError, ValueError):
+        text = 'null'
+    if text == 'null':
+        return Optional[annotation], None  # noqa: UP045 - not always a type that knows `|`
+    try:
+        return annotation, TypeAdapter(annotation).validate_json(text, strict=True)
+    except ValidationError:  # an annotation that its own default contradicts says nothing
+        return Any, json.loads(text)
+
+
+def _documented_arguments(text: str) -> dict[str, str]:
+    """Parameter → description, of a docstring with a section `Args:`."""
+    section = re.search(r'^Args:\n((?:[ \t]+\S.*\n?)+)', text, re.MULTILINE)
+    entries = re.findall(
+        r'^(\w+(?:, \w+)*)(?: \(.*?\))?: (.*(?:\n[ \t]+.*)*)',
+        textwrap.dedent(section[1]) if section else '',
+        re.MULTILINE,
+    )
+    return {name: ' '.join(words.split()) for names, words in entries for name in names.split(', ')}
 
 
 def _choice(models: Iterable[type[Section]]) -> Any:
@@ -187,13 +327,8 @@ def _choice(models: Iterable[type[Section]]) -> Any:
     return Annotated[Union[members], Field(discriminator='type')]  # noqa: UP007 - made at run time
 
 
-def _components(registry: Registry, base: type[Section] = Section, skip: int = 0) -> Any:
-    return _choice(_component(name, registry.get(name), base, skip) for name in registry.names())
-
-
-class _MetricBase(Section):
-    better: Literal['higher', 'lower'] = 'higher'
-    """Which way is better, to choose the best checkpoint."""
+def _components(registry: Registry, base: type[Component] = Component) -> Any:
+    return _choice(_component(name, registry.get(name), base) for name in registry.names())
 
 
 def options_model() -> type[BaseModel]:
@@ -202,191 +337,280 @@ def options_model() -> type[BaseModel]:
     import basicsr.data
     import basicsr.losses
     import basicsr.metrics
-    import basicsr.models
+    import basicsr.models  # noqa: F401 - imported to fill the registries
+
+    registries = (ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY)
+    return _options_model(tuple((name, r.get(name)) for r in registries for name in r.names()))
+
+
+@lru_cache(maxsize=8)
+def _options_model(registered: tuple[Any, ...]) -> type[BaseModel]:
     from basicsr.models.lr_scheduler import SCHEDULERS
 
     validation = create_model(
         'ValOptions',
-        __base__=Section,
-        window_size=(
-            PositiveInt,
-            Field(8, description='Sides are padded to a multiple of this, and cut after.'),
-        ),
-        val_freq=(PositiveInt, Field(5000, description='Iterations between validations.')),
-        save_img=(bool, Field(False, description='Write the restored images.')),
-        use_image=(bool, Field(True, description='Measure rounded images; false: before rounding.')),
-        rgb2bgr=(bool, Field(True, description='No effect.')),
-        max_minibatch=(PositiveInt | None, Field(None, description='No effect.')),
+        __base__=ValOptions,
         metrics=(
-            dict[str, _components(METRIC_REGISTRY, _MetricBase, skip=2)],
-            Field(default_factory=dict, description='Name: metric. The first one chooses the best checkpoint.'),
+            dict[str, _components(METRIC_REGISTRY, MetricOptions)],
+            Field({}, description='Name: metric. The first one chooses the best checkpoint.'),
         ),
     )
     training = create_model(
         'TrainOptions',
-        __base__=Section,
-        total_iter=(PositiveInt, Field(description='Training ends after this many iterations.')),
-        warmup_iter=(int, Field(-1, ge=-1, description='Linear warm-up of the learning rate; -1: none.')),
-        use_grad_clip=(bool, Field(True, description='Clip the norm of the gradient.')),
-        grad_clip_norm=(float, Field(0.01, gt=0, description='The largest norm of the gradient.')),
-        precision=(Literal['fp32', 'bf16'], Field('fp32', description='bf16: autocast of the forward pass.')),
-        ema_decay=(float, Field(0.0, ge=0, lt=1, description='Of the averaged weights; 0: no average.')),
+        __base__=TrainOptions,
         scheduler=(_choice(_component(name, cls) for name, cls in SCHEDULERS.items()), ...),
-        mixing_augs=(MixingOptions, Field(default_factory=MixingOptions)),
         optim_g=(_choice((AdamWOptions, AdamOptions)), ...),
         pixel_opt=(_components(LOSS_REGISTRY), ...),
     )
     return create_model(
         'RestormerOptions',
-        __base__=Section,
-        name=(
-            str,
-            Field(
-                pattern=r'^[^/\\]*[^/\\.][^/\\]*$',
-                description='Of the run: the folder in experiments/ or results/.',
-            ),
-        ),
+        __base__=RunOptions,
+        __doc__='An option file of train.py or test.py.',
         model_type=(
             Literal[tuple(MODEL_REGISTRY.names())],
             Field('ImageCleanModel', description='The training step.'),
         ),
-        scale=(int, Field(1, description='No effect.')),
-        num_gpu=(
-            int,
-            Field(1, ge=0, description='Processes that the batch sizes were written for; 0: use the CPU.'),
+        datasets=(
+            dict[str, _components(DATASET_REGISTRY, LoaderOptions)],
+            Field(description='`train` is trained on; all others are for validation or testing.'),
         ),
-        manual_seed=(int, Field(100, ge=0, description='Everything random follows from it.')),
-        custom_imports=(
-            list[str],
-            Field(default_factory=list, description='Modules to import first; they register what they define.'),
-        ),
-        datasets=(dict[str, _components(DATASET_REGISTRY, LoaderOptions)], ...),
         network_g=(_components(ARCH_REGISTRY), ...),
-        path=(PathOptions, Field(default_factory=PathOptions)),
         train=(training | None, Field(None, description='Needed by train.py alone.')),
-        val=(validation, Field(default_factory=validation)),
-        logger=(LoggerOptions, Field(default_factory=LoggerOptions)),
-        dist_params=(DistOptions, Field(default_factory=DistOptions)),
+        val=(validation, validation()),
     )
 
 
 def arguments(component: BaseModel, base: type[BaseModel] = Section) -> dict[str, Any]:
     """The keyword arguments that a component's section gives to its class: a copy, free to be changed."""
-    keys = (set(component.model_fields_set) - set(base.model_fields)) - {'type'}
-    return component.model_dump(include=keys)
+    not_its = {'type', *base.model_fields} - getattr(component, '_parameters', frozenset())
+    keys = component.model_fields_set - not_its
+    return {key: value for key, value in component.model_dump().items() if key in keys}
 
 
-def build(registry: Registry, component: BaseModel, base: type[BaseModel] = Section) -> Any:
+def build(entries: Registry | dict[str, Any], component: BaseModel, base: type[BaseModel] = Section) -> Any:
     """The registered object that `type:` names, called with the keys beside it."""
-    return registry.get(component.type)(**arguments(component, base))  # type: ignore[attr-defined]
+    return entries.get(component.type)(**arguments(component, base))  # type: ignore[attr-defined, misc]
+
+
+def checked_section(
+    entries: Registry | dict[str, Any], section: Any, base: type[Component] = Component
+) -> BaseModel | None:
+    """One section with a `type` by itself, as it would be in the checked options; None if it has mistakes."""
+    name = section.get('type') if isinstance(section, dict) else None
+    entry = entries.get(name) if isinstance(name, str) and name in entries else None
+    if entry is None:
+        return None
+    try:
+        return _component(name, entry, base).model_validate_json(json.dumps(section), strict=True)
+    except ValidationError:
+        return None
 
 
 # ------------------------------------------------------------------ reading
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading; numbers as in YAML 1.2 (`3e-4` is one); a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.tag != 'tag:yaml.org,2002:merge' and isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f'the key {key_node.value!r} is given twice', key_node.start_mark
-                    )
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+    """Safe loading, numbers as in YAML 1.2: `3e-4` is one, but not `1:30`, `010` or a date."""
 
 
+_TAG = 'tag:yaml.org,2002:'
+_SCALARS = {f'{_TAG}{kind}' for kind in ('str', 'int', 'float', 'bool', 'null')}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:timestamp']
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_TAG) in ('bool', 'null', 'merge')]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    'tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+.0123456789')
-)
+for _kind, _pattern in (
+    ('int', r'[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+|0b[01]+)'),
+    ('float', r'[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?'),
+    ('float', r'[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)'),
+):
+    _Loader.add_implicit_resolver(f'{_TAG}{_kind}', re.compile(f'^({_pattern})$'), list('-+.0123456789'))
 
 
-def _whole_numbers(value: Any) -> Any:
-    """`!!float 4e3` is the integer 4000 to those who write option files."""
-    if isinstance(value, dict):
-        return {str(key): _whole_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole_numbers(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+class _Document:
+    """A YAML text as plain values, with the line of every key. Raises yaml.YAMLError."""
+
+    DEEPEST, LARGEST = 32, 20_000  # aliases can make a small file endless
+
+    def __init__(self, text: str) -> None:
+        self.lines: dict[Key, int] = {}
+        self.repeated: list[Mistake] = []
+        self._seen = 0
+        self._loader = _Loader(text)
+        node = self._loader.get_single_node()
+        self.data = None if node is None else self._value(node, ())
+
+    def _value(self, node: yaml.Node, key: Key) -> Any:
+        self._seen += 1
+        if len(key) > self.DEEPEST or self._seen > self.LARGEST:
+            raise _error(node, 'it is nested too deeply, or too large')
+        if isinstance(node, yaml.MappingNode) and node.tag == f'{_TAG}map':
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f'{_TAG}seq':
+            items = []
+            for index, item in enumerate(node.value):
+                path = (*key, index)
+                self.lines[path] = item.start_mark.line + 1
+                items.append(self._value(item, path))
+            return items
+        if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS:
+            raise _error(node, f'{node.tag.replace(_TAG, "!!")} is no number, text, list or mapping')
+        return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        merged = [value for name, value in node.value if name.tag == f'{_TAG}merge']
+        result: dict[str, Any] = {}
+        for value in merged:
+            mappings = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for mapping in reversed(mappings):  # of several that are merged, the first wins
+                if not isinstance(mapping, yaml.MappingNode):
+                    raise _error(mapping, 'only mappings can be merged')
+                result |= self._value(mapping, key)
+        own: set[str] = set()
+        for name_node, value in node.value:
+            if name_node.tag == f'{_TAG}merge':
+                continue
+            if not isinstance(name_node, yaml.ScalarNode):
+                raise _error(name_node, 'a key must be a name')
+            name = _text(name_node)  # as written: `on:` and `5:` are names, too
+            path = (*key, name)
+            if name in own:
+                self.repeated.append(
+                    Mistake(path, f'found again, after line {self.lines[path]}; allowed: once')
+                )
+            own.add(name)
+            self.lines[path] = name_node.start_mark.line + 1
+            result[name] = self._value(value, path)
+        return result
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        text = _text(node)
+        try:
+            value = self._loader.construct_object(node)
+            show(value)  # an integer of thousands of digits cannot be
+        except (ValueError, LookupError, TypeError):
+            raise _error(node, f'{text!r} is no {node.tag.removeprefix(_TAG)}') from None
+        return value
 
 
-def parse_yaml(text: str, source: str) -> Any:
+def _text(node: yaml.ScalarNode) -> str:
     try:
-        return _whole_numbers(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        node.value.encode()
+    except UnicodeEncodeError:
+        raise _error(node, 'half of a character') from None
+    return node.value
+
+
+def _error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _parse(text: str, source: str, with_line: bool = True) -> _Document:
+    try:
+        return _Document(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f'{source}:{mark.line + 1}' if mark and with_line else source
+        problem = ', '.join(filter(None, (error.context, error.problem)))
+        raise OptionError([f'{where}: is not valid YAML: {problem}']) from None
+    except yaml.YAMLError as error:
         raise OptionError([f'{source}: is not valid YAML: {" ".join(str(error).split())}']) from None
+    except RecursionError:
+        raise OptionError([f'{source}: is not valid YAML: it is nested too deeply']) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OptionFile:
+    """An option file with the --force_yml settings in it, as plain data that nobody changes."""
+
+    source: str
+    data: dict[str, Any]
+    lines: dict[Key, int | None]  # None: from the command line
+    mistakes: list[Mistake] = field(default_factory=list)
+    misread: list[str] = field(default_factory=list)  # settings that say nothing about any key
+
+    def report(self, mistakes: Iterable[Mistake]) -> list[str]:
+        """All that is wrong, the file's mistakes in the order of its lines."""
+        found = sorted([*self.mistakes, *mistakes], key=lambda mistake: self._line(mistake.key) or 0)
+        return [
+            *self.misread,
+            *(f'{self._where(mistake.key)}: {dotted(mistake.key)}: {mistake.text}' for mistake in found),
+        ]
+
+    def _line(self, key: Key) -> int | None:
+        """The line of a key; of the section where it is missing."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 0)
+
+    def _where(self, key: Key) -> str:
+        line = self._line(key)
+        return '--force_yml' if line is None else f'{self.source}:{line}' if line else self.source
+
+
+def dotted(key: Key) -> str:
+    return '.'.join(map(str, key))
+
+
+def read_file(path: str | Path, settings: Iterable[str] = ()) -> OptionFile:
+    """Raises OptionError if the file cannot be read as a mapping."""
     try:
-        text = path.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding='utf-8')
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else 'is not a text file'
         raise OptionError([f'{path}: cannot be read as an option file: {reason}']) from None
-    data = parse_yaml(text, str(path))
-    if not isinstance(data, dict):
-        raise OptionError([f'{path}: found {_show(data)}; allowed: a mapping of option names to values'])
-    return data
+    document = _parse(text, str(path))
+    if not isinstance(document.data, dict):
+        found = 'nothing' if document.data is None else show(document.data)
+        raise OptionError([f'{path}: found {found}; allowed: a mapping of option names to values'])
+    file = OptionFile(str(path), document.data, {**document.lines}, document.repeated)
+    return reduce(override, settings, file)
 
 
-def override(data: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """A copy of `data` with every `a:b=c` of --force_yml in it; c is read as YAML. Runs no code."""
-    mistakes = []
-    for setting in settings:
-        key, equals, text = setting.partition('=')
-        parts = key.strip().split(':')
-        if not equals or not all(parts):
-            mistakes.append(f'--force_yml: found {setting!r}; allowed: KEY:SUBKEY=VALUE')
-            continue
-        try:
-            value = parse_yaml(text, f'--force_yml {setting}')
-        except OptionError as error:
-            mistakes.extend(error.mistakes)
-            continue
-        try:
-            data = _with(data, parts, value)
-        except TypeError:
-            mistakes.append(f'--force_yml {setting}: {key} leads through a value that has no keys')
-    if mistakes:
-        raise OptionError(mistakes)
-    return data
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The plain data of an option file. Raises OptionError."""
+    return read_file(path).data
 
 
-def _with(data: Any, parts: list[str], value: Any) -> Any:
-    if not parts:
+def override(file: OptionFile, setting: str) -> OptionFile:
+    """A copy of the file with the `a:b=c` of --force_yml in it; c is read as YAML. Runs no code."""
+    name, equals, text = setting.partition('=')
+    key = tuple(name.strip().split(':'))
+    mistakes, misread = list(file.mistakes), list(file.misread)
+    data, lines = file.data, {**file.lines}
+    try:
+        if not equals or not all(key):
+            raise OptionError([f'--force_yml: found {show(setting)}; allowed: KEY:SUBKEY=VALUE'])
+        value = _parse(text, f'--force_yml: {dotted(key)}: {show(text)}', with_line=False)
+        data = _with(data, key, value.data)
+        lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
+        lines |= {key[:depth]: None for depth in range(1, len(key) + 1) if key[:depth] not in lines}
+        mistakes += [Mistake((*key, *repeated.key), repeated.text) for repeated in value.repeated]
+    except OptionError as error:
+        misread += error.mistakes
+    return OptionFile(file.source, data, lines, mistakes, misread)
+
+
+def _with(data: Any, key: Key, value: Any, above: Key = ()) -> Any:
+    if not key:
         return value
-    if data is None:
-        data = {}
-    if isinstance(data, list) and parts[0].isdigit() and int(parts[0]) < len(data):
-        index = int(parts[0])
-        return [*data[:index], _with(data[index], parts[1:], value), *data[index + 1 :]]
-    if not isinstance(data, dict):
-        raise TypeError
-    return {**data, parts[0]: _with(data.get(parts[0]), parts[1:], value)}
+    if not isinstance(data, dict | None):
+        there = f'found {show(data)} at {dotted(above)}; allowed: a mapping there'
+        raise OptionError([f'--force_yml: {dotted((*above, *key))}: {there}'])
+    data = data or {}
+    return {**data, key[0]: _with(data.get(key[0]), key[1:], value, (*above, key[0]))}
 
 
 def without_effect(data: dict[str, Any]) -> list[str]:
     """Keys of the file that published option files have, and that do nothing here."""
-    found = []
-    for pattern in WITHOUT_EFFECT:
-        expression = re.compile(re.escape(pattern).replace(r'\*', r'[^.]+'))
-        found += [key for key, value in _flatten(data) if expression.fullmatch(key) and value is not None]
-    return found
+    patterns = [re.compile(re.escape(pattern).replace(r'\*', r'[^.]+')) for pattern in WITHOUT_EFFECT]
+    return [key for pattern in patterns for key in map(dotted, _all_keys(data)) if pattern.fullmatch(key)]
 
 
-def _flatten(data: Any, prefix: str = '') -> Iterable[tuple[str, Any]]:
-    if prefix:
-        yield prefix, data
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from _flatten(value, f'{prefix}.{key}' if prefix else str(key))
+def _all_keys(data: Any, prefix: Key = ()) -> Iterator[Key]:
+    for name, value in data.items() if isinstance(data, dict) else ():
+        yield (*prefix, name)
+        yield from _all_keys(value, (*prefix, name))
 
 
 # ------------------------------------------------------------------ checking
@@ -398,151 +622,191 @@ def load_options(
     """Reads an option file and the --force_yml settings, and checks every key by itself.
 
     Returns (options, the plain data, the mistakes); options is None if there are mistakes. What takes more
-    than one key or a look at the disk is checked by `basicsr.utils.option_checks`.
-    Raises OptionError if the file cannot be read at all, or a custom import fails.
+    than one key or a look at the disk is checked by `basicsr.models.option_checks`.
+    Raises OptionError if the file cannot be read at all.
     """
-    path = Path(path)
-    data = override(read_yaml(path), list(settings))
-    _import_custom(data.get('custom_imports'), path)
+    file = read_file(path, settings)
+    options, data, mistakes = check_keys(file)
+    lines = file.report(mistakes)
+    return (None if lines else options), data, lines
+
+
+def check_keys(file: OptionFile) -> tuple[BaseModel | None, dict[str, Any], list[Mistake]]:
+    """The options, or None; the plain data, with integers where they are meant; and every mistake that a
+    single key has. Imports what `custom_imports` names."""
+    mistakes = list(_import_custom(file.data.get('custom_imports')))
     model = options_model()
-    forced = [setting.partition('=')[0].strip().split(':') for setting in settings]
-    try:
-        text = json.dumps(data)
-    except (TypeError, ValueError) as error:
-        raise OptionError(
-            [f'{path}: holds a value that is no number, text, list or mapping: {error}']
-        ) from None
+    options, problems = _validate(model, file.data)
+    # `!!float 4e3`, or 4000.0, is an integer to those who write option files, where one belongs.
+    keys = {_real_key(item['loc'], file.data) for item in problems if item['type'] == 'int_type'}
+    data = _with_integers(file.data, keys)
+    if keys:
+        options, problems = _validate(model, data)
+    return options, data, [*mistakes, *_describe(problems, model, data)]
+
+
+def _validate(model: type[BaseModel], data: dict[str, Any]) -> tuple[BaseModel | None, list[Any]]:
     try:
         # JSON, because pydantic's strict mode then takes lists and mappings where YAML has nothing else.
-        return model.model_validate_json(text, strict=True), data, []
+        return model.model_validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
-        return None, data, _describe(error, model, data, str(path), forced)
+        return None, error.errors(include_url=False)
 
 
-def _import_custom(modules: Any, path: Path) -> None:
-    for name in modules if isinstance(modules, list) else []:
-        try:
-            importlib.import_module(str(name))
-        except Exception as error:  # the module is the user's own: whatever it raises is the answer
-            raise OptionError(
-                [f'{path}: custom_imports: {name!r} cannot be imported: {type(error).__name__}: {error}']
-            ) from error
+def _with_integers(data: Any, keys: set[Key], key: Key = ()) -> Any:
+    if isinstance(data, dict):
+        return {name: _with_integers(value, keys, (*key, name)) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_with_integers(value, keys, (*key, index)) for index, value in enumerate(data)]
+    return int(data) if key in keys and isinstance(data, float) and data.is_integer() else data
 
 
-def _describe(
-    error: ValidationError, model: type[BaseModel], data: dict[str, Any], source: str, forced: list[list[str]]
-) -> list[str]:
-    by_key: dict[str, list[str]] = {}
-    found: dict[str, str] = {}
-    for item in error.errors(include_url=False):
-        keys = _real_keys(item['loc'], data)
-        if item['type'] in ('union_tag_not_found', 'union_tag_invalid'):
-            keys = [*keys, 'type']
-        key = '.'.join(map(str, keys))
-        missing = object()
-        value = reduce(lambda part, step: _step(part, step, missing), keys, data)
+def _import_custom(modules: Any) -> Iterator[Mistake]:
+    for index, name in enumerate(modules if isinstance(modules, list) else []):
+        if isinstance(name, str):
+            try:
+                importlib.import_module(name)
+            except (Exception, SystemExit) as error:  # the user's own code: whatever it raises is the answer
+                reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+                text = (
+                    f'found {show(name)}, whose import fails ({reason}); allowed: modules that can be imported'
+                )
+                yield Mistake(('custom_imports', index), text)
+
+
+_ALLOWED = {
+    'missing': 'a value, as this key is needed',
+    'bool_type': 'true or false',
+    'int_type': 'an integer',
+    'float_type': 'a number',
+    'string_type': 'text (in quotes, if it looks like something else)',
+    'list_type': 'a list',
+    'dict_type': 'a mapping',
+    'model_type': 'a mapping',
+    'model_attributes_type': 'a mapping',
+    'string_pattern_mismatch': 'the name of a folder, without slashes',
+    'union_tag_not_found': 'the name of a registered class',
+}
+
+
+def _describe(problems: list[Any], model: type[BaseModel], data: dict[str, Any]) -> Iterator[Mistake]:
+    known: list[Key] | None = None
+    found: dict[Key, str] = {}
+    allowed: dict[Key, list[str]] = {}
+    for item in problems:
+        key = _real_key(item['loc'], data, missing=item['type'] == 'missing')
+        if item['type'].startswith('union_tag'):
+            key = (*key, 'type')
         if item['type'] == 'extra_forbidden':
-            known = _known_keys(model, item['loc'][:-1])
-            close = difflib.get_close_matches(str(keys[-1]), known, n=1, cutoff=0.6)
-            hint = f'did you mean {close[0]!r}? ' if close else ''
-            found[key] = 'an unknown key'
-            by_key.setdefault(key, []).append(f'{hint}allowed here: {", ".join(known)}')
-            continue
-        found[key] = 'nothing' if value is missing else _show(value)
-        by_key.setdefault(key, []).append(_allowed(item))
-    lines = []
-    for key, allowed in by_key.items():
-        origin = '--force_yml' if any(key.split('.')[: len(part)] == part for part in forced) else source
-        unique = list(dict.fromkeys(allowed))
-        prefix = '' if found[key] == 'an unknown key' else 'allowed: '
-        lines.append(f'{origin}: {key}: found {found[key]}; {prefix}{" or ".join(unique)}')
-    return lines
+            if known is None:
+                schema = model.model_json_schema()
+                known = list(dict.fromkeys(_known_keys(schema, schema.get('$defs', {}), data)))
+            found[key] = f'an unknown key{_hint(key, known)}'
+            here = ', '.join(str(other[-1]) for other in known if other[:-1] == key[:-1])
+            allowed[key] = [here or 'none']
+        else:
+            found[key] = _found(key, data)
+            allowed.setdefault(key, []).append(_allowed(item))
+    for key, texts in allowed.items():
+        yield Mistake(key, f'found {found[key]}; allowed: {" or ".join(dict.fromkeys(texts))}')
+
+
+def _real_key(location: tuple[int | str, ...], data: Any, missing: bool = False) -> Key:
+    """pydantic's location without the names of a union's members that it puts between the keys."""
+    key: list[int | str] = []
+    entered = None
+    for index, step in enumerate(location):
+        if isinstance(data, dict):
+            is_tag = step == data.get('type') and data is not entered and index < len(location) - 1
+            if is_tag:
+                entered = data
+            elif step in data or (missing and index == len(location) - 1):
+                key.append(step)
+                data = data.get(step)
+        elif isinstance(data, list) and isinstance(step, int):
+            key.append(step)
+            data = data[step] if step < len(data) else None
+    return tuple(key)
+
+
+def _found(key: Key, data: Any) -> str:
+    for step in key:
+        try:
+            data = data[step]
+        except LookupError:
+            return 'nothing'
+    return show(data)
 
 
 def _allowed(item: Any) -> str:
     context = item.get('ctx', {})
-    if item['type'] == 'union_tag_invalid':
-        return str(context['expected_tags'])
-    if item['type'] == 'union_tag_not_found':
-        return 'the name of a registered class'
-    if item['type'] == 'string_pattern_mismatch':
-        return 'a name without slashes'
-    if item['type'] == 'missing':
-        return 'a value; this key is needed'
-    message = (
-        item['msg']
-        .replace('Input should be ', '')
-        .replace('an object', 'a mapping')
-        .replace('an array', 'a list')
-    )
-    return (
-        message.replace('a valid ', 'a ')
-        .replace('a integer', 'an integer')
-        .replace('a dictionary', 'a mapping')
-    )
+    if item['type'] in ('union_tag_invalid', 'literal_error'):
+        return str(context.get('expected_tags', context.get('expected'))).replace("'", '"')
+    if item['type'] in ('too_short', 'too_long'):
+        return f'{context.get("min_length", context.get("max_length"))} items'
+    message = item['msg'].replace('Input should be ', '').replace('String should have ', 'text with ')
+    return _ALLOWED.get(item['type'], message)
 
 
-def _step(part: Any, key: Any, missing: object) -> Any:
-    if isinstance(part, dict):
-        return part.get(key, missing)
-    if isinstance(part, list) and isinstance(key, int) and key < len(part):
-        return part[key]
-    return missing
+def _known_keys(schema: Any, definitions: Any, data: Any, prefix: Key = ()) -> Iterator[Key]:
+    """Every key that could stand in a file with these types and these datasets."""
+    objects = list(_objects(schema, definitions)) if len(prefix) < 8 else []  # a user's type may hold itself
+    given = data if isinstance(data, dict) else {}
+    same_type = [
+        section
+        for section in objects
+        if section.get('properties', {}).get('type', {}).get('const') == given.get('type')
+    ]
+    for section in same_type or objects:
+        for name, value in section.get('properties', {}).items():
+            yield (*prefix, name)
+            yield from _known_keys(value, definitions, given.get(name), (*prefix, name))
+        if isinstance(section.get('additionalProperties'), dict):
+            for name, value in given.items():
+                yield from _known_keys(section['additionalProperties'], definitions, value, (*prefix, name))
 
 
-def _real_keys(location: tuple[int | str, ...], data: Any) -> list[int | str]:
-    """pydantic's location without the union tags that it puts between the keys."""
-    keys: list[int | str] = []
-    for index, key in enumerate(location):
-        last = index == len(location) - 1
-        inside = (isinstance(data, dict) and key in data) or (isinstance(data, list) and isinstance(key, int))
-        if inside:
-            keys.append(key)
-            data = data[key]  # type: ignore[index]
-        elif last and isinstance(data, dict):
-            keys.append(key)
-    return keys
+def _objects(schema: Any, definitions: Any) -> Iterator[Any]:
+    """The mappings that a JSON schema allows."""
+    if '$ref' in schema:
+        schema = definitions[schema['$ref'].rpartition('/')[2]]
+    for combination in ('oneOf', 'anyOf', 'allOf'):
+        for member in schema.get(combination, ()):
+            yield from _objects(member, definitions)
+    if 'properties' in schema or 'additionalProperties' in schema:
+        yield schema
 
 
-def _known_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
-    for key in location:
-        model = _descend(model, key)
-    return list(model.model_fields)
+def _hint(key: Key, known: Collection[Key]) -> str:
+    """The key of this name in another section; or the most similar one here, or anywhere."""
+    section, name = key[:-1], str(key[-1])
+    here = [other for other in known if other[:-1] == section]
+    elsewhere = sorted((other for other in known if other[:-1] != section), key=len)
+    if longer := [str(other[-1]) for other in here if str(other[-1]).startswith(name)]:
+        return f' (did you mean {longer[0]}?)'
+    for keys, similarity in ((elsewhere, 1.0), (here, 0.6), (elsewhere, 0.8)):
+        names = [str(other[-1]) for other in keys]
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=similarity):
+            nearest = keys[names.index(close[0])]
+            return f' (did you mean {close[0] if keys is here else dotted(nearest)}?)'
+    return ''
 
 
-def _descend(annotation: Any, key: int | str) -> Any:
-    """The model that stands behind one step of pydantic's location."""
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        field: FieldInfo | None = annotation.model_fields.get(str(key))
-        return annotation if field is None else _plain(field.annotation)  # None: the step is a union tag
-    arguments_ = typing.get_args(annotation)
-    if typing.get_origin(annotation) is dict:
-        return _plain(arguments_[1])
-    members = [_plain(member) for member in arguments_]
-    return next(member for member in members if getattr(member, '__name__', None) == key or _tag(member) == key)
-
-
-def _tag(model: Any) -> Any:
-    field = getattr(model, 'model_fields', {}).get('type')
-    return typing.get_args(field.annotation)[0] if field else None
-
-
-def _plain(annotation: Any) -> Any:
-    if typing.get_origin(annotation) is Annotated:
-        return _plain(typing.get_args(annotation)[0])
-    members = [member for member in typing.get_args(annotation) if member is not type(None)]
-    if type(None) in typing.get_args(annotation) and len(members) == 1:
-        return _plain(members[0])
-    return annotation
-
-
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """As it would stand in a file, shortened."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f'{text[:77]}...'
 
 
+class _Untitled(GenerateJsonSchema):
+    """Without a title for every key, which only repeats its name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
 def json_schema() -> dict[str, Any]:
-    return options_model().model_json_schema()
+    return options_model().model_json_schema(schema_generator=_Untitled)
 
 
 if __name__ == '__main__':

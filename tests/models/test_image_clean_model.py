@@ -122,7 +122,7 @@ def test_averaged_weights(make):
     for index, averaged in enumerate(model.averaged):
         expected = sum(
             weight * step[index].double()
-            for weight, step in zip((0.75**3, 0.25 * 0.75**2, 0.25 * 0.75, 0.25), history)
+            for weight, step in zip((0.75**3, 0.25 * 0.75**2, 0.25 * 0.75, 0.25), history, strict=True)
         )
         assert torch.allclose(averaged.double(), expected, atol=1e-7)
     _, ema = model.weights()

@@ -1,6 +1,7 @@
 """The synthetic set: kernels, the blur against a direct convolution, and what becomes of an older set."""
 
 import importlib.util
+import inspect
 import json
 import subprocess
 import sys
@@ -311,5 +312,12 @@ def test_help_starts_anywhere(tmp_path):
     assert all(
         flag in result.stdout for flag in ('--output', '--seed', '--per_image', '--blur_length', '--noise')
     )
-    default = SCRIPT.parents[1] / 'datasets' / 'synthetic_blur'
-    assert synthesize_blur.synthesize.__defaults__[0] == synthesize_blur.DEFAULT_OUTPUT == default
+
+
+def test_the_command_line_has_the_defaults_of_the_function(monkeypatch):
+    parameters = inspect.signature(synthesize_blur.synthesize).parameters.values()
+    given = {}
+    monkeypatch.setattr(synthesize_blur, 'synthesize', lambda **kwargs: given.update(kwargs) or {'train': 0})
+    synthesize_blur.main([])
+    assert given == {parameter.name: parameter.default for parameter in parameters}
+    assert given['output'] == SCRIPT.parents[1] / 'datasets' / 'synthetic_blur'

@@ -1,0 +1,722 @@
+"""What can be wrong with an option file as a whole: its keys together, and the files it names."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from basicsr import train as train_entry
+from basicsr.models import option_checks
+from basicsr.models.option_checks import read_options
+from basicsr.utils import files, registry
+from basicsr.utils.options import OptionError
+
+ROOT = Path(__file__).resolve().parents[2]
+DUMPER = getattr(yaml, 'CSafeDumper', yaml.SafeDumper)  # the same, faster
+PUBLISHED = ROOT / 'options' / 'Deblurring_Restormer.yml'
+
+
+def write_pairs(folder, count=8, lq='{}', suffix='.png'):
+    for kind, name in (('lq', lq), ('gt', '{}')):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            cv2.imwrite(str(folder / kind / f'{name.format(index)}{suffix}'), np.zeros((8, 9, 3), np.uint8))
+    return {'dataroot_lq': str(folder / 'lq'), 'dataroot_gt': str(folder / 'gt')}
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp('pairs'))
+
+
+@pytest.fixture
+def published(pairs):
+    """The content of the published file, on images that are there, with a network that is made quickly."""
+    content = yaml.safe_load(PUBLISHED.read_text())
+    for phase in ('train', 'val'):
+        content['datasets'][phase].update(pairs)
+    content['network_g'].update(dim=8, num_blocks=[0] * 4, num_refinement_blocks=0, heads=[1] * 4)
+    return content
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Mistakes of a content, without the name of the file and its lines; [] if there are none."""
+    path = tmp_path / 'options.yml'
+
+    def check(content, *settings, purpose='train', world_size=1):
+        path.write_text(yaml.dump(content, Dumper=DUMPER, sort_keys=False))
+        try:
+            options = read_options(path, list(settings), purpose, world_size)
+        except OptionError as error:
+            assert error.mistakes and str(error) == '\n'.join(error.mistakes)
+            return [
+                re.sub(rf'^({re.escape(str(path))}(:\d+)?|--force_yml): ', '', line) for line in error.mistakes
+            ]
+        assert options.name
+        return []
+
+    return check
+
+
+def test_the_published_file_is_right_where_its_data_are(check, published):
+    assert check(published) == []
+    assert check(published, world_size=1, purpose='train') == []
+
+
+# ------------------------------------------------------------------ the newcomer
+
+
+def test_without_the_data_one_sentence_says_what_to_do(tmp_path, monkeypatch, caplog):
+    """The paper's file as it is, in a repository that has no data."""
+    monkeypatch.setattr(files, 'ROOT', tmp_path)
+    monkeypatch.setattr(option_checks, 'ROOT', tmp_path)
+    with pytest.raises(OptionError) as caught:
+        read_options(PUBLISHED, [], 'train')
+    (said,) = caught.value.mistakes
+    assert said.startswith(
+        f'{PUBLISHED}:15: datasets.train.dataroot_gt: found "./Motion_Deblurring/Datasets/train/'
+    )
+    assert 'the data of GoPro, and Motion_Deblurring/README.md says how to get' in said
+    assert 'python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml' in said
+    for key in ('datasets.train.dataroot_lq', 'datasets.val.dataroot_gt', 'datasets.val.dataroot_lq'):
+        assert said.count(key) == 1
+    assert '. ' not in said and '\n' not in said
+    assert not (tmp_path / 'experiments').exists()
+
+
+def test_train_py_tells_the_newcomer(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(files, 'ROOT', tmp_path)
+    monkeypatch.setattr(option_checks, 'ROOT', tmp_path)
+    assert train_entry.main(['-opt', str(PUBLISHED)]) == 2
+    captured = capfd.readouterr()
+    output = captured.out + captured.err
+    assert '1 mistake in the options' in output and 'quickstart' in output and 'Traceback' not in output
+    assert len(output.strip().splitlines()) == 2
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'options' / 'test').glob('*.yml')), ids=lambda path: path.stem)
+def test_without_data_or_weights_test_files_say_where_they_come_from(tmp_path, monkeypatch, path):
+    monkeypatch.setattr(files, 'ROOT', tmp_path)
+    monkeypatch.setattr(option_checks, 'ROOT', tmp_path)
+    with pytest.raises(OptionError) as caught:
+        read_options(path, [], 'test')
+    data, weights = caught.value.mistakes
+    assert f'the data of {path.stem.removeprefix("Deblurring_")}, and Motion_Deblurring/README.md says' in data
+    assert 'quickstart' not in data
+    assert (
+        'path.pretrain_network_g: found ' in weights
+        and 'Motion_Deblurring/pretrained_models/README.md' in weights
+    )
+
+
+# ------------------------------------------------------------------ one mistake
+
+
+# Settings, and below them what every mistake begins with.
+CASES = r"""
+datasets:train:iters=[300000]
+    datasets.train.iters: found stages of different number, 6 in mini_batch_sizes, 6 in gt_sizes, 1 in iters;
+
+datasets:train:gt_sizes=[128]
+    datasets.train.gt_sizes: found stages of different number
+
+datasets:train:gt_sizes=~
+    datasets.train.gt_sizes: found nothing; allowed: a list, as there is mini
+
+datasets:train:gt_sizes=[]
+datasets:train:iters=[]
+datasets:train:mini_batch_sizes=[]
+    datasets.train.mini_batch_sizes: found no stage;
+    datasets.train.gt_sizes: found no stage;
+    datasets.train.iters: found no stage;
+
+datasets:train:gt_size=320
+    datasets.train.gt_sizes.5: found 384; allowed: at most gt_size, 320
+
+datasets:train:batch_size_per_gpu=4
+    datasets.train.mini_batch_sizes.0: found 8; allowed: at most batch
+    datasets.train.mini_batch_sizes.1: found 5; allowed: at most batch
+
+datasets:train:gt_sizes=[128, 161, 192, 256, 320, 384]
+    datasets.train.gt_sizes.1: found 161; allowed: a multiple of 8, for Restormer
+
+datasets:train:gt_sizes=~
+datasets:train:iters=~
+datasets:train:mini_batch_sizes=~
+datasets:train:gt_size=100
+    datasets.train.gt_size: found 100; allowed: a multiple of 8, for Restormer
+
+datasets:train:gt_sizes=~
+datasets:train:iters=~
+datasets:train:mini_batch_sizes=~
+
+datasets:train:iters=[5, 5, 5, 5, 5, x]
+    datasets.train.iters.5: found "x"; allowed: an integer
+
+datasets:train:iters=abc
+    datasets.train.iters: found "abc"; allowed: a list
+
+train:total_iter=300001
+    datasets.train.iters: found a sum of 300000; allowed: at least train.total_iter, 300001
+    train.scheduler.periods: found a sum of 300000; allowed: at least train.total_iter, 300001
+
+train:total_iter=5
+
+datasets:train:gt_size=~
+    datasets.train.gt_size: found nothing; allowed: a value, to train
+
+datasets:train:batch_size_per_gpu=~
+    datasets.train.batch_size_per_gpu: found nothing; allowed: a v
+
+datasets:train:dataroot_gt=~
+    datasets.train.dataroot_gt: found nothing; allowed: a value, to train
+
+train:scheduler:restart_weights=[1]
+    train.scheduler.restart_weights: found [1.0]; allowed: 2 numbers
+
+train:scheduler:eta_mins=[1, -1]
+    train.scheduler.eta_mins: found [1.0, -1.0]; allowed: 2 numbers
+
+train:scheduler:periods=[]
+    train.scheduler.periods: found []; allowed: numbers above 0
+
+train:scheduler={type: LinearLR, total_iter: 5}
+    train.scheduler.total_iter: found 5; allowed: at least train.total_iter, 300000
+
+train:scheduler={type: MultiStepLR, milestones: [5, 10]}
+
+train:scheduler={type: MultiStepLR, milestones: [5, 3]}
+    train.scheduler.milestones: found [5, 3]; allow
+
+train:scheduler={type: CosineAnnealingRestartLR, periods: [300000.0]}
+
+datasets={}
+    datasets.train: found nothing; allowed: a training set
+
+datasets=[]
+    datasets: found []; allowed: a mapping
+
+datasets=~
+    datasets: found null; allowed: a mapping
+
+datasets:train=~
+    datasets.train: found null; allowed: a mapping
+
+datasets:train=5
+    datasets.train: found 5; allowed: a mapping
+
+datasets:val:type=5
+    datasets.val.type: found 5; allowed: "Dataset_PairedImage"
+
+datasets:train:dataroot_lq=no/where
+    datasets.train.dataroot_lq: found "no/where", where there is no fol
+
+datasets:val:dataroot_gt=~nobody_at_all/x
+    datasets.val.dataroot_gt: found "~nobody_at_all/x", where there
+
+datasets:val:dataroot_gt="\0"
+    datasets.val.dataroot_gt: found "\u0000", where there is no folder
+
+datasets:val:meta_info_file=no.txt
+    datasets.val.meta_info_file: found "no.txt", where there is no file;
+
+datasets:val:filename_tmpl=x
+    datasets.val.filename_tmpl: found 'x'; allowed: a name with one
+
+datasets:val:filename_tmpl="{}_blur"
+    datasets.val: found a mistake in the files: 8 degraded images have no
+
+datasets:val:io_backend:type=lmdb
+    datasets.val: found a mistake in the files:
+
+datasets:val:channels=2
+    datasets.val.channels: found 2; allowed: 1 or 3
+
+datasets:train:mini_batch_sizes=[9, 5, 4, 2, 1, 1]
+datasets:train:batch_size_per_gpu=9
+    datasets.train: found a set of 8 samples; allowed: at least one batch, 9 (lower batch_size_per_gpu
+
+datasets:train:mini_batch_sizes=[9, 5, 4, 2, 1, 1]
+datasets:train:batch_size_per_gpu=9
+datasets:train:dataset_enlarge_ratio=2
+
+datasets:train:num_worker_per_gpu=x
+datasets:train:filename_tmpl="{}x"
+    datasets.train.num
+    datasets.train: found a mistake in
+
+datasets:val:name=a/b
+    datasets.val.name: found "a/b"; allowed: the name of a folder
+
+datasets:val:name=..
+    datasets.val.name: found ".."; allowed: the name of a folder
+
+datasets:other={type: Dataset_PairedImage, dataroot_lq: ".", name: ValSet}
+    datasets.other: found a mistake in the files:
+    datasets.other.name: found "ValSet", as the name of datasets.val;
+
+network_g:dim=13
+    network_g.dim: found 13; allowed: an even number of channels
+
+network_g:dim=-4
+    network_g.dim: found -4; allowed: an even number of channels
+
+network_g:heads=[1, 2, 4]
+    network_g.heads: found [1, 2, 4]; allowed: four numbers
+
+network_g:heads=[3, 1, 1, 1]
+    network_g.heads: found 3 at level 1; allowed: a divisor of
+
+network_g:ffn_expansion_factor=-1
+network_g:num_blocks=[1,1,1,1]
+    network_g: found values that do not work (
+
+network_g:inp_channels=1
+    network_g.out_channels: found 3 for 1 input channels; allowed: the same number
+
+network_g:inp_channels=6
+network_g:dual_pixel_task=true
+    network_g.inp_channels: found 6; allowed: 3, the channels of datasets.train
+
+network_g:inp_channels=1
+network_g:out_channels=1
+    network_g.inp_channels: found 1; allowed: 3, the channels of datasets.train
+    network_g.out_channels: found 1; allowed: 3, the channels of datasets.train
+
+datasets:val:channels=1
+    network_g.inp_channels: found 3; allowed: 1, the channels of datasets.val
+    network_g.out_channels: found 3; allowed: 1, the channels of datasets.val
+
+datasets:train:channels=1
+datasets:val:channels=1
+network_g:inp_channels=1
+network_g:out_channels=1
+
+network_g=~
+    network_g: found null; allowed: a mapping
+
+train:pixel_opt:reduction=none
+    train.pixel_opt.reduction: found "none"; allowed: "mean" or "sum"
+
+train:pixel_opt={type: CharbonnierLoss, eps: 0}
+    train.pixel_opt.eps: found 0.0; allowed: above 0
+
+train:pixel_opt={type: PSNRLoss, reduction: sum}
+    train.pixel_opt.reduction: found "sum"; allowed: "mean"
+
+train:pixel_opt={type: PSNRLoss, toY: true}
+
+val:window_size=12
+    val.window_size: found 12; allowed: a multiple of 8, for Restormer
+
+val:window_size=16
+
+val:metrics:psnr:crop_border=-1
+    val.metrics.psnr.crop_border: found -1; allowed: 0 to less
+
+val:metrics:psnr:crop_border=1000
+
+val:metrics:psnr:test_y_channel=true
+
+val:metrics:psnr:data_range=0
+    val.metrics.psnr.data_range: found an unknown key; allowed: better, type, crop_border, test_y_channel
+
+val:metrics:psnr:input_order=CHW
+    val.metrics.psnr.input_order: found an unknown key
+
+val:metrics:s={type: calculate_ssim}
+val:metrics:t={type: calculate_ssim_3d}
+val:use_image=false
+
+val:metrics:name={type: calculate_ssim}
+    val.metrics.name: found a metric called "name"; allowed: another
+
+val:metrics={}
+
+path:pretrain_network_g=no.pth
+    path.pretrain_network_g: found "no.pth", where there is no file; allowed: a
+
+path:resume_state=/
+    path.resume_state: found "/", where there is no file; allowed: a file, or ~ for none
+
+train=~
+    train: found nothing; allowed: the options of training
+
+train={}
+    train.total_iter: found nothing
+    train.scheduler: found nothing
+    train.optim_g: found nothing
+    train.pixel_opt: found nothing
+
+val=[]
+logger=~
+path=x
+dist_params=1
+    path:
+    val:
+    logger:
+    dist_params:
+"""
+
+
+def parse(case):
+    lines = case.splitlines()
+    settings = [line for line in lines if not line.startswith(' ')]
+    return settings, [line.strip() for line in lines[len(settings) :]]
+
+
+@pytest.mark.parametrize('case', CASES.strip().split('\n\n'))
+def test_mistakes(check, published, case):
+    settings, mistakes = parse(case)
+    said = check(published, *settings)
+    assert len(said) == len(mistakes), said
+    for mistake in mistakes:
+        assert any(line.startswith(mistake) for line in said), said
+    assert all(re.search(r': found .+; allowed: .+', line, re.DOTALL) for line in said)
+
+
+def test_names_too_long_for_a_file_system(check, published):
+    said = check(
+        published,
+        f'name={"ä" * 150}',
+        f'datasets:val:name={"ä" * 150}',
+        f'datasets:val:dataroot_gt={"x" * 300}',
+    )
+    assert [line.partition(':')[0] for line in said] == [
+        'name',
+        'datasets.val.name',
+        'datasets.val.dataroot_gt',
+    ]
+    assert all(len(line) < 250 for line in said)
+
+
+def test_luma_of_grey_images(check, published):
+    grey = [
+        'datasets:train:channels=1', 'datasets:val:channels=1', 'network_g:inp_channels=1', 'network_g:out_channels=1',
+    ]  # fmt: skip
+    said = check(
+        published, *grey, 'val:metrics:psnr:test_y_channel=true', 'train:pixel_opt={type: PSNRLoss, toY: true}'
+    )
+    assert len(said) == 2
+    assert said[0].startswith(
+        'train.pixel_opt.toY: found true; allowed: false, as datasets.train.channels is 1'
+    )
+    assert said[1].startswith('val.metrics.psnr.test_y_channel: found images of shape')
+
+
+def test_a_batch_of_all_processes(check, published):
+    """8 samples: one batch of 8 for one process."""
+    assert check(published, world_size=1) == []
+    (said,) = check(published, world_size=2)
+    assert said.startswith(
+        'datasets.train: found a set of 8 samples; allowed: at least one batch, 16 on 2 processes'
+    )
+    assert check(published, 'datasets:train:dataset_enlarge_ratio=2', world_size=2) == []
+
+
+def test_the_purpose_decides_what_is_needed(check, published, pairs, tmp_path):
+    weights = tmp_path / 'net.pth'
+    weights.write_bytes(b'')
+    assert check(published, f'path:pretrain_network_g={weights}', purpose='test') == []
+    (said,) = check(published, purpose='test')
+    assert said == 'path.pretrain_network_g: found nothing; allowed: the file of the weights to test'
+    settings = [f'path:pretrain_network_g={weights}', 'datasets:train:dataroot_lq=nowhere']
+    assert check(published, *settings, purpose='test') == []
+    short = {name: published[name] for name in ('name', 'network_g')} | {
+        'path': {'pretrain_network_g': str(weights)}
+    }
+    test_set = {'type': 'Dataset_PairedImage', 'dataroot_lq': pairs['dataroot_lq']}
+    assert check(short | {'datasets': {'test': test_set}}, purpose='test') == []
+    (said,) = check(short | {'datasets': {'train': test_set}}, purpose='test')
+    assert said == 'datasets: found no set to test on; allowed: one of any name but train'
+    said = check(short | {'datasets': {'test': test_set}})
+    assert [line.partition(':')[0] for line in said] == ['train', 'datasets.train']
+    (said,) = check(short | {'datasets': {'test': {**test_set, 'dataroot_lq': 'no'}}}, purpose='test')
+    assert said.startswith('datasets.test.dataroot_lq: found "no", where there is no folder; allowed: ')
+
+
+def test_images_without_partners_are_named(check, published, tmp_path):
+    data = write_pairs(tmp_path / 'uneven')
+    (tmp_path / 'uneven' / 'gt' / '3.png').unlink()
+    published['datasets']['val'].update(data)
+    (said,) = check(published)
+    assert said.startswith('datasets.val: found a mistake in the files: 1 degraded image has no partner')
+    assert 'lq/3.png' in said and said.endswith('; allowed: pairs of images')
+    published['datasets']['val'].update(write_pairs(tmp_path / 'none', count=0))
+    (said,) = check(published)
+    assert 'there is no image in it' in said
+    published['datasets']['val'].update(write_pairs(tmp_path / 'named', lq='{}_blur'), filename_tmpl='{}_blur')
+    assert check(published) == []
+
+
+def test_whole_images_are_not_decoded_to_be_counted(check, published, tmp_path):
+    data = write_pairs(tmp_path / 'broken')
+    (tmp_path / 'broken' / 'lq' / '3.png').write_bytes(b'no image')
+    published['datasets']['val'].update(data, in_memory=True)
+    assert check(published) == []
+
+
+def test_all_mistakes_together_in_the_order_of_the_lines(check, published):
+    published['datasets']['train'].update(gt_size=320, num_worker_per_gpu='many', dataroot_lq='no/where')
+    published['network_g'].update(heads=[3, 1, 1, 1])
+    published['train'].update(total_iter=400000, warmup='none')
+    published['val']['metrics']['psnr'].update(crop_border=-1)
+    published['path']['resume_state'] = 'no.state'
+    published['logger'] = None
+    said = check(published, 'dist_params:port=0')
+    assert [line.partition(': ')[0] for line in said] == [
+        'dist_params.port',
+        'datasets.train.dataroot_lq',
+        'datasets.train.num_worker_per_gpu',
+        'datasets.train.iters',
+        'datasets.train.gt_sizes.5',
+        'network_g.heads',
+        'path.resume_state',
+        'train.scheduler.periods',
+        'train.warmup',
+        'val.metrics.psnr.crop_border',
+        'logger',
+    ]
+
+
+# ------------------------------------------------------------------ nothing ever gives a traceback
+
+
+def keys_of(data, key=()):
+    for name, value in data.items():
+        yield (*key, name)
+        if isinstance(value, dict):
+            yield from keys_of(value, (*key, name))
+
+
+def at(data, key):
+    for name in key:
+        data = data[name]
+    return data
+
+
+def changed(content, key, change):
+    """A copy in which `change(section, name)` has been at one key."""
+    content = copy.deepcopy(content)
+    change(at(content, key[:-1]), key[-1])
+    return content
+
+
+KEYS = list(keys_of(yaml.safe_load(PUBLISHED.read_text())))
+FREE = {('logger', 'wandb', 'project'), ('logger', 'wandb', 'resume_id')}  # anything goes
+NEEDED = """
+name datasets network_g network_g.type
+datasets.train datasets.train.type datasets.train.dataroot_gt datasets.train.dataroot_lq datasets.train.gt_size
+datasets.train.batch_size_per_gpu datasets.train.mini_batch_sizes datasets.train.gt_sizes datasets.train.iters
+datasets.train.io_backend.type datasets.val.type datasets.val.dataroot_lq datasets.val.io_backend.type
+train train.total_iter train.optim_g train.optim_g.type train.optim_g.lr train.pixel_opt train.pixel_opt.type
+train.scheduler train.scheduler.type train.scheduler.periods train.scheduler.eta_mins
+val.metrics.psnr.type
+"""
+
+
+def wrong_type(value):
+    if isinstance(value, str):
+        return 5
+    if isinstance(value, dict):
+        return [5]
+    return {'a': 1} if value is None else 'abc'
+
+
+def test_every_wrong_type_is_named_with_all_others(check, published):
+    """One file in which no value is right."""
+    leaves = [key for key in KEYS if not isinstance(at(published, key), dict) and key not in FREE]
+    content = copy.deepcopy(published)
+    for key in leaves:
+        at(content, key[:-1])[key[-1]] = wrong_type(at(published, key))
+    said = {line.partition(': ')[0]: line for line in check(content)}
+    # What belongs to a type is known only with it; so of such a section, the type alone is judged.
+    typed = {key[:-1] for key in leaves if key[-1] == 'type' and key[-2] != 'io_backend'}
+    free = {'.'.join(key) for key in leaves if not any(key[: len(section)] == section for section in typed)}
+    assert len(free) > 20 and len(typed) == 7
+    assert set(said) >= free | {'.'.join((*section, 'type')) for section in typed}
+    for key in leaves:
+        if key[-1] != 'type':
+            at(content, key[:-1])[key[-1]] = wrong_type(at(published, key))
+        else:
+            at(content, key[:-1])[key[-1]] = at(published, key)
+    said = {line.partition(': ')[0]: line for line in check(content)}
+    assert {'.'.join(key) for key in leaves if key[-1] != 'type'} <= set(said)
+
+
+def test_an_unknown_key_in_every_section_is_named(check, published):
+    sections = [(), *(key for key in KEYS if isinstance(at(published, key), dict))]
+    named = [
+        section
+        for section in sections
+        if section not in (('datasets',), ('val', 'metrics'), ('logger', 'wandb'))
+    ]
+    content = copy.deepcopy(published)
+    for section in named:
+        at(content, section)['zzz'] = 1
+    said = check(content)
+    assert {line.partition(': ')[0] for line in said} >= {'.'.join((*section, 'zzz')) for section in named}
+    assert len(said) == len(named) == 16
+
+
+@pytest.mark.parametrize('key', KEYS, ids='.'.join)
+def test_a_key_that_is_missing_null_or_of_a_wrong_type(check, published, key):
+    def delete(section, name):
+        del section[name]
+
+    def nothing(section, name):
+        section[name] = None
+
+    def mistyped(section, name):
+        section[name] = wrong_type(section[name])
+
+    dotted = '.'.join(key)
+    missing = check(changed(published, key, delete))
+    assert any(line.startswith(f'{dotted}: found') for line in missing) == (dotted in NEEDED.split()), missing
+    check(changed(published, key, nothing))  # many may be null
+    if key not in FREE:
+        said = check(changed(published, key, mistyped))
+        assert any(re.match(rf'{re.escape(dotted)}(\.\w+)?: found .+; allowed: ', line) for line in said), said
+
+
+ODD = [
+    *(None, True, 0, -1, 5, 10**30, -0.5, 1e308, float('nan'), float('inf')),
+    *('', 'abc', '~', '/', '..', '\0', 'ä' * 300),
+    *([], [[]], [None], [-1], [0, 'a'], [1, 2, 3, 4], [10**30] * 6),
+    *({}, {'type': None}, {'type': 5}, {'type': ['x']}, {'type': 'L1Loss'}, {'': ''}),
+    *({'train': {}}, {'a': {'b': {'c': []}}}),
+]
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_nothing_but_messages(check, published, seed):
+    """Several odd values at a time, at any keys."""
+    generator = random.Random(seed)
+    content = copy.deepcopy(published)
+    for _ in range(generator.choice([1, 2, 5])):
+        key = generator.choice(KEYS)
+        try:
+            section = at(content, key[:-1])
+            section[generator.choice([key[-1], key[-1] + 'x'])] = copy.deepcopy(generator.choice(ODD))
+        except (TypeError, LookupError):  # under a value that has been replaced before
+            continue
+    for line in check(content, purpose=generator.choice(['train', 'train', 'test'])):
+        assert re.search(r': found .+; allowed: .+', line, re.DOTALL), line
+
+
+# ------------------------------------------------------------------ a user's own classes
+
+
+USERS = """
+import torch
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
+
+@ARCH_REGISTRY.register()
+class NeedsStorage(nn.Module):
+    multiple = 'many'
+    def __init__(self, depth=3):
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, depth)]
+
+@DATASET_REGISTRY.register()
+class Numbers:
+    def __init__(self, count: int, unused=None):
+        self.count = 1 // count
+    def __len__(self):
+        return self.count
+
+@LOSS_REGISTRY.register()
+class NotReduced(nn.Module):
+    reduction = 'none'
+    def __init__(self, loss_weight=1.0):
+        super().__init__()
+        if loss_weight > 5:
+            raise KeyError('so large')
+
+@METRIC_REGISTRY.register()
+def no_range(restored, truth):
+    return 0.0
+
+@METRIC_REGISTRY.register()
+def not_a_number(restored, truth, crop_border=0, data_range=255):
+    return 'x'
+
+@METRIC_REGISTRY.register()
+def good(restored, truth, data_range):
+    assert restored.shape == truth.shape and data_range in (1, 255)
+    return float(abs(restored - truth).mean() / data_range)
+"""
+
+
+USERS_CASES = """
+network_g={type: NeedsStorage}
+
+network_g={type: NeedsStorage, depth: x}
+    network_g: found values that do not work (TypeError:
+
+datasets:val={type: Numbers, count: 1}
+
+datasets:val={type: Numbers, count: 0}
+    datasets.val: found values that do not work (ZeroDivisionError
+
+datasets:val={type: Numbers, count: 1, unused: -1}
+
+datasets:val={type: Numbers}
+    datasets.val.count: found nothing; allowed: a value
+
+datasets:train={type: Numbers, count: 1, gt_size: 8, batch_size_per_gpu: 2}
+    datasets.train: found a set of 1 sample; allowed: at least one batch, 2
+
+train:pixel_opt={type: NotReduced}
+    train.pixel_opt.reduction: found "none"
+
+train:pixel_opt={type: NotReduced, loss_weight: 9}
+    train.pixel_opt: found values that do not work (KeyEr
+
+val:metrics:x:type=no_range
+    val.metrics.x: found values that do not work (TypeError: no_range() got an
+
+val:metrics:x:type=not_a_number
+    val.metrics.x: found values that do not work (ValueError: could not
+
+val:metrics:x={type: not_a_number, crop_border: a}
+    val.metrics.x: found values that do not work (TypeE
+
+val:metrics:x:type=good
+
+val:metrics:x:type=good
+val:use_image=false
+"""
+
+
+@pytest.fixture(scope='module')
+def users_module(tmp_path_factory):
+    """The name of a module; what it registers is forgotten after the tests of this file, so these come last."""
+    registries = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+    before = [dict(each._entries) for each in registries]
+    folder = tmp_path_factory.mktemp('users')
+    (folder / 'users_option_checks.py').write_text(USERS)
+    sys.path.insert(0, str(folder))
+    yield 'users_option_checks'
+    sys.path.remove(str(folder))
+    for each, entries in zip(registries, before, strict=True):
+        each._entries.clear()
+        each._entries.update(entries)
+
+
+@pytest.mark.parametrize('case', USERS_CASES.strip().split('\n\n'))
+def test_classes_of_ones_own(check, published, users_module, case):
+    settings, mistakes = parse(case)
+    said = check({'custom_imports': [users_module], **published}, *settings)
+    assert len(said) == len(mistakes), said
+    assert all(line.startswith(mistake) for line, mistake in zip(said, mistakes, strict=True)), said
