@@ -18,6 +18,7 @@ if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.data.sources import DataError
+from basicsr.inference.image_files import ImageFileError
 from basicsr.models.option_checks import read_options
 from basicsr.models.testing import as_table, run_tests
 from basicsr.utils.checkpoint import CheckpointError
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         count = len(error.mistakes)
         logger.error('%d mistake%s in the options:\n%s', count, '' if count == 1 else 's', error)
         return 2
-    except (CheckpointError, DataError, DeviceError, FloatingPointError) as error:
+    except (CheckpointError, DataError, DeviceError, FloatingPointError, ImageFileError, OSError) as error:
         logger.error('%s', error)
         return 1
     except KeyboardInterrupt:

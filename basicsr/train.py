@@ -29,6 +29,7 @@ import torch
 import yaml
 
 from basicsr.data.sources import DataError
+from basicsr.inference.image_files import ImageFileError
 from basicsr.models.option_checks import read_options
 from basicsr.models.run_directory import RunDirectory, RunError
 from basicsr.models.training import Training, TrainingError
@@ -41,6 +42,20 @@ from basicsr.utils.options import OptionError, read_yaml, without_effect
 
 # --debug: enough to see every part of the loop within a minute.
 DEBUG_SETTINGS = ['logger:print_freq=1', 'logger:save_checkpoint_freq=8', 'val:val_freq=8']
+
+
+# What can stop a run through no fault of the code; OSError: a full disk, a folder without the right to write.
+STOPS = (
+    CheckpointError,
+    DataError,
+    DeviceError,
+    FloatingPointError,
+    ImageFileError,
+    LaunchError,
+    OSError,
+    RunError,
+    TrainingError,
+)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -78,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         count = len(error.mistakes)
         logger.error('%d mistake%s in the options:\n%s', count, '' if count == 1 else 's', error)
         return 2
-    except (CheckpointError, DataError, DeviceError, LaunchError, RunError, TrainingError) as error:
+    except STOPS as error:
         logger.error('%s', error)
         return 1
     except KeyboardInterrupt:
