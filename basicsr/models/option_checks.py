@@ -41,7 +41,10 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 
 Purpose = Literal['train', 'test']
 
-QUICKSTART = 'python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
+QUICKSTART = (
+    'python scripts/synthesize_blur.py, then '
+    'python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
+)
 STAGE_LISTS = ('mini_batch_sizes', 'gt_sizes', 'iters')
 
 
@@ -155,17 +158,17 @@ class _Checks:
             file = _at(self.data, 'path', name)
             if file and not _exists(file, Path.is_file):
                 allowed = 'a file' if self.purpose == 'test' else 'a file, or ~ for none'
-                folder = _folder_of_task(file, 'pretrained_models')
-                hint = f', and {folder[0]}/pretrained_models/README.md says how to get it' if folder else ''
+                parts = _in_repository(file)
+                published = parts[1:2] == ('pretrained_models',)
+                hint = f', and {parts[0]}/pretrained_models/README.md says how to get it' if published else ''
                 text = f'found {show(file)}, where there is no file; allowed: {allowed}{hint}'
                 yield Mistake(('path', name), text)
-        missing = list(self._missing_roots())
-        for key, name in missing:
-            kind = 'file' if key[-1] == 'meta_info_file' else 'folder'
-            if not _folder_of_task(name, 'Datasets'):
-                yield Mistake(key, f'found {show(name)}, where there is no {kind}; allowed: one that is there')
-        if data := [(key, name) for key, name in missing if _folder_of_task(name, 'Datasets')]:
-            yield self._no_data(data)
+        groups: dict[str, list[tuple[Key, str]]] = {}
+        for key, name in self._missing_roots():
+            source = _how_to_get(name)
+            groups.setdefault(source or dotted(key), []).append((key, name))
+        for source, missing in groups.items():
+            yield self._no_data(missing, source)
 
     def _missing_roots(self) -> Iterator[tuple[Key, str]]:
         for phase, dataset in self.used_sets.items():
@@ -174,19 +177,15 @@ class _Checks:
                 if isinstance(dataset.get(name), str) and not _exists(dataset[name], test):
                     yield ('datasets', phase, name), dataset[name]
 
-    def _no_data(self, missing: list[tuple[Key, str]]) -> Mistake:
+    def _no_data(self, missing: list[tuple[Key, str]], source: str) -> Mistake:
         """One sentence for the newcomer, who has none of it."""
         (key, name), *others = missing
-        folders = [_folder_of_task(path, 'Datasets') for _, path in missing]
-        sets = ' and '.join(dict.fromkeys(folder[3] for folder in folders if len(folder) > 3)) or 'images'
+        kind = 'file' if key[-1] == 'meta_info_file' else 'folder'
         also = f' (as for {", ".join(dotted(other) for other, _ in others)})' if others else ''
-        text = (
-            f'found {show(name)}, where there is no folder{also}; allowed: the data of {sets}, and '
-            f'{folders[0][0]}/README.md says how to get and prepare them'
-        )
-        if self.purpose == 'train':
-            text += f'; to try training without them, run {QUICKSTART}'
-        return Mistake(key, text)
+        allowed = 'one that is there' if source == dotted(key) else source
+        if 'README' in source and self.purpose == 'train':
+            allowed += f'; to try training without them, run {QUICKSTART}'
+        return Mistake(key, f'found {show(name)}, where there is no {kind}{also}; allowed: {allowed}')
 
     # -------------------------------------------------------------- datasets
 
@@ -377,13 +376,21 @@ def _exists(name: str, test: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _folder_of_task(name: str, folder: str) -> tuple[str, ...]:
-    """The parts of a path in `<task>/<folder>/` of the repository, (task, folder, …); () for other paths."""
+def _in_repository(name: str) -> tuple[str, ...]:
     try:
-        parts = resolve(name).relative_to(ROOT).parts
-    except (RuntimeError, ValueError):
+        return resolve(name).relative_to(ROOT).parts
+    except (RuntimeError, ValueError):  # no such home folder, or somewhere else
         return ()
-    return parts if parts[1:2] == (folder,) else ()
+
+
+def _how_to_get(name: str) -> str:
+    """For folders of data that this repository knows; '' for others."""
+    parts = _in_repository(name)
+    if parts[:2] == ('datasets', 'synthetic_blur'):
+        return 'the pairs that python scripts/synthesize_blur.py makes'
+    if parts[1:2] == ('Datasets',) and len(parts) > 3:  # <task>/Datasets/<train, val or test>/<set>
+        return f'the {parts[3]} data, and {parts[0]}/README.md says how to get and prepare them'
+    return ''
 
 
 def _two_images(channels: int, rounded: bool) -> tuple[np.ndarray, np.ndarray, float]:
