@@ -165,10 +165,8 @@ class _Checks:
                 yield Mistake(('path', name), text)
         groups: dict[str, list[tuple[Key, str]]] = {}
         for key, name in self._missing_roots():
-            source = _how_to_get(name)
-            groups.setdefault(source or dotted(key), []).append((key, name))
-        for source, missing in groups.items():
-            yield self._no_data(missing, source)
+            groups.setdefault(_how_to_get(name) or name, []).append((key, name))
+        yield from map(self._no_data, groups.values())
 
     def _missing_roots(self) -> Iterator[tuple[Key, str]]:
         for phase, dataset in self.used_sets.items():
@@ -177,13 +175,13 @@ class _Checks:
                 if isinstance(dataset.get(name), str) and not _exists(dataset[name], test):
                     yield ('datasets', phase, name), dataset[name]
 
-    def _no_data(self, missing: list[tuple[Key, str]], source: str) -> Mistake:
+    def _no_data(self, missing: list[tuple[Key, str]]) -> Mistake:
         """One sentence for the newcomer, who has none of it."""
         (key, name), *others = missing
         kind = 'file' if key[-1] == 'meta_info_file' else 'folder'
         also = f' (as for {", ".join(dotted(other) for other, _ in others)})' if others else ''
-        allowed = 'one that is there' if source == dotted(key) else source
-        if 'README' in source and self.purpose == 'train':
+        allowed = _how_to_get(name) or 'one that is there'
+        if 'README' in allowed and self.purpose == 'train':
             allowed += f'; to try training without them, run {QUICKSTART}'
         return Mistake(key, f'found {show(name)}, where there is no {kind}{also}; allowed: {allowed}')
 
