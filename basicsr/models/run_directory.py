@@ -71,6 +71,15 @@ class RunDirectory:
         ]
         return sorted(found, reverse=True)
 
+    def refuse_newer_states(self, iteration: int) -> None:
+        """Raises RunError if the folder holds states from after `iteration`: they would be mixed up."""
+        newer = [path for number, path in self._numbered(self.states, '*.state') if number > iteration]
+        if newer:
+            raise RunError(
+                f'{newer[0]} is from after iteration {iteration}, where path.resume_state would go on; '
+                'choose another name for the run, or use --auto_resume to go on with this one'
+            )
+
     def newest_state(self) -> dict[str, Any] | None:
         """The newest state that is whole; None if there is none at all. Says which ones are damaged.
         Raises RunError if there are states, and all are damaged."""
@@ -88,12 +97,16 @@ class RunDirectory:
     def weights_file(self, iteration: int | str) -> Path:
         return self.models / f'net_g_{iteration}.pth'
 
-    def prune(self, keep_last: int | None) -> None:
-        """Removes old checkpoints; the best and the latest are not numbered, and stay."""
-        old_states = self._numbered(self.states, '*.state')[STATES_KEPT:]
-        old_weights = [] if keep_last is None else self._numbered(self.models, 'net_g_*.pth')[keep_last:]
-        for _, path in old_states + old_weights:
-            path.unlink()
+    def prune(self, iteration: int, keep_last: int | None) -> None:
+        """Removes the checkpoints that are old at `iteration`; the best and the latest are not numbered, and stay."""
+        for folder, pattern, kept in (
+            (self.states, '*.state', STATES_KEPT),
+            (self.models, 'net_g_*.pth', keep_last),
+        ):
+            # A newer one may be left of what was damaged: it is no reason to remove a good one.
+            numbered = [path for number, path in self._numbered(folder, pattern) if number <= iteration]
+            for path in numbered[kept:] if kept is not None else []:
+                path.unlink()
 
     # -------------------------------------------------------------- what was logged
 

@@ -73,8 +73,11 @@ class Training:
     # -------------------------------------------------------------- the state of the run
 
     def _resume(self, auto_resume: bool) -> None:
+        state = self.directory.newest_state() if auto_resume else None
         asked = self.options.path.resume_state
-        state = read_state(resolve(asked)) if asked else self.directory.newest_state() if auto_resume else None
+        if state is None and asked:
+            state = read_state(resolve(asked))
+            self.directory.refuse_newer_states(state['iteration'])
         if self.process.is_main:
             self.directory.rewind_history(state['iteration'] if state else -1)
         if state is None:
@@ -111,7 +114,7 @@ class Training:
                 'options': self.options.model_dump_json(),
             },
         )
-        self.directory.prune(self.options.logger.keep_last)
+        self.directory.prune(self.iteration, self.options.logger.keep_last)
 
     # -------------------------------------------------------------- the loop
 

@@ -183,6 +183,22 @@ def test_resume_state_of_another_run(runs):
     assert difference(results(second)['state'], results(first)['state']) is None
 
 
+def test_resume_state_does_not_mix_with_newer_states(runs, said):
+    name, path = runs.option_file()
+    assert entry.main(['-opt', str(path)]) == 0
+    before = {file: file.read_bytes() for file in run_folder(name).rglob('*') if file.is_file()}
+    change(path, path={'resume_state': str(run_folder(name) / 'training_states' / '18.state')})
+    assert entry.main(['-opt', str(path)]) == 1
+    assert '20.state' in said() and '--auto_resume' in said()
+    after = {file: file.read_bytes() for file in run_folder(name).rglob('*') if file.is_file()}
+    assert {f: c for f, c in after.items() if f.name != 'train.log'} == {
+        f: c for f, c in before.items() if f.name != 'train.log'
+    }
+    # With both, the run's own newest state is the one to go on with.
+    assert entry.main(['-opt', str(path), '--auto_resume']) == 0
+    assert 'Resumed after iteration 20' in said()
+
+
 def test_debug_logs_every_step_and_saves_every_eight(runs):
     name, path = runs.option_file()
     assert (
