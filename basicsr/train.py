@@ -28,39 +28,22 @@ if __name__ == '__main__':
 import torch
 import yaml
 
-from basicsr.data.sources import DataError
-from basicsr.inference.image_files import ImageFileError
+from basicsr.models.entry_point import exit_status, option_parser
 from basicsr.models.option_checks import read_options
 from basicsr.models.run_directory import RunDirectory, RunError
-from basicsr.models.training import Training, TrainingError
-from basicsr.utils.checkpoint import CheckpointError
-from basicsr.utils.device import DeviceError, resolve_device
-from basicsr.utils.dist import LAUNCHERS, LaunchError, Process, find_process, join, leave
+from basicsr.models.training import Training
+from basicsr.utils.device import resolve_device
+from basicsr.utils.dist import LAUNCHERS, Process, find_process, join, leave
 from basicsr.utils.files import ROOT, atomic_write
 from basicsr.utils.logger import get_logger, log_to_console, log_to_file
-from basicsr.utils.options import OptionError, read_yaml, without_effect
+from basicsr.utils.options import read_yaml, without_effect
 
 # --debug: enough to see every part of the loop within a minute.
 DEBUG_SETTINGS = ['logger:print_freq=1', 'logger:save_checkpoint_freq=8', 'val:val_freq=8']
 
 
-# What can stop a run through no fault of the code; OSError: a full disk, a folder without the right to write.
-STOPS = (
-    CheckpointError,
-    DataError,
-    DeviceError,
-    FloatingPointError,
-    ImageFileError,
-    LaunchError,
-    OSError,
-    RunError,
-    TrainingError,
-)
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Trains a network from an option file.')
-    parser.add_argument('-opt', '--opt', required=True, metavar='FILE', help='the option file (YAML)')
+    parser = option_parser('Trains a network from an option file.')
     parser.add_argument(
         '--launcher',
         choices=LAUNCHERS,
@@ -71,14 +54,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         '--auto_resume', action='store_true', help='go on from the newest state of this run, if any'
     )
     parser.add_argument('--debug', action='store_true', help='log every step, validate and save every 8')
-    parser.add_argument(
-        '--force_yml',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='KEY:SUBKEY=VALUE',
-        help='change options of the file',
-    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -86,24 +61,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit status: 0 done, 1 stopped, 2 wrong options, 130 interrupted."""
     args = parse(argv)
-    logger = log_to_console()
+    log_to_console()
+    again = 'Interrupted. The same command with --auto_resume goes on from the newest state.'
     try:
-        return _train(args)
-    except OptionError as error:
-        count = len(error.mistakes)
-        logger.error('%d mistake%s in the options:\n%s', count, '' if count == 1 else 's', error)
-        return 2
-    except STOPS as error:
-        logger.error('%s', error)
-        return 1
-    except KeyboardInterrupt:
-        logger.info('Interrupted. The same command with --auto_resume goes on from the newest state.')
-        return 130
+        return exit_status(lambda: _train(args), again)
     finally:
         leave()
 
 
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> None:
     settings = [*(DEBUG_SETTINGS if args.debug else []), *args.force_yml]
     process = find_process(args.launcher)
     logger = log_to_console(process.is_main)
@@ -131,7 +97,6 @@ def _train(args: argparse.Namespace) -> int:
                 )
         get_logger().info('%s on %s, %d process(es).', options.name, device, process.world_size)
         Training(options, device, process, directory, args.auto_resume).run()
-    return 0
 
 
 def _device(options: object, process: Process) -> torch.device:

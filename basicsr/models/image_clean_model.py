@@ -15,10 +15,9 @@ from basicsr.data.stages import mixup_generator
 from basicsr.inference import restore_tensor
 from basicsr.inference.strips import extra_inputs
 from basicsr.models.lr_scheduler import SCHEDULERS, learning_rate
-from basicsr.utils.checkpoint import apply_weights, load_weights, save_checkpoint
+from basicsr.models.pretrained import load_pretrained
+from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.dist import Process
-from basicsr.utils.files import resolve
-from basicsr.utils.logger import get_logger
 from basicsr.utils.options import arguments, build
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
@@ -47,7 +46,8 @@ class ImageCleanModel:
         self.device, self.process = device, process
         torch.manual_seed(options.manual_seed)
         self.net: nn.Module = build(ARCH_REGISTRY, options.network_g)
-        self._load_pretrained()
+        if options.path.pretrain_network_g is not None:
+            load_pretrained(self.net, options.path)
         self.net.to(device=device, memory_format=torch.channels_last).train()
         self.parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self.forward: Callable[[Tensor], Tensor] = self.net
@@ -69,16 +69,6 @@ class ImageCleanModel:
         )
         self.norm_sum = torch.zeros_like(self.loss_sum)
         self.steps_summed = 0
-
-    def _load_pretrained(self) -> None:
-        path = self.options.path.pretrain_network_g
-        if path is None:
-            return
-        weights = load_weights(resolve(path))
-        differences = apply_weights(self.net, weights, self.options.path.strict_load_g)
-        get_logger().info('Weights of %s (%s) loaded.', path, weights.key)
-        for difference in differences:
-            get_logger().warning('%s: left out: %s', path, difference)
 
     # -------------------------------------------------------------- training
 

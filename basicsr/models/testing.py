@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from basicsr.inference import restore_tensor
+from basicsr.models.pretrained import load_pretrained
 from basicsr.models.training import validation_sets
 from basicsr.models.validation import Evaluation, build_metrics, evaluate
-from basicsr.utils.checkpoint import apply_weights, load_weights
-from basicsr.utils.files import atomic_write, resolve
-from basicsr.utils.logger import get_logger
+from basicsr.utils.files import atomic_write
 from basicsr.utils.options import build
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -24,13 +23,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 def load_network(options: Any, device: torch.device) -> nn.Module:
     """The network of the options with the weights of `path.pretrain_network_g`, in eval mode.
     Raises CheckpointError."""
-    weights = load_weights(resolve(options.path.pretrain_network_g))
     net: nn.Module = build(ARCH_REGISTRY, options.network_g)
-    differences = apply_weights(net, weights, options.path.strict_load_g)
-    logger = get_logger()
-    logger.info('Weights: %s of %s', weights.key or 'the tensors', weights.path)
-    for difference in differences:
-        logger.warning('Left out: %s', difference)
+    load_pretrained(net, options.path)
     return net.to(device, memory_format=torch.channels_last).eval()
 
 
