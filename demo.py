@@ -55,8 +55,32 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--precision',
         default='auto',
-        help='fp32 (most exact), bf16 or fp16 (faster on a GPU), or auto: bf16 on a GPU that has it, else '
-        'fp32; default: %(default)s',
+        help='fp32 (most exact), bf16 (faster), fp16 (on a GPU), or auto: bf16 where the GPU or the processor '
+        'computes in it, else fp32; default: %(default)s',
+    )
+    p.add_argument(
+        '--tlc',
+        nargs='?',
+        type=int,
+        const=True,
+        default=False,
+        metavar='WINDOW',
+        help='attention over local windows (TLC, arXiv 2112.04491), which suits weights trained on patches; of '
+        '384 pixels, or as many as you say: a multiple of 8',
+    )
+    p.add_argument(
+        '--tile',
+        type=int,
+        metavar='N',
+        help='restore tiles of N×N pixels one by one and blend them: less memory, and not quite the result for '
+        'the whole image; a multiple of 8; default: the whole image, exactly, in as much memory as is free',
+    )
+    p.add_argument(
+        '--tile_overlap',
+        type=int,
+        default=32,
+        metavar='M',
+        help='pixels that neighbouring tiles share; default: %(default)s',
     )
     p.add_argument(
         '--compare',
@@ -90,7 +114,13 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
         task = find_task(args.task)
         inputs = list_images(args.input_dir)
         weights = load_weights(args.weights or default_weights(task.name))
-        restorer = Restorer(build_network(weights), args.device, args.precision)
+        used = f'weights: {weights.path}' + (f' ({weights.key})' if weights.key else '')
+        net = build_network(weights)
+        del weights  # the network has its own copy
+        restorer = Restorer(
+            net, args.device, args.precision, tlc=args.tlc, tile=args.tile, tile_overlap=args.tile_overlap
+        )
+        restorer.check_channels()
         folder = args.result_dir / task.name
         compare = folder / 'compare'
         (compare if args.compare else folder).mkdir(parents=True, exist_ok=True)
@@ -99,9 +129,8 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
     except OSError as error:
         arguments.error(f'--result_dir {args.result_dir} cannot be made: {error.strerror or error}')
 
-    precision = str(restorer.autocast_dtype or 'torch.float32').removeprefix('torch.')
-    print(f'weights: {weights.path}' + (f' ({weights.key})' if weights.key else ''))
-    print(f'device: {restorer.device}, {precision}', flush=True)
+    print(used)
+    print(f'device: {restorer.device}, {restorer.precision}', flush=True)
 
     names = output_names(inputs)
     protected = {_identity(path) for path in inputs} - {None}

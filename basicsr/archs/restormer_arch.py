@@ -7,7 +7,6 @@ h attention heads, c = C / h channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -300,32 +299,24 @@ class Restormer(nn.Module):
                 'as the input is added to the output (unless dual_pixel_task)'
             )
 
-    def forward(
-        self, inp_img: Tensor, run_block: Callable[[TransformerBlock, Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """`run_block(block, x)` may compute a block's result in another way, such as strip by strip."""
+    def forward(self, inp_img: Tensor) -> Tensor:
         if inp_img.shape[-2] % self.multiple or inp_img.shape[-1] % self.multiple:
             raise ValueError(
                 f'input of {tuple(inp_img.shape)}: height and width must be multiples of {self.multiple}'
             )
 
-        def run(blocks: nn.Sequential, x: Tensor) -> Tensor:
-            for block in blocks:
-                x = block(x) if run_block is None else run_block(block, x)
-            return x
-
         embedded = self.patch_embed(inp_img)
-        level1 = run(self.encoder_level1, embedded)
-        level2 = run(self.encoder_level2, self.down1_2(level1))
-        level3 = run(self.encoder_level3, self.down2_3(level2))
-        latent = run(self.latent, self.down3_4(level3))
+        level1 = self.encoder_level1(embedded)
+        level2 = self.encoder_level2(self.down1_2(level1))
+        level3 = self.encoder_level3(self.down2_3(level2))
+        latent = self.latent(self.down3_4(level3))
 
         x = self.reduce_chan_level3(torch.cat([self.up4_3(latent), level3], 1))
-        x = run(self.decoder_level3, x)
+        x = self.decoder_level3(x)
         x = self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], 1))
-        x = run(self.decoder_level2, x)
-        x = run(self.decoder_level1, torch.cat([self.up2_1(x), level1], 1))
-        x = run(self.refinement, x)
+        x = self.decoder_level2(x)
+        x = self.decoder_level1(torch.cat([self.up2_1(x), level1], 1))
+        x = self.refinement(x)
         if self.dual_pixel_task:
             return self.output(x + self.skip_conv(embedded))
         return self.output(x) + inp_img

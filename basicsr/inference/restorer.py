@@ -1,38 +1,46 @@
-"""Restoration of one image by one network."""
+"""Restoration of images by one network."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.image_files import check_pixels
-from basicsr.inference.strips import extra_inputs
+from basicsr.inference.memory import free_memory
+from basicsr.inference.strips import STRIP_BYTES, StripEngine
 from basicsr.inference.tasks import default_weights
+from basicsr.inference.tiles import DEFAULT_OVERLAP, check_tiles, restore_tiles
+from basicsr.inference.tlc import DEFAULT_WINDOW
 from basicsr.utils.checkpoint import build_network, load_weights
-from basicsr.utils.device import resolve_device, resolve_precision
+from basicsr.utils.device import precision_name, resolve_device, resolve_precision
+from basicsr.utils.logger import get_logger
+
+_SMALLEST_STRIP_BYTES = 1_000_000
 
 
 class RestoreError(RuntimeError):
     """An image that this network cannot restore on this device."""
 
 
-def restore_tensor(net: nn.Module, x_BCHW: Tensor, multiple: int | None = None) -> Tensor:
+def restore_tensor(network: Callable[[Tensor], Tensor], x_BCHW: Tensor, multiple: int | None = None) -> Tensor:
     """The network's output for images of any size: padded on the right and at the bottom to a multiple of
     `multiple` (by default the network's own attribute of that name, else 8), and cropped after.
 
     (B, C, H, W) in and out, values in [0, 1] in, not clamped out.
     """
-    multiple = multiple or getattr(net, 'multiple', 8)
+    multiple = multiple or getattr(network, 'multiple', 8)
     H, W = x_BCHW.shape[-2:]
     x = _pad_right(x_BCHW, -W % multiple)
     x = _pad_right(x.mT, -H % multiple).mT
-    return net(x, *extra_inputs(net))[..., :H, :W]
+    return network(x)[..., :H, :W]
 
 
 def _pad_right(x_BCHW: Tensor, pad: int) -> Tensor:
@@ -49,23 +57,56 @@ class Restorer:
     >>> sharp = restorer(blurred)  # (H, W), (H, W, 3) or (H, W, 4), uint8 or uint16, RGB; the same comes out
 
     Args:
-        net: takes and returns (B, C, H, W), C = 1 or 3. It is moved to the device and set to eval mode.
+        net: takes and returns (B, C, H, W). It is moved to the device and set to eval mode; a Restormer's
+            weights are taken as they are now.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', …
         precision: 'auto', 'fp32', 'bf16', 'fp16'; see `resolve_precision`.
+        memory_limit: bytes of working memory; None: what is free when an image comes. A Restormer runs in strips
+            that keep it, with the same result (the last bits of a rounding apart); an image for which no
+            strips are small enough is refused before it is begun.
+        tlc: True or the side of a window, a multiple of 8: TLC, attention over local windows (arXiv 2112.04491);
+            True is a window of 384. For a Restormer only.
+        tile: side of tiles that are restored by themselves and blended; None: the image as a whole.
+        tile_overlap: pixels that neighbouring tiles share, 0 ≤ tile_overlap < tile.
+        multiple: sides are padded to a multiple of this; None: to what the network says it needs.
+        fixed_strips: never smaller strips for want of memory: the same image gives the same bits again.
 
     A grey image goes through a 3-channel network as three equal channels, and their plain mean comes out
     (weights of 1/3: no channel is nearer to a grey scene than another). The channels of a colour image go
     through a 1-channel network one by one. Alpha comes out as it was. Results are rounded half to even.
 
-    Raises DeviceError, ValueError on a network of other channels, RestoreError if it does not fit in memory.
+    Raises DeviceError; ValueError on arguments that do not fit; RestoreError if the network does not fit in memory.
     """
 
-    def __init__(self, net: nn.Module, device: str | torch.device = 'auto', precision: str = 'auto') -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        device: str | torch.device = 'auto',
+        precision: str = 'auto',
+        *,
+        memory_limit: int | None = None,
+        tlc: bool | int = False,
+        tile: int | None = None,
+        tile_overlap: int = DEFAULT_OVERLAP,
+        multiple: int | None = None,
+        fixed_strips: bool = False,
+    ) -> None:
         self.device = resolve_device(device)
-        self.autocast_dtype = resolve_precision(precision, self.device)
+        self.dtype = resolve_precision(precision, self.device)
+        self.precision = precision_name(self.dtype)
+        self.memory_limit, self.fixed_strips = memory_limit, fixed_strips
+        self.multiple = multiple or getattr(net, 'multiple', 8)
+        self.tile, self.tile_overlap = tile, tile_overlap
+        if memory_limit is not None and memory_limit < 1:
+            raise ValueError(f'memory_limit: found {memory_limit}; allowed: a number of bytes above 0, or None')
+        window = check_arguments(type(net), self.multiple, tlc, tile, tile_overlap)
         self.channels = _image_channels(net)
         with _memory_sentence(f'the network does not fit into the memory of {self.device}'):
-            self.net = net.to(self.device, memory_format=torch.channels_last).eval()
+            net = net.to(self.device, memory_format=torch.channels_last).eval()
+            # Not for subclasses: nobody knows what they do differently.
+            self.engine = StripEngine(net, self.dtype, window) if type(net) is Restormer else None
+            self.network: Callable[[Tensor], Tensor] = self.engine or net
+        self.strip_bytes = self.engine.strip_bytes if self.engine is not None else 0
 
     @classmethod
     def from_checkpoint(
@@ -73,22 +114,26 @@ class Restorer:
         path: str | os.PathLike[str] | None = None,
         device: str | torch.device = 'auto',
         precision: str = 'auto',
+        **options: Any,
     ) -> Restorer:
-        """With the weights of a file, by default those for motion deblurring. Raises CheckpointError, too."""
-        return cls(build_network(load_weights(path or default_weights('motion_deblurring'))), device, precision)
+        """With the weights of a file, by default those for motion deblurring; `options` are the class's own.
+        Raises CheckpointError, too."""
+        weights = load_weights(path or default_weights('motion_deblurring'))
+        return cls(build_network(weights), device, precision, **options)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Raises ValueError on an array of another shape or type, RestoreError if memory does not suffice or
-        the result is not finite."""
+        """Raises ValueError on an array of another shape or type, or if the network is not for images of 1 or
+        3 channels; RestoreError if memory does not suffice or the result is not finite."""
+        self.check_channels()
         image = np.asarray(image)
         check_pixels(image)
         H, W = image.shape[:2]
         full_scale = np.iinfo(image.dtype).max
         colour_HWC = image.reshape(H, W, -1)[..., :3]
-        with _memory_sentence(f'an image of {W}×{H} pixels does not fit into the memory of {self.device}'):
-            x_HWC = torch.from_numpy(colour_HWC.astype(np.float32)).to(self.device) / full_scale
-            with torch.inference_mode(), self._autocast():
-                y_BCHW = self._restore(x_HWC.permute(2, 0, 1).unsqueeze(0))
+        with torch.inference_mode():
+            with _memory_sentence(_too_large(H, W, self.device)):
+                x_HWC = torch.from_numpy(colour_HWC.astype(np.float32)).to(self.device) / full_scale
+            y_BCHW = self._restore_channels(x_HWC.permute(2, 0, 1).unsqueeze(0))
             if not y_BCHW.isfinite().all():
                 raise RestoreError(
                     f'the result for {W}×{H} pixels is not finite: the weights are broken, or the precision is '
@@ -100,25 +145,99 @@ class Restorer:
             return restored[..., 0]
         return np.concatenate([restored, image[..., 3:]], axis=2)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+    def check_channels(self) -> None:
+        """Raises ValueError if the network is not one for images, of 1 or 3 channels."""
+        if self.channels not in (1, 3):
+            raise ValueError(
+                f'network: found one that takes {self.channels} channels; allowed: 1 or 3, as images have'
+            )
 
-    def _restore(self, x_BCHW: Tensor) -> Tensor:
+    def _restore_channels(self, x_BCHW: Tensor) -> Tensor:
         C = x_BCHW.shape[1]
         if self.channels == C:
-            return restore_tensor(self.net, x_BCHW).float()
+            return self.restore(x_BCHW)
         if C == 1:
-            return restore_tensor(self.net, x_BCHW.repeat(1, 3, 1, 1)).float().mean(1, keepdim=True)
+            return self.restore(x_BCHW.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
         # One by one, not as a batch: a third of the memory.
-        return torch.cat([restore_tensor(self.net, x_B1HW).float() for x_B1HW in x_BCHW.split(1, dim=1)], dim=1)
+        return torch.cat([self.restore(x_B1HW) for x_B1HW in x_BCHW.split(1, dim=1)], dim=1)
+
+    @torch.inference_mode()
+    def restore(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] of any size and on any device; the same size comes out, in single precision
+        (double for a network in double), not clamped. Raises RestoreError if memory does not suffice."""
+        H, W = x_BCHW.shape[-2:]
+        with _memory_sentence(_too_large(H, W, self.device)):
+            x_BCHW = x_BCHW.to(self.device)
+            if self.tile is None:
+                return self._restore(x_BCHW)
+            return restore_tiles(self._restore, x_BCHW, self.tile, self.tile_overlap)
+
+    def _restore(self, x_BCHW: Tensor) -> Tensor:
+        if self.engine is None:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+                y_BCHW = restore_tensor(self.network, x_BCHW, self.multiple)
+            return y_BCHW.to(torch.promote_types(y_BCHW.dtype, torch.float32))
+        self._fit(*(side + -side % self.multiple for side in x_BCHW.shape[-2:]))
+        while True:
+            try:
+                return restore_tensor(self.engine, x_BCHW, self.multiple)
+            except torch.cuda.OutOfMemoryError:
+                if self.engine.strip_bytes <= _SMALLEST_STRIP_BYTES:
+                    raise
+            # Out here, where no traceback holds the memory of the attempt that failed.
+            self._take_smaller_strips()
+
+    def _fit(self, H: int, W: int) -> None:
+        """Chooses the strips, and refuses what cannot be done: Linux would kill, not raise."""
+        engine = self.engine
+        assert engine is not None
+        engine.strip_bytes = self.strip_bytes
+        limit = self.memory_limit if self.memory_limit is not None else free_memory(self.device)
+        if limit is None:
+            return
+        if self.fixed_strips and engine.memory(H, W) <= limit:
+            return
+        if self.fixed_strips or not engine.fit(H, W, limit):
+            engine.strip_bytes = self.strip_bytes if self.fixed_strips else 1
+            there = 'are free' if self.memory_limit is None else 'are allowed'
+            half = '' if engine.dtype.itemsize < 4 else 'precision bf16 needs about half of it, '
+            raise RestoreError(
+                f'an image of {W}×{H} pixels needs {engine.memory(H, W) / 1e9:.2f} GB of memory on {self.device}, '
+                f'and {limit / 1e9:.2f} GB {there}; {half}tiles still less'
+            )
+
+    def _take_smaller_strips(self) -> None:
+        assert self.engine is not None
+        if self.strip_bytes == STRIP_BYTES:
+            get_logger().warning('%s is out of memory: trying again with smaller strips', self.device)
+        self.strip_bytes = self.engine.strip_bytes = self.engine.strip_bytes // 4
+        torch.cuda.empty_cache()
+
+
+def _too_large(H: int, W: int, device: torch.device) -> str:
+    return f'an image of {W}×{H} pixels does not fit into the memory of {device}'
+
+
+def check_arguments(
+    net: type[nn.Module], multiple: int, tlc: bool | int, tile: int | None, tile_overlap: int
+) -> int | None:
+    """The side of TLC's window, None without TLC. Raises ValueError if a Restorer of such a network would."""
+    if tile is not None:
+        check_tiles(tile, tile_overlap, multiple)
+    if tlc is False:
+        return None
+    if net is not Restormer:
+        raise ValueError(f'tlc: found {tlc} for the network {net.__name__}; allowed: for Restormer alone')
+    window = DEFAULT_WINDOW if tlc is True else tlc
+    if window < Restormer.multiple or window % Restormer.multiple:
+        raise ValueError(f'tlc: found {tlc}; allowed: a window of a positive multiple of {Restormer.multiple}')
+    return window
 
 
 def _image_channels(net: nn.Module) -> int:
     """Channels that the network takes: its first convolution is the one that sees the image."""
-    channels = next((module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)), 3)
-    if channels not in (1, 3):
-        raise ValueError(f'network: found one that takes {channels} channels; allowed: 1 or 3, as images have')
-    return channels
+    return next((module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)), 3)
 
 
 @contextmanager

@@ -1,85 +1,257 @@
-"""The exact result for a whole image in bounded working memory.
+"""The exact result for a whole image in bounded working memory, and fast.
 
 A transformer block needs of the image no more than sums over its pixels (the attention statistics) and one row
 above and below (the 3×3 depthwise convolutions). So each half of a block runs on horizontal strips: sum the
-statistics over all strips, finish the small attention matrix, apply it strip by strip. This is not tiling: no
-seam, no other statistics. Only the activations between blocks stay at full size.
+statistics over all strips, finish the small attention matrices, apply them strip by strip. This is not tiling: no
+seam, no other statistics.
+
+What makes it fast on a processor is the same: temporaries stay near the caches, and are small enough that the
+allocator hands the same memory out again, where a fresh page costs more than the arithmetic on it. Pixels lie
+channels-last, so that every 1×1 convolution is a matrix product on the memory as it is, and blocks work in
+place: of what must live at full size there is one copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from itertools import pairwise
+from math import ceil
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from basicsr.archs.restormer_arch import MDTA, Restormer, TransformerBlock
+from basicsr.archs.restormer_arch import Restormer, TransformerBlock
+from basicsr.inference.blocks import Attention, Dense, FeedForward, Point, Strip, Workspace
+from basicsr.inference.memory import empty, keep_freed_memory
+from basicsr.inference.tlc import Cells
 
-# Numbers in the largest temporary of a strip. A CPU is fastest where they stay near its caches; an accelerator
+# The largest temporary of a strip. Measured on a CPU with 2 MiB of second-level cache per core; an accelerator
 # wants more work at once.
-STRIP_NUMEL_CPU = 2_000_000
-STRIP_NUMEL = 128_000_000
+STRIP_BYTES_CPU = 4_000_000
+STRIP_BYTES = 256_000_000
+
+# For `StripEngine.memory`: temporaries of a strip at the same time, in sizes of the largest; images at full size
+# (input, padded input, output); what the libraries and the allocator keep for themselves.
+_TEMPORARIES = 10
+_IMAGES = 3
+_SLACK = 96_000_000
 
 
-def extra_inputs(net: nn.Module) -> tuple[Callable[[TransformerBlock, Tensor], Tensor], ...]:
-    """What to call a network with, after the image, so that it runs in strips; nothing for networks that do
-    not know them."""
-    return (run_block,) if isinstance(net, Restormer) else ()
+class StripEngine:
+    """Runs a Restormer in strips; a call gives what the network itself would, up to rounding.
 
+    Args:
+        net: its weights are taken as they are now; later changes to it may or may not be seen.
+        dtype: what features are kept and multiplied in; None: that of the weights. Sums, normalisations and
+            softmax are never below single precision, nor are the first and the last convolution.
+        window: side of TLC's windows at full resolution, a multiple of 8; None for plain inference.
+        strip_bytes: size of the largest temporary; None for what is fast on the network's device. A strip has
+            one row at least. May be changed between calls.
+    """
 
-def run_block(block: TransformerBlock, x_BCHW: Tensor, strip_numel: int | None = None) -> Tensor:
-    """`block(x)`, up to rounding, in strips of as many rows as keep every temporary below `strip_numel`."""
-    strip_numel = strip_numel or (STRIP_NUMEL_CPU if x_BCHW.device.type == 'cpu' else STRIP_NUMEL)
-    B, C, H, W = x_BCHW.shape
-    channels = max(3 * C, block.ffn.project_in.out_channels)
-    rows = max(1, strip_numel // (B * channels * W))
-    if rows >= H:
-        return block(x_BCHW)
-    attn = block.attn
-    query_key = _convolutions(attn, slice(0, 2 * C))
-    value = _convolutions(attn, slice(2 * C, 3 * C))
-    statistics = None
-    for strip_BCHW, _, inside in _strips(x_BCHW, rows):
-        q, k = query_key(block.norm1(strip_BCHW))[:, :, inside].chunk(2, dim=1)
-        part = attn.statistics(q, k)
-        statistics = part if statistics is None else statistics + part
-    assert statistics is not None
-    matrix_BCC = attn.output_matrix(attn.attention(statistics))
+    multiple = Restormer.multiple
 
-    y_BCHW = torch.empty_like(x_BCHW)
-    for strip_BCHW, place, inside in _strips(x_BCHW, rows):
-        v = value(block.norm1(strip_BCHW))[:, :, inside]
-        torch.add(x_BCHW[:, :, place], attn.apply_attention(matrix_BCC, v), out=y_BCHW[:, :, place])
-    z_BCHW = torch.empty_like(x_BCHW)
-    for strip_BCHW, place, inside in _strips(y_BCHW, rows):
-        torch.add(
-            y_BCHW[:, :, place], block.ffn(block.norm2(strip_BCHW))[:, :, inside], out=z_BCHW[:, :, place]
+    def __init__(
+        self,
+        net: Restormer,
+        dtype: torch.dtype | None = None,
+        window: int | None = None,
+        strip_bytes: int | None = None,
+    ) -> None:
+        weight = net.patch_embed.proj.weight
+        self.device = weight.device
+        self.full_dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.dtype = dtype or self.full_dtype
+        self.dim = len(weight)
+        self.window = window
+        self.strip_bytes = strip_bytes or (STRIP_BYTES_CPU if self.device.type == 'cpu' else STRIP_BYTES)
+
+        def dense(part: torch.nn.Module, shuffled: bool = False) -> Dense:
+            return Dense(part.body[0], self.dtype, shuffled)  # type: ignore[index]
+
+        def blocks(*parts: torch.nn.Sequential) -> list[Attention | FeedForward]:
+            return [
+                half
+                for part in parts
+                for block in part
+                if isinstance(block, TransformerBlock)
+                for half in (
+                    Attention(block.norm1, block.attn, self.dtype),
+                    FeedForward(block.norm2, block.ffn, self.dtype),
+                )
+            ]
+
+        with torch.no_grad():
+            self.embed = Dense(net.patch_embed.proj, self.full_dtype)
+            self.encoder = [
+                blocks(part)
+                for part in (net.encoder_level1, net.encoder_level2, net.encoder_level3, net.latent)
+            ]
+            self.down = [dense(part) for part in (net.down1_2, net.down2_3, net.down3_4)]
+            self.up = [dense(part, shuffled=True) for part in (net.up2_1, net.up3_2, net.up4_3)]
+            self.reduce = {
+                level: [Point(half, None, self.dtype) for half in conv.weight.flatten(1).chunk(2, 1)]
+                for level, conv in ((1, net.reduce_chan_level2), (2, net.reduce_chan_level3))
+            }
+            self.reduce_bias = {1: net.reduce_chan_level2.bias, 2: net.reduce_chan_level3.bias}
+            self.decoder = [
+                blocks(net.decoder_level1, net.refinement),
+                blocks(net.decoder_level2),
+                blocks(net.decoder_level3),
+            ]
+            self.skip = None
+            if net.dual_pixel_task:
+                self.skip = Point(net.skip_conv.weight.flatten(1), net.skip_conv.bias, self.full_dtype)
+            self.output = Dense(net.output, self.full_dtype)
+        # Of the largest temporaries, per column at full resolution: further down columns are fewer.
+        self.widest = max(
+            [8 * self.dim]
+            + [half.channels >> level for level, halves in enumerate(self.encoder) for half in halves]
+            + [half.channels >> level for level, halves in enumerate(self.decoder) for half in halves]
         )
-    return z_BCHW
 
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W), H and W multiples of 8, values in [0, 1]; the same comes out, not clamped."""
+        B, _, H, W = x_BCHW.shape
+        if H % self.multiple or W % self.multiple:
+            raise ValueError(
+                f'input of {tuple(x_BCHW.shape)}: height and width must be multiples of {self.multiple}'
+            )
+        y_BHWC = torch.empty(B, H, W, len(self.output.weight), dtype=self.full_dtype, device=self.device)
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: statistics are an image's own
+                self._restore(x_CHW.permute(1, 2, 0), y_HWC)
+        return y_BHWC.permute(0, 3, 1, 2)
 
-def _strips(x_BCHW: Tensor, rows: int) -> Iterator[tuple[Tensor, slice, slice]]:
-    """Strips with one more row on each side where the image goes on; which rows of the image each is for; and
-    where those are in it. Beyond the image the convolutions' own zeros are right; beyond a strip they are not,
-    and only the extra rows see them."""
-    H = x_BCHW.shape[2]
-    for top in range(0, H, rows):
-        bottom = min(top + rows, H)
+    def memory(self, H: int, W: int) -> int:
+        """Bytes that a call takes at most for each image, input and output among them; beyond the weights."""
+        return self._at_full_size(H, W) + _TEMPORARIES * max(self.strip_bytes, self._row_bytes(W))
+
+    def fit(self, H: int, W: int, limit: int) -> bool:
+        """Makes the strips smaller if need be, so that `memory` is within a limit; whether that is possible."""
+        strip_bytes = (limit - self._at_full_size(H, W)) // _TEMPORARIES
+        if strip_bytes < self._row_bytes(W):
+            return False
+        self.strip_bytes = min(self.strip_bytes, strip_bytes)
+        return True
+
+    def _at_full_size(self, H: int, W: int) -> int:
+        # At its first level the decoder's features are twice as wide, beside the second level's. On a CPU the
+        # front half of that memory is not there before it is touched, and the deeper levels are gone by then.
+        levels = 2.5 if self.device.type == 'cpu' else 2.875
+        channels = max(self.embed.weight.shape[1], len(self.output.weight))
+        images = _IMAGES * H * W * channels * self.full_dtype.itemsize
+        return int(levels * self.dim * H * W * self.dtype.itemsize) + images + _SLACK
+
+    def _row_bytes(self, W: int) -> int:
+        return W * self.widest * self.dtype.itemsize
+
+    def _restore(self, image_HWC: Tensor, result_HWC: Tensor) -> None:
+        H, W, _ = image_HWC.shape
+        C = self.dim
+        self.workspace = Workspace(self.dtype, self.device)
+        if self.device.type == 'cpu':
+            keep_freed_memory()
+        # The decoder's first level holds the encoder's features beside the upsampled ones. So the encoder
+        # works in the back half of that memory, from where `_widen` spreads them out in place.
+        memory = empty(self.dtype, self.device, 2 * H * W * C)
+        levels = [memory[H * W * C :].view(H, W, C)]
+        for top, bottom in self._strips(H, W * C):
+            levels[0][top:bottom] = self.embed(image_HWC, top, bottom)
+        for level in range(3):
+            self._run(self.encoder[level], levels[level], level)
+            levels.append(self._downsample(self.down[level], levels[level]))
+        x_HWC = levels.pop()
+        self._run(self.encoder[3], x_HWC, 3)
+        for level in (2, 1):
+            skip_HWC = levels.pop()
+            self._upsample(level, x_HWC, skip_HWC)
+            x_HWC = skip_HWC
+            self._run(self.decoder[level], x_HWC, level)
+        wide_HWC = memory.view(H, W, 2 * C)
+        self._widen(levels.pop(), wide_HWC)
+        self._upsample(0, x_HWC, wide_HWC)
+        del x_HWC, skip_HWC
+        self._run(self.decoder[0], wide_HWC, 0)
+        for top, bottom in self._strips(H, W * C * 2):
+            result_HWC[top:bottom] = self._output(image_HWC, wide_HWC, top, bottom)
+
+    def _strips(self, height: int, row_numel: int, step: int = 1) -> list[tuple[int, int]]:
+        return _cut(0, height, self._rows(row_numel), step)
+
+    def _rows(self, row_numel: int) -> int:
+        """How many rows of so many numbers a temporary may have."""
+        return max(1, self.strip_bytes // (row_numel * self.dtype.itemsize))
+
+    def _run(self, halves: list[Attention | FeedForward], x_HWC: Tensor, level: int) -> None:
+        """In place."""
+        H, W, _ = x_HWC.shape
+        cells = Cells.of(H, W, self.window and self.window >> level)
+
+        def cut(cells: Cells, channels: int) -> list[Strip]:
+            rows = self._rows(W * channels)
+            return [
+                Strip(top, bottom, row)
+                for row, (first, last) in enumerate(cells.rows)
+                for top, bottom in _cut(first, last, rows)
+            ]
+
+        for half in halves:
+            half.run(x_HWC, cells, cut, self.workspace)
+
+    def _downsample(self, convolution: Dense, x_HWC: Tensor) -> Tensor:
+        """Convolution, then pixel-unshuffle."""
+        H, W, C = x_HWC.shape
+        y_HWC = empty(self.dtype, self.device, H // 2, W // 2, 2 * C)
+        y_HWcij = y_HWC.view(H // 2, W // 2, C // 2, 2, 2)
+        for top, bottom in self._strips(H, W * C, step=2):
+            part_nWc = convolution(x_HWC, top, bottom)
+            y_HWcij[top // 2 : bottom // 2] = part_nWc.view(-1, 2, W // 2, 2, C // 2).permute(0, 2, 4, 1, 3)
+        return y_HWC
+
+    def _upsample(self, level: int, x_HWC: Tensor, skip_HWC: Tensor) -> None:
+        """Convolution, then pixel-shuffle, into the level above, beside the skip that is there: at level 0 as
+        the front half of its channels, further down both reduced to as many as the skip has."""
+        H, W, _ = x_HWC.shape
+        C = self.dim << level
+        skip_HiWjK = skip_HWC.view(H, 2, W, 2, -1)
+        for top, bottom in self._strips(H, W * 4 * C):
+            up_nWijC = self.up[level](x_HWC, top, bottom).reshape(-1, W, 2, 2, C)
+            place_niWjK = skip_HiWjK[top:bottom]
+            if level == 0:
+                place_niWjK[..., :C] = up_nWijC.permute(0, 2, 1, 3, 4)
+                continue
+            from_up, from_skip = self.reduce[level]
+            reduced_NC = torch.empty_like(up_nWijC).view(-1, C)
+            from_up.into(up_nWijC.view(-1, C), reduced_NC)
+            skip_NC = place_niWjK.reshape(-1, C).clone()
+            from_skip.into(skip_NC, place_niWjK.view(-1, C))
+            place_niWjK += reduced_NC.view(up_nWijC.shape).permute(0, 2, 1, 3, 4)
+            if self.reduce_bias[level] is not None:
+                place_niWjK += self.reduce_bias[level].to(self.dtype)
+
+    def _widen(self, narrow_HWC: Tensor, wide_HWC: Tensor) -> None:
+        """Rows of the narrow features, which lie in the back half of the wide ones' memory, to their place
+        there, as the back half of the channels. What is written lies before all that is still to be read, but
+        for the strip's own rows, and those are copied first."""
+        H, W, C = narrow_HWC.shape
+        for top, bottom in self._strips(H, W * C):
+            wide_HWC[top:bottom, :, C:] = narrow_HWC[top:bottom].clone()
+
+    def _output(self, image_HWC: Tensor, x_HWC: Tensor, top: int, bottom: int) -> Tensor:
+        if self.skip is None:
+            return self.output(x_HWC, top, bottom) + image_HWC[top:bottom]
+        # With one more row above and below, as the convolution will want them.
+        H, _, K = x_HWC.shape
         first, last = max(top - 1, 0), min(bottom + 1, H)
-        yield x_BCHW[:, :, first:last], slice(top, bottom), slice(top - first, bottom - first)
+        x_nWK = x_HWC[first:last].to(self.full_dtype, copy=True)
+        embedded_NC = self.embed(image_HWC, first, last).reshape(-1, self.dim)
+        self.skip.add_to(x_nWK.view(-1, K), embedded_NC)
+        return self.output.rows(x_nWK, top == 0, bottom == H)
 
 
-def _convolutions(attn: MDTA, channels: slice) -> Callable[[Tensor], Tensor]:
-    """Some of the channels of `qkv` and `qkv_dwconv`: q and k are needed in one pass, v in the other."""
-
-    def part(convolution: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-        bias = convolution.bias
-        return convolution.weight[channels], None if bias is None else bias[channels]
-
-    (point, point_bias), (depth, depth_bias) = part(attn.qkv), part(attn.qkv_dwconv)
-
-    def convolve(x_BCHW: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x_BCHW, point, point_bias), depth, depth_bias, padding=1, groups=len(depth))
-
-    return convolve
+def _cut(first: int, last: int, rows: int, step: int = 1) -> list[tuple[int, int]]:
+    """Parts of about equal size, of at most `rows` (but not less than `step`), and multiples of `step`."""
+    units = (last - first) // step
+    count = ceil(units / max(1, rows // step))
+    edges = [first + step * (units * i // count) for i in range(count + 1)]
+    return list(pairwise(edges))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from basicsr.data.paired_image_dataset import to_float
 from basicsr.data.stages import mixup_generator
-from basicsr.inference import restore_tensor
-from basicsr.inference.strips import extra_inputs
+from basicsr.inference import Restorer
 from basicsr.models.lr_scheduler import SCHEDULERS, learning_rate
 from basicsr.models.pretrained import load_pretrained
+from basicsr.models.validation import build_restorer
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.dist import Process
 from basicsr.utils.options import arguments, build
@@ -154,20 +155,12 @@ class ImageCleanModel:
         names = [name for name, parameter in self.net.named_parameters() if parameter.requires_grad]
         return params, {**params, **dict(zip(names, self.averaged, strict=True))}
 
-    @torch.inference_mode()
-    def restore(self, lq_BCHW: Tensor) -> Tensor:
-        """Whole images in [0, 1], any size, by the averaged weights where there are any; float32."""
-        lq_BCHW = self._to_device(lq_BCHW)
+    def restorer(self) -> Restorer:
+        """With a copy of the averaged weights, where there are any, else of the weights as they are."""
         params, averaged = self.weights()
-        self.net.eval()
-
-        def network(x: Tensor) -> Tensor:
-            return torch.func.functional_call(self.net, averaged or params, (x, *extra_inputs(self.net)))
-
-        try:
-            return restore_tensor(network, lq_BCHW, multiple=self.options.val.window_size)
-        finally:
-            self.net.train()
+        net = copy.deepcopy(self.net)
+        net.load_state_dict(averaged or params)
+        return build_restorer(net, self.device, self.options.val)
 
     def save_weights(self, path: Any, iteration: int) -> None:
         params, averaged = self.weights()

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from basicsr.data.sources import DataError
+from basicsr.inference.restorer import check_arguments
 from basicsr.models.lr_scheduler import SCHEDULERS
 from basicsr.models.validation import Metric
 from basicsr.utils.files import ROOT, resolve
@@ -29,6 +30,7 @@ from basicsr.utils.options import (
     MetricOptions,
     Mistake,
     OptionError,
+    ValOptions,
     arguments,
     build,
     check_keys,
@@ -292,6 +294,14 @@ class _Checks:
                 yield Mistake(key, f'found {value}; allowed: a multiple of {multiple}, for {section["type"]}')
         if net is None:
             return
+        names = ('window_size', 'tlc', 'tile', 'tile_overlap')
+        given = _at(self.data, 'val') or {}
+        val = ValOptions(**{name: given[name] for name in names if name in given})
+        try:
+            check_arguments(type(net), val.window_size, val.tlc, val.tile, val.tile_overlap)
+        except ValueError as error:
+            name, _, text = str(error).partition(': ')
+            yield Mistake(('val', name), text)
         parameters = _parameters(ARCH_REGISTRY, section['type'])
         for name in {'inp_channels', 'out_channels'} & parameters.keys():
             value = section.get(name, parameters[name].default)

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from basicsr.inference import restore_tensor
 from basicsr.models.pretrained import load_pretrained
 from basicsr.models.training import validation_sets
-from basicsr.models.validation import Evaluation, build_metrics, evaluate
+from basicsr.models.validation import Evaluation, build_metrics, build_restorer, evaluate
 from basicsr.utils.files import atomic_write
 from basicsr.utils.options import build
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -34,14 +33,10 @@ def run_tests(options: Any, device: torch.device, folder: Path) -> dict[str, Eva
     net = load_network(options, device)
     metrics = build_metrics(options)
 
-    @torch.inference_mode()
-    def restore(lq: torch.Tensor) -> torch.Tensor:
-        lq = lq.to(device).contiguous(memory_format=torch.channels_last)
-        return restore_tensor(net, lq, multiple=options.val.window_size)
-
+    restorer = build_restorer(net, device, options.val)
     results = {
         name: evaluate(
-            restore,
+            restorer.restore,
             dataset,
             metrics,
             rounded=options.val.use_image,

@@ -263,12 +263,13 @@ class Training:
 
     def _validate(self) -> None:
         self.model.raise_if_bad()
+        restorer = self.model.restorer()
         for position, (name, dataset) in enumerate(self.validation_sets.items()):
             folder = (
                 self.directory.visualization / name / str(self.iteration) if self.options.val.save_img else None
             )
             result = evaluate(
-                self.model.restore,
+                restorer.restore,
                 dataset,
                 self.metrics,
                 rounded=self.options.val.use_image,

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from basicsr.data.paired_image_dataset import to_float
+from basicsr.inference import Restorer
 from basicsr.inference.image_files import write_png
 from basicsr.utils.dist import Process
 from basicsr.utils.options import arguments
@@ -46,6 +47,21 @@ def build_metrics(options: Any) -> dict[str, Metric]:
         return Metric(METRIC_REGISTRY.get(section.type), settings, higher)  # type: ignore[attr-defined]
 
     return {name: metric(section) for name, section in options.val.metrics.items()}
+
+
+def build_restorer(net: nn.Module, device: torch.device, val: Any) -> Restorer:
+    """As the `val` section of an option file says. Figures repeat bit for bit: the strips do not depend on what
+    memory happens to be free. Raises ValueError on what does not fit the network, RestoreError, DeviceError."""
+    return Restorer(
+        net,
+        device,
+        val.precision,
+        tlc=val.tlc,
+        tile=val.tile,
+        tile_overlap=val.tile_overlap,
+        multiple=val.window_size,
+        fixed_strips=True,
+    )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 
@@ -46,20 +47,42 @@ def resolve_device(name: str | torch.device = 'auto') -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The type that autocast computes in; None for single precision throughout (no autocast).
+    """The type to compute in; None for that of the weights, which is single precision.
 
-    'auto' is bf16 where a CUDA device computes in it (Ampere and later), and single precision elsewhere.
-    Raises DeviceError on another name, and on fp16 on a CPU.
+    'auto' is bf16 where it is faster than single precision: on a CUDA device of Ampere and later, and on a
+    processor with instructions for it. Raises DeviceError on another name, and on fp16 on a CPU.
     """
     asked = str(name).strip().lower()
     if asked not in PRECISIONS:
         raise DeviceError(f'precision: found {name!r}; allowed: {", ".join(PRECISIONS)}')
     if asked == 'auto':
-        # Not torch.cuda.is_bf16_supported(): that is also true where bf16 is emulated, slowly.
-        fast = device.type == 'cuda' and torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if fast else None
+        return torch.bfloat16 if _computes_in_bf16(device) else None
     if asked == 'fp16' and device.type == 'cpu':
         raise DeviceError(
             'precision: found fp16 on a CPU, where it is neither fast nor safe; allowed: auto, fp32, bf16'
         )
     return _HALF.get(asked)
+
+
+def precision_name(dtype: torch.dtype | None) -> str:
+    """What `resolve_precision` was given: 'fp32', 'bf16' or 'fp16'."""
+    return next((name for name, half in _HALF.items() if half is dtype), 'fp32')
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    if device.type == 'cuda':
+        # Not torch.cuda.is_bf16_supported(): that is also true where bf16 is emulated, slowly.
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == 'cpu' and torch.backends.mkldnn.is_available():
+        # PyTorch tells only in private functions, and not in all its versions.
+        return bool(_processor_flags() & {'avx512_bf16', 'amx_bf16'})
+    return False
+
+
+def _processor_flags() -> set[str]:
+    """Of the first processor; none where the system does not list them."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.partition(':')[2] for line in lines if line.startswith('flags')), '').split())

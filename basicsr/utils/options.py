@@ -196,6 +196,14 @@ class TrainOptions(Section):
 class ValOptions(Section):
     window_size: PositiveInt = 8
     """Sides are padded to a multiple of this, and cut after."""
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'fp32'
+    """What to restore in."""
+    tlc: bool | PositiveInt = False
+    """Attention over local windows; true: of 384 pixels; a number: of so many, a multiple of 8."""
+    tile: PositiveInt | None = None
+    """Side of tiles to restore one by one, a multiple of 8; null: images as a whole."""
+    tile_overlap: Count = 32
+    """Pixels that neighbouring tiles share."""
     val_freq: PositiveInt = 5000
     """Iterations between validations."""
     save_img: bool = False

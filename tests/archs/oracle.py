@@ -6,6 +6,8 @@ copies of q and k, the attention matrix times v, and then the output projection.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,16 +27,42 @@ def convolution(params, prefix, x, groups=1):
     return F.conv2d(x, weight, params.get(f'{prefix}.bias'), padding=weight.shape[-1] // 2, groups=groups)
 
 
-def mdta(params, prefix, x):
-    temperature = params[f'{prefix}.temperature']
+def attend(temperature, qkv):
     heads = temperature.shape[0]
-    height = x.shape[-2]
-    qkv = convolution(params, f'{prefix}.qkv', x)
-    qkv = convolution(params, f'{prefix}.qkv_dwconv', qkv, groups=qkv.shape[1])
+    height = qkv.shape[-2]
     q, k, v = (rearrange(t, 'b (head c) h w -> b head c (h w)', head=heads) for t in qkv.chunk(3, dim=1))
     q, k = F.normalize(q, dim=-1, eps=1e-12), F.normalize(k, dim=-1, eps=1e-12)
     attention = (q @ k.transpose(-2, -1) * temperature).softmax(dim=-1)
-    out = rearrange(attention @ v, 'b head c (h w) -> b (head c) h w', h=height)
+    return rearrange(attention @ v, 'b head c (h w) -> b (head c) h w', h=height)
+
+
+def window_starts(n, window):
+    k = min(n, window)
+    count = (n - 1) // k + 1
+    step = k if count == 1 else math.ceil((n - k) / (count - 1) - 1e-8)
+    starts = []
+    while len(starts) * step + k < n:
+        starts.append(len(starts) * step)
+    return [*starts, n - k]
+
+
+def attend_in_windows(temperature, qkv, window):
+    """TLC by its definition: every window by itself, then the mean of those over each pixel."""
+    channels, height, width = qkv.shape[1] // 3, *qkv.shape[-2:]
+    total, count = qkv.new_zeros(len(qkv), channels, height, width), qkv.new_zeros(height, width)
+    for y in window_starts(height, window):
+        for x in window_starts(width, window):
+            place = (..., slice(y, y + min(window, height)), slice(x, x + min(window, width)))
+            total[place] += attend(temperature, qkv[place])
+            count[place] += 1
+    return total / count
+
+
+def mdta(params, prefix, x, window):
+    temperature = params[f'{prefix}.temperature']
+    qkv = convolution(params, f'{prefix}.qkv', x)
+    qkv = convolution(params, f'{prefix}.qkv_dwconv', qkv, groups=qkv.shape[1])
+    out = attend(temperature, qkv) if window is None else attend_in_windows(temperature, qkv, window)
     return convolution(params, f'{prefix}.project_out', out)
 
 
@@ -45,10 +73,10 @@ def gdfn(params, prefix, x):
     return convolution(params, f'{prefix}.project_out', gelu * value)
 
 
-def level(params, prefix, count, x, with_bias):
+def level(params, prefix, count, x, with_bias, window):
     for index in range(count):
         block = f'{prefix}.{index}'
-        x = x + mdta(params, f'{block}.attn', layer_norm(params, f'{block}.norm1', x, with_bias))
+        x = x + mdta(params, f'{block}.attn', layer_norm(params, f'{block}.norm1', x, with_bias), window)
         x = x + gdfn(params, f'{block}.ffn', layer_norm(params, f'{block}.norm2', x, with_bias))
     return x
 
@@ -64,10 +92,19 @@ def up(params, prefix, x):
 
 
 def restormer(
-    params, image, num_blocks, num_refinement_blocks, LayerNorm_type='WithBias', dual_pixel_task=False
+    params,
+    image,
+    num_blocks,
+    num_refinement_blocks,
+    LayerNorm_type='WithBias',
+    dual_pixel_task=False,
+    window=None,
 ):
+    """`window`: of TLC, at full resolution; None: attention over the whole image."""
+
     def stack(name, count, x):
-        return level(params, name, count, x, LayerNorm_type == 'WithBias')
+        here = window and window * x.shape[-1] // image.shape[-1]
+        return level(params, name, count, x, LayerNorm_type == 'WithBias', here)
 
     embedded = convolution(params, 'patch_embed.proj', image)
     level1 = stack('encoder_level1', num_blocks[0], embedded)

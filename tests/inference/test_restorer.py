@@ -171,8 +171,9 @@ def test_other_arrays_are_refused(wrong):
 
 
 def test_networks_of_other_channels_are_refused():
+    restorer = Restorer(tiny(inp_channels=6, dual_pixel_task=True), 'cpu')
     with pytest.raises(ValueError, match='takes 6 channels; allowed: 1 or 3'):
-        Restorer(tiny(inp_channels=6, dual_pixel_task=True), 'cpu')
+        restorer(image(8, 8, 3))
 
 
 def test_devices_and_precisions_are_checked():

@@ -1,19 +1,42 @@
-"""Strips against the whole image."""
+"""Strips against the whole image, and TLC against its definition."""
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.inference.strips import run_block
+from basicsr.inference.blocks import Strip, Workspace
+from basicsr.inference.strips import StripEngine
+from basicsr.inference.tlc import Cells
 
-SMALL = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tests' / 'archs'))
+import oracle  # noqa: E402
+
+SMALL = {'dim': 8, 'num_blocks': [1, 2, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
+FULL = {'dim': 48, 'num_blocks': [4, 6, 6, 8], 'num_refinement_blocks': 4, 'heads': [1, 2, 4, 8]}
+VARIANTS = [
+    {},
+    {'bias': True},
+    {'LayerNorm_type': 'BiasFree'},
+    {'inp_channels': 1, 'out_channels': 1},
+    {'inp_channels': 6, 'dual_pixel_task': True, 'bias': True},
+    {'num_blocks': [0, 1, 0, 1], 'num_refinement_blocks': 0},
+]
+SIZES = [(40, 56), (8, 200), (72, 8), (8, 8), (104, 24)]
 
 
-def network(**options):
+def network(options, base=SMALL):
+    """In double precision, with no weight at its initial value."""
     torch.manual_seed(0)
-    net = Restormer(**SMALL, **options).double()
+    net = Restormer(**{**base, **options}).double().eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if 'norm' in name or name.endswith(('temperature', 'bias')):
@@ -21,31 +44,177 @@ def network(**options):
     return net
 
 
-@pytest.mark.parametrize('options', [{}, {'bias': True}, {'LayerNorm_type': 'BiasFree'}], ids=str)
-@pytest.mark.parametrize('numel', [1, 3000, 10_000, 40_000])
-@pytest.mark.parametrize('size', [(40, 56), (8, 200), (72, 8)])
-def test_equals_the_whole_image(options, numel, size):
-    """From strips of one row to strips of most of the image; two images at once."""
-    net = network(**options)
-    x = torch.rand(2, 3, *size, dtype=torch.float64)
+def picture(net, size, batch=1):
+    channels = net.patch_embed.proj.in_channels
+    return torch.rand(batch, channels, *size, dtype=net.patch_embed.proj.weight.dtype)
+
+
+def relative(found, expected):
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def by_definition(net, options, x, base=SMALL, window=None):
+    options = {**base, **options}
+    names = ('num_blocks', 'num_refinement_blocks', 'LayerNorm_type', 'dual_pixel_task')
+    with torch.no_grad():
+        return oracle.restormer(
+            dict(net.named_parameters()),
+            x,
+            window=window,
+            **{name: options[name] for name in names if name in options},
+        )
+
+
+@pytest.mark.parametrize('options', VARIANTS, ids=str)
+@pytest.mark.parametrize('strip_bytes', [1, 20_000, 100_000, None])
+def test_equals_the_whole_image(options, strip_bytes):
+    """From strips of one row to the whole image at once; two images, each with its own statistics."""
+    net = network(options)
+    for size in SIZES:
+        x = picture(net, size, batch=2)
+        with torch.no_grad():
+            whole = net(x)
+        assert relative(StripEngine(net, strip_bytes=strip_bytes)(x), whole) <= 1e-11
+
+
+def test_other_memory_orders_of_the_image():
+    net = network({})
+    x = picture(net, (16, 24), batch=2)
+    expected = StripEngine(net)(x)
+    for other in (x.contiguous(memory_format=torch.channels_last), x.flip(3).flip(3), x.mT.contiguous().mT):
+        assert torch.equal(StripEngine(net)(other), expected)
+
+
+@pytest.mark.parametrize('options', VARIANTS[:5], ids=str)
+@pytest.mark.parametrize('strip_bytes', [1, 30_000, None])
+@pytest.mark.parametrize(
+    ('size', 'window'),
+    [
+        ((72, 200), 64),  # 2 × 4 windows, overlapping unevenly
+        ((64, 128), 64),  # windows side by side
+        ((40, 152), 64),  # one row of windows
+        ((136, 24), 32),
+        ((104, 120), 8),  # windows of a pixel in the latent
+    ],
+)
+def test_tlc_equals_window_by_window(options, strip_bytes, size, window):
+    net = network(options)
+    x = picture(net, size, batch=2)
+    expected = by_definition(net, options, x, window=window)
+    found = StripEngine(net, window=window, strip_bytes=strip_bytes)(x)
+    assert relative(found, expected) <= 1e-9
+    with torch.no_grad():
+        assert relative(net(x), expected) > 1e-4  # it does something
+
+
+def test_tlc_leaves_images_within_the_window_alone():
+    net = network({})
+    for size in ((64, 40), (64, 64), (8, 16)):
+        x = picture(net, size)
+        assert torch.equal(StripEngine(net, window=64)(x), StripEngine(net)(x))
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'window'), [(720, 1280, 384), (90, 160, 48), (45, 33, 8), (7, 9, 1)]
+)
+def test_every_pixel_of_a_cell_has_the_cells_windows(height, width, window):
+    cells = Cells.of(height, width, window)
+    seen = torch.full((height, width), -1)
+    rows, columns = (oracle.window_starts(length, window) for length in (height, width))
+    cover = torch.zeros(len(rows) * len(columns), height, width)
+    for index, (y, x) in enumerate((y, x) for y in rows for x in columns):
+        cover[index, y : y + min(window, height), x : x + min(window, width)] = 1
+    places = [(row, column) for row in cells.rows for column in cells.columns]
+    for index, ((top, bottom), (left, right)) in enumerate(places):
+        assert (seen[top:bottom, left:right] == -1).all()
+        seen[top:bottom, left:right] = index
+        inside = cover[:, top:bottom, left:right].flatten(1)
+        assert (inside == cells.cover[:, index : index + 1]).all()
+    assert (seen >= 0).all() and len(cells) == len(places)
+
+
+@pytest.mark.parametrize('window', [None, 32])
+def test_single_precision_at_full_size(window):
+    """The 26.1 M network, on a size that is no multiple of the strip or of the window."""
+    net = network({}, FULL)
+    x = picture(net, (40, 56))
+    expected = by_definition(net, {}, x, FULL, window)
+    assert relative(StripEngine(net, window=window, strip_bytes=100_000)(x), expected) <= 1e-9
+    net.float()
+    for strip_bytes in (100_000, None):
+        found = StripEngine(net, window=window, strip_bytes=strip_bytes)(x.float())
+        assert found.dtype == torch.float32
+        assert relative(found, expected) <= 5e-5
+
+
+@pytest.mark.parametrize('options', VARIANTS[:3], ids=str)
+@pytest.mark.parametrize('window', [None, 64])
+def test_half_precision_is_near(options, window):
+    net = network(options)
+    x = picture(net, (72, 136))
+    expected = StripEngine(net, window=window)(x)
+    found = StripEngine(copy.deepcopy(net).float(), torch.bfloat16, window)(x.float())
+    assert found.dtype == torch.float32
+    residual = (expected - x).pow(2).mean().sqrt()
+    assert (found - expected).pow(2).mean().sqrt() <= 0.02 * residual
+
+
+def test_sums_in_half_precision_are_kept_in_single_precision():
+    """Over 2¹⁶ pixels in strips of one row: against the same queries and keys, summed in double precision."""
+    half = StripEngine(network({}).float(), torch.bfloat16).decoder[1][0]
+    x_HWC = torch.randn(256, 256, 16).bfloat16()
+    strips = [Strip(row, row + 1, 0) for row in range(256)]
+    cells = Cells.of(256, 256, None)
+    workspace = Workspace(x_HWC.dtype, x_HWC.device)
     with torch.inference_mode():
-        whole = net(x)
-        strips = net(x, lambda block, features: run_block(block, features, numel))
-    assert (strips - whole).abs().max() <= 1e-9 * whole.abs().max()
+        found = half._attention(x_HWC, cells, lambda cells, channels: strips, workspace)
+        rows = [part.double() for _, part in half.query_key.strips(x_HWC, strips, workspace)]
+        q, k = torch.cat(rows).view(-1, 2, 2, 8).permute(1, 2, 3, 0)  # 2 heads of 8 channels
+        cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT
+        expected = (cosine * half.attn.temperature).softmax(-1)
+    assert found.dtype == torch.float32
+    assert (found[0] - expected).abs().max() < 1e-5
 
 
-def test_no_temporary_is_larger_than_asked_for():
-    net = network()
-    block = net.refinement[0]
-    x = torch.rand(1, 16, 64, 32, dtype=torch.float64)
-    largest = []
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r'input of \(1, 3, 12, 16\): .* multiples of 8'):
+        StripEngine(network({}))(torch.rand(1, 3, 12, 16, dtype=torch.float64))
 
-    def watch(module, inputs, output):
-        largest.append(output.numel())
 
-    for module in (block.ffn.project_in, block.ffn.dwconv, block.norm1, block.norm2):
-        module.register_forward_hook(watch)
-    with torch.inference_mode():
-        run_block(block, x, 20_000)
-    halo = 2 * 32 * block.ffn.project_in.out_channels
-    assert largest and max(largest) <= 20_000 + halo
+MEASURE = """
+import sys, torch
+from basicsr.archs.restormer_arch import Restormer
+from basicsr.inference.blocks import Strip, Workspace
+from basicsr.inference.strips import StripEngine
+
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(name))
+
+torch.set_num_threads(1)
+height, width, dtype, window = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3]), int(sys.argv[4])
+net = Restormer(dim=16, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 4, 8]).eval()
+engine = StripEngine(net, dtype, window or None)
+engine(torch.rand(1, 3, 64, 64))  # what the libraries need once
+x = torch.rand(1, 3, height, width)
+before = kilobytes('VmRSS')
+y = engine(x)
+print(1024 * (kilobytes('VmHWM') - before), engine.memory(height, width))
+"""
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='how much was used is read from /proc')
+@pytest.mark.parametrize(
+    'arguments', [(960, 1280, 'float32', 0), (960, 1280, 'bfloat16', 384), (64, 24_000, 'float32', 0)]
+)
+def test_memory_is_foretold(arguments):
+    """Never less than is used, and not several times as much."""
+    result = subprocess.run(
+        [sys.executable, '-c', MEASURE, *map(str, arguments)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    used, foretold = map(int, result.stdout.split())
+    assert used <= foretold <= 2 * used + 150_000_000

@@ -130,7 +130,7 @@ def test_averaged_weights(make):
     plain = copy.deepcopy(model.net)
     plain.load_state_dict(ema)
     with torch.no_grad():
-        assert torch.allclose(model.restore(x), plain(x), atol=1e-6)
+        assert torch.allclose(model.restorer().restore(x), plain(x), atol=1e-6)
 
 
 def test_mixup_is_a_convex_combination_that_the_iteration_decides(make):
@@ -167,5 +167,5 @@ def test_mixed_precision_keeps_single_precision_weights(make):
 def test_restores_any_size(make):
     model = make()
     x = torch.rand(1, 3, 13, 27)
-    y = model.restore(x)
+    y = model.restorer().restore(x)
     assert y.shape == x.shape and model.net.training

@@ -328,6 +328,21 @@ val:window_size=12
 
 val:window_size=16
 
+val:tlc=true
+val:tlc=256
+val:tlc=100
+    val.tlc: found 100; allowed: a window of a positive multiple of 8
+
+val:tile=256
+val:tile_overlap=0
+
+val:tile=100
+    val.tile: found 100; allowed: a positive multiple of 8
+
+val:tile=64
+val:tile_overlap=64
+    val.tile_overlap: found 64; allowed: 0 to 63, less than the tile
+
 val:metrics:psnr:crop_border=-1
     val.metrics.psnr.crop_border: found -1; allowed: 0 to less
 

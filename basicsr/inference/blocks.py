@@ -1,0 +1,264 @@
+"""The layers of a Restormer on horizontal strips of channels-last features, for inference.
+
+Names: H, W rows and columns, C channels, n rows of a strip, K channels of a temporary, N pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from basicsr.archs.restormer_arch import (
+    GDFN,
+    LAYER_NORM_EPS,
+    MDTA,
+    AttentionStatistics,
+    BiasFree_LayerNorm,
+    LayerNorm,
+)
+from basicsr.inference.tlc import Cells
+
+_ALIGNED = 16  # hidden channels are padded to a multiple: kernels for odd numbers are several times slower
+
+
+_STRIPS_HELD = 4  # in the memory of a 1×1 convolution's result
+
+
+class Strip(NamedTuple):
+    """Rows top … bottom - 1, which lie in one row of cells."""
+
+    top: int
+    bottom: int
+    cell_row: int
+
+
+Cut = Callable[[Cells, int], list[Strip]]  # the strips for temporaries of so many channels
+
+
+class Workspace:
+    """Memory for one large temporary, handed out again and again."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.memory = torch.empty(0, dtype=dtype, device=device)
+
+    def get(self, *shape: int) -> Tensor:
+        """Not initialised; good until the next call."""
+        numel = torch.Size(shape).numel()
+        if self.memory.numel() < numel:
+            self.memory = self.memory.new_empty(0)  # before the larger one is made
+            self.memory = self.memory.new_empty(numel)
+        return self.memory[:numel].view(shape)
+
+
+class Norm:
+    """A layer norm over the last axis."""
+
+    def __init__(self, norm: LayerNorm, dtype: torch.dtype) -> None:
+        self.weight = norm.body.weight.to(dtype)
+        self.bias = None if isinstance(norm.body, BiasFree_LayerNorm) else norm.body.bias.to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.bias is not None:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+        full = x.to(torch.promote_types(x.dtype, torch.float32))
+        *_, reciprocal = torch.native_layer_norm(full, self.weight.shape, None, None, LAYER_NORM_EPS)
+        return (full * reciprocal).mul_(self.weight).to(x.dtype)
+
+
+class Point:
+    """A 1×1 convolution of rows of pixels: (N, C) → (N, K)."""
+
+    def __init__(self, weight_KC: Tensor, bias_K: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight_CK = weight_KC.to(dtype).t()
+        self.bias_K = None if bias_K is None else bias_K.to(dtype)
+
+    def into(self, x_NC: Tensor, y_NK: Tensor) -> None:
+        if self.bias_K is None:
+            torch.mm(x_NC, self.weight_CK, out=y_NK)
+        else:
+            torch.addmm(self.bias_K, x_NC, self.weight_CK, out=y_NK)
+
+    def add_to(self, y_NK: Tensor, x_NC: Tensor) -> None:
+        y_NK.addmm_(x_NC, self.weight_CK)
+        if self.bias_K is not None:
+            y_NK += self.bias_K
+
+
+class Dense:
+    """A 3×3 convolution. `shuffled` puts the channels of a pixel shuffle, (c, i, j), in the order (i, j, c),
+    so that a pixel of the larger image is one run of memory."""
+
+    def __init__(self, convolution: nn.Conv2d, dtype: torch.dtype, shuffled: bool = False) -> None:
+        weight, bias = convolution.weight, convolution.bias
+        if shuffled:
+            weight = weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+        self.weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.bias = None if bias is None else bias.to(dtype)
+
+    def __call__(self, x_HWC: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows top … bottom - 1 of the result, (n, W, K)."""
+        return self.rows(x_HWC[max(top - 1, 0) : bottom + 1], top == 0, bottom == len(x_HWC))
+
+    def rows(self, x_nWC: Tensor, at_top: bool, at_bottom: bool) -> Tensor:
+        """Of rows with one more above and below, unless the image ends there."""
+        x_BCnW = x_nWC[None].to(self.weight.dtype).permute(0, 3, 1, 2)
+        if at_top or at_bottom:
+            x_BCnW = F.pad(x_BCnW, (0, 0, int(at_top), int(at_bottom)))
+        x_BCnW = x_BCnW.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x_BCnW, self.weight, self.bias, padding=(0, 1)).permute(0, 2, 3, 1)[0]
+
+
+class Separable:
+    """A normalisation, a 1×1 convolution and a 3×3 depthwise one, by strips."""
+
+    def __init__(
+        self,
+        norm: Norm,
+        point: tuple[Tensor, Tensor | None],
+        depth: tuple[Tensor, Tensor | None],
+        dtype: torch.dtype,
+    ) -> None:
+        self.norm = norm
+        self.point = Point(point[0].flatten(1), point[1], dtype)
+        self.depth_weight = depth[0].to(dtype)
+        self.depth_bias = None if depth[1] is None else depth[1].to(dtype)
+        self.channels = len(self.depth_weight)
+
+    def strips(
+        self, x_HWC: Tensor, strips: list[Strip], workspace: Workspace
+    ) -> Iterator[tuple[Strip, Tensor]]:
+        """Strip for strip, from the top, the result (n, W, K). When a strip comes out, its rows have been read
+        for the last time: they may be written over.
+
+        A strip needs the 1×1 convolution of a row more above and below. The two rows that the next strip needs
+        again are kept, not computed again.
+        """
+        H, W, C = x_HWC.shape
+        K = self.channels
+        rows = max(bottom - top for top, bottom, _ in strips)
+        # Row i holds the image's row first + i. Strips follow each other down this memory until it is full, and
+        # go on from its beginning.
+        hidden_nWK = workspace.get(_STRIPS_HELD * rows + 2, W, K)
+        first = -1
+        hidden_nWK[0] = 0  # beyond the image the depthwise convolution sees zeros
+        ready = 0  # rows of the image that have gone through the 1×1 convolution
+        for strip in strips:
+            top, bottom, _ = strip
+            if bottom + 1 - first > len(hidden_nWK):
+                for row in (0, 1):  # one by one: in an image of few rows they overlap
+                    hidden_nWK[row] = hidden_nWK[top - 1 + row - first]
+                first = top - 1
+            end = min(bottom + 1, H)
+            if ready < end:
+                target_nWK = hidden_nWK[ready - first : end - first]
+                self.point.into(self.norm(x_HWC[ready:end]).view(-1, C), target_nWK.view(-1, K))
+                ready = end
+            if bottom == H:
+                hidden_nWK[H - first] = 0
+            # The batch axis first, then the order of axes: so it is seen to be channels-last, and not copied.
+            hidden_BKnW = hidden_nWK[None, top - 1 - first : bottom + 1 - first].permute(0, 3, 1, 2)
+            y_BKnW = F.conv2d(hidden_BKnW, self.depth_weight, self.depth_bias, padding=(0, 1), groups=K)
+            yield strip, y_BKnW.permute(0, 2, 3, 1)[0].contiguous()
+
+
+class Attention:
+    """`x + MDTA(LN(x))`."""
+
+    def __init__(self, norm: LayerNorm, attn: MDTA, dtype: torch.dtype) -> None:
+        C = attn.qkv.in_channels
+        self.attn = attn
+        self.bias = None if attn.project_out.bias is None else attn.project_out.bias.to(dtype)
+
+        def part(convolution: nn.Conv2d, channels: slice) -> tuple[Tensor, Tensor | None]:
+            bias = convolution.bias
+            return convolution.weight[channels], None if bias is None else bias[channels]
+
+        # Queries and keys are needed in one pass, values in the other.
+        self.query_key, self.value = (
+            Separable(Norm(norm, dtype), part(attn.qkv, place), part(attn.qkv_dwconv, place), dtype)
+            for place in (slice(0, 2 * C), slice(2 * C, 3 * C))
+        )
+
+        self.channels = 2 * C  # of its largest temporary
+
+    def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> None:
+        """In place."""
+        C = x_HWC.shape[-1]
+        attention_Mhcc = self._attention(x_HWC, cells, cut, workspace)
+        columns = len(cells.columns)
+        row = -1
+        for strip, v_nWC in self.value.strips(x_HWC, cut(cells, self.value.channels), workspace):
+            if strip.cell_row != row:  # not all at once: there may be hundreds of cells
+                row = strip.cell_row
+                part_mhcc = attention_Mhcc[row * columns : (row + 1) * columns]
+                matrices = self.attn.output_matrix(part_mhcc).to(x_HWC.dtype).mT
+            x_nWC = x_HWC[strip.top : strip.bottom]
+            if columns == 1:
+                x_nWC.view(-1, C).addmm_(v_nWC.view(-1, C), matrices[0])
+            else:
+                for (left, right), matrix in zip(cells.columns, matrices, strict=True):
+                    out_NC = v_nWC[:, left:right].reshape(-1, C) @ matrix
+                    x_nWC[:, left:right] += out_NC.view(len(x_nWC), right - left, C)
+            if self.bias is not None:
+                x_nWC += self.bias
+
+    def _attention(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> Tensor:
+        """For every cell the mean of the attention matrices of the windows over it, (cells, h, c, c)."""
+        C = x_HWC.shape[-1]
+        h = self.attn.num_heads
+        full_dtype = torch.promote_types(x_HWC.dtype, torch.float32)
+        gram_Mhcc = x_HWC.new_zeros(len(cells), h, C // h, C // h, dtype=full_dtype)
+        square_MK = x_HWC.new_zeros(len(cells), 2 * C, dtype=full_dtype)
+        for strip, qk_nWK in self.query_key.strips(x_HWC, cut(cells, self.query_key.channels), workspace):
+            for column, (left, right) in enumerate(cells.columns):
+                cell = strip.cell_row * len(cells.columns) + column
+                qk_NK = qk_nWK[:, left:right].to(full_dtype).reshape(-1, 2 * C)
+                for gram_cc, q_Nc, k_Nc in zip(
+                    gram_Mhcc[cell], *(part.chunk(h, 1) for part in qk_NK.chunk(2, 1)), strict=True
+                ):
+                    gram_cc.addmm_(q_Nc.t(), k_Nc)
+                # In two steps: a sum over the long axis of a tall matrix runs on one thread.
+                square_MK[cell] += qk_NK.square().view(len(qk_nWK), -1, 2 * C).sum(1).sum(0)
+        cover_wM = cells.cover.to(gram_Mhcc)
+        q_square_Mhc, k_square_Mhc = (part.unflatten(1, (h, -1)) for part in square_MK.chunk(2, 1))
+        attention_whcc = self.attn.attention(
+            AttentionStatistics(
+                *(torch.tensordot(cover_wM, sums, dims=1) for sums in (gram_Mhcc, q_square_Mhc, k_square_Mhc))
+            )
+        )
+        return torch.tensordot((cover_wM / cover_wM.sum(0)).t(), attention_whcc, dims=1)
+
+
+class FeedForward:
+    """`x + GDFN(LN(x))`."""
+
+    def __init__(self, norm: LayerNorm, ffn: GDFN, dtype: torch.dtype) -> None:
+        padding = -ffn.project_out.in_channels % _ALIGNED
+
+        def padded(tensor: Tensor | None) -> Tensor | None:
+            """Of both halves, gate and value."""
+            if tensor is None:
+                return None
+            halves = tensor.unflatten(0, (2, -1))
+            return torch.cat([halves, halves.new_zeros(2, padding, *tensor.shape[1:])], 1).flatten(0, 1)
+
+        self.separable = Separable(
+            Norm(norm, dtype),
+            (padded(ffn.project_in.weight), padded(ffn.project_in.bias)),
+            (padded(ffn.dwconv.weight), padded(ffn.dwconv.bias)),
+            dtype,
+        )
+        weight_CK = F.pad(ffn.project_out.weight.flatten(1), (0, padding))
+        self.project_out = Point(weight_CK, ffn.project_out.bias, dtype)
+        self.channels = self.separable.channels  # of its largest temporary
+
+    def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> None:
+        """In place."""
+        strips = cut(cells, self.separable.channels)
+        for (top, bottom, _), hidden_nWK in self.separable.strips(x_HWC, strips, workspace):
+            gate_NK, value_NK = hidden_nWK.flatten(0, 1).chunk(2, 1)
+            self.project_out.add_to(x_HWC[top:bottom].view(-1, x_HWC.shape[-1]), F.gelu(gate_NK).mul_(value_NK))

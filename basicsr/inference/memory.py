@@ -1,0 +1,78 @@
+"""How much memory there is to work in."""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+_CGROUPS = Path('/sys/fs/cgroup')
+_MEMBERSHIP = Path('/proc/self/cgroup')
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device without harming anybody; None where nobody can tell.
+
+    For a CPU that is what the system says is available, or less if a control group (of a container, of a batch
+    system) allows less: Linux kills whoever takes more.
+    """
+    if device.type == 'cuda':
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type != 'cpu':
+        return None
+    return min([psutil.virtual_memory().available, *_cgroups_leave()])
+
+
+def _cgroups_leave() -> list[int]:
+    """What this process's control groups leave, versions 1 and 2, from the innermost outwards."""
+    try:
+        lines = _MEMBERSHIP.read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    left = []
+    for line in lines:
+        _, controllers, group = line.split(':', 2)
+        if controllers == '':
+            root, limit, used, cache = _CGROUPS, 'memory.max', 'memory.current', 'inactive_file'
+        elif 'memory' in controllers.split(','):
+            root = _CGROUPS / 'memory'
+            limit, used, cache = 'memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'
+        else:
+            continue
+        inner = root / group.lstrip('/')
+        for folder in (inner, *inner.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                most, now = (int((folder / name).read_text()) for name in (limit, used))
+                statistics = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
+            except (OSError, ValueError):  # no limit ("max"), or the group is not visible from inside it
+                continue
+            left.append(max(0, most - now + int(statistics.get(cache, 0))))
+    return left
+
+
+def empty(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
+    """Memory for activations that live at full size. On Linux in huge pages: the first touch of hundreds of
+    thousands of small ones would take as long as a tenth of the network. Raises MemoryError."""
+    if device.type != 'cpu' or not hasattr(mmap, 'MADV_HUGEPAGE'):
+        return torch.empty(shape, dtype=dtype, device=device)
+    try:
+        memory = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(str(error)) from error
+    with suppress(OSError):  # of a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def keep_freed_memory() -> None:
+    """glibc hands freed memory of some size back to the system, and the next temporary faults it in again, page
+    by page. How much it keeps follows the largest block freed so far, up to 32 MiB: so free one."""
+    torch.empty(31 << 20, dtype=torch.uint8)

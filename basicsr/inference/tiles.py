@@ -1,0 +1,55 @@
+"""Tiles: overlapping squares restored one by one and blended.
+
+Not the whole image's result, since each tile has statistics of its own; for devices whose memory does not hold
+the whole image even in strips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DEFAULT_OVERLAP = 32
+
+
+def check_tiles(tile: int, overlap: int, multiple: int) -> None:
+    """Raises ValueError."""
+    if tile < multiple or tile % multiple:
+        raise ValueError(f'tile: found {tile}; allowed: a positive multiple of {multiple}')
+    if not 0 <= overlap < tile:
+        raise ValueError(f'tile_overlap: found {overlap}; allowed: 0 to {tile - 1}, less than the tile')
+
+
+def restore_tiles(restore: Callable[[Tensor], Tensor], x_BCHW: Tensor, tile: int, overlap: int) -> Tensor:
+    """Overlap-add: every tile's result is weighted by a window that rises linearly over the overlap and is
+    nowhere zero, and the sum is divided by the sum of the weights. Single precision at least."""
+    ys, xs = (_starts(length, tile, overlap) for length in x_BCHW.shape[-2:])
+    total = weights = None
+    for y in ys:
+        for x in xs:
+            place = (..., slice(y, y + tile), slice(x, x + tile))
+            restored = restore(x_BCHW[place])
+            if total is None or weights is None:
+                B, _, H, W = x_BCHW.shape
+                dtype = torch.promote_types(restored.dtype, torch.float32)
+                total = restored.new_zeros(B, restored.shape[1], H, W, dtype=dtype)
+                weights = restored.new_zeros(H, W, dtype=dtype)
+            rows, columns = (_ramp(length, overlap).to(weights) for length in restored.shape[-2:])
+            window = rows[:, None] * columns
+            total[place] += restored * window
+            weights[place] += window
+    assert total is not None and weights is not None
+    return total / weights
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    """As far apart as the overlap allows; the last tile ends where the image does."""
+    last = max(length - tile, 0)
+    return [*range(0, last, tile - overlap), last]
+
+
+def _ramp(length: int, overlap: int) -> Tensor:
+    distance = torch.arange(1, length + 1)
+    return torch.minimum(distance, distance.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
