@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from basicsr.archs.restormer_arch import Restormer
+from basicsr.inference import Restorer, restorer
 from basicsr.inference.image_files import read_image, write_png
+from basicsr.inference.strips import StripEngine
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.files import ROOT
 
@@ -30,15 +32,17 @@ def _load():
 demo = _load()
 
 
+OPTIONS = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 2]}
+
+
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
     """Of a network whose result is exactly its input, as nothing but the residual is left."""
     torch.manual_seed(0)
-    options = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 2]}
-    net = Restormer(**options)
+    net = Restormer(**OPTIONS)
     nn.init.zeros_(net.output.weight)
     path = tmp_path_factory.mktemp('weights') / 'identity.pth'
-    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **options}, 1)
+    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **OPTIONS}, 1)
     return path
 
 
@@ -144,6 +148,72 @@ def test_profiles_are_kept(run, tmp_path):
     assert read_image(tmp_path / 'out' / 'motion_deblurring' / 'a.png').icc_profile == profile
 
 
+# Windows, tiles, memory
+
+
+@pytest.fixture
+def lively(tmp_path):
+    """A network that does something, and the file of its weights."""
+    torch.manual_seed(1)
+    net = Restormer(**OPTIONS)
+    path = tmp_path / 'lively.pth'
+    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **OPTIONS}, 1)
+    return net, path
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'options'),
+    [
+        ([], {}),
+        (['--tlc'], {'tlc': 384}),
+        (['--tlc', '64'], {'tlc': 64}),
+        (['--tile', '64', '--tile_overlap', '16'], {'tile': 64, 'tile_overlap': 16}),
+        (['--tile', '104'], {'tile': 104, 'tile_overlap': 32}),
+        (['--tile', '64', '--tile_overlap', '0', '--tlc', '32'], {'tile': 64, 'tile_overlap': 0, 'tlc': 32}),
+    ],
+    ids=str,
+)
+def test_windows_and_tiles(run, lively, tmp_path, arguments, options):
+    net, path = lively
+    pixels = noise(70, 400, 3, dtype=np.uint16)
+    write_png(tmp_path / 'in' / 'a.png', pixels)
+    assert run('--weights', str(path), '--precision', 'fp32', *arguments) == 0
+    found = read_image(tmp_path / 'out' / 'motion_deblurring' / 'a.png').pixels
+    np.testing.assert_array_equal(found, Restorer(net, 'cpu', 'fp32', **options)(pixels))
+    if options:
+        assert (found != Restorer(net, 'cpu', 'fp32')(pixels)).any()
+
+
+@pytest.mark.parametrize(
+    'arguments', [[], ['--tlc', '8'], ['--tile', '16', '--tile_overlap', '5']], ids=' '.join
+)
+def test_what_does_nothing_does_nothing_in_parts(run, tmp_path, arguments):
+    pixels = noise(21, 40, 4)
+    write_png(tmp_path / 'in' / 'a.png', pixels)
+    assert run(*arguments) == 0
+    np.testing.assert_array_equal(read_image(tmp_path / 'out' / 'motion_deblurring' / 'a.png').pixels, pixels)
+
+
+def test_an_image_too_large_for_the_memory_is_named_and_the_others_are_done(run, tmp_path, capsys, monkeypatch):
+    source, small = tmp_path / 'in', noise(8, 16, 3)
+    for name, pixels in (('a.png', small), ('large.png', noise(160, 160, 3)), ('z.png', small)):
+        write_png(source / name, pixels)
+    enough_for_small = StripEngine(Restormer(**OPTIONS), strip_bytes=1).memory(64, 64)
+    monkeypatch.setattr(restorer, 'free_memory', lambda device: enough_for_small)
+    assert run('--precision', 'fp32') == 1
+    folder = tmp_path / 'out' / 'motion_deblurring'
+    assert sorted(path.name for path in folder.iterdir()) == ['a.png', 'z.png']
+    np.testing.assert_array_equal(read_image(folder / 'z.png').pixels, small)
+    out, err = capsys.readouterr()
+    assert '2 of 3 images restored' in out
+    (line,) = err.splitlines()
+    assert line.startswith(f'not restored: {source / "large.png"}: an image of 160×160 pixels needs 0.')
+    assert 'GB of memory on cpu' in line and 'GB are free; ' in line
+
+    assert run('--precision', 'fp32', '--tile', '32', '--tile_overlap', '8') == 0  # as the sentence says
+    assert '3 of 3 images restored' in capsys.readouterr().out
+
+
 # Inputs are never overwritten
 
 
@@ -208,6 +278,16 @@ def test_compare_does_not_overwrite_either(run, tmp_path):
         (['--input_dir', '{tmp}/empty'], 'empty has no images in it'),
         (['--result_dir', '{tmp}/in/a.png'], 'cannot be made: '),
         (['--tiles'], 'unrecognized arguments: --tiles'),
+        (['--tlc', '7'], 'tlc: found 7; allowed: a window of a positive multiple of 8'),
+        (['--tlc', '0'], 'tlc: found 0; allowed: a window of a positive multiple of 8'),
+        (['--tlc', 'wide'], "argument --tlc: invalid int value: 'wide'"),
+        (['--tile', '12'], 'tile: found 12; allowed: a positive multiple of 8'),
+        (['--tile', '0'], 'tile: found 0; allowed: a positive multiple of 8'),
+        (
+            ['--tile', '64', '--tile_overlap', '64'],
+            'tile_overlap: found 64; allowed: 0 to 63, less than the tile',
+        ),
+        (['--tile', '64', '--tile_overlap', '-1'], 'tile_overlap: found -1; allowed: 0 to 63'),
     ],
     ids=' '.join,
 )
@@ -234,6 +314,9 @@ def test_every_option_has_help(capsys):
         '--weights',
         '--device',
         '--precision',
+        '--tlc',
+        '--tile',
+        '--tile_overlap',
         '--compare',
     ):
         assert option in text

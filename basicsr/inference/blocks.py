@@ -230,7 +230,7 @@ class Attention:
                 *(torch.tensordot(cover_wM, sums, dims=1) for sums in (gram_Mhcc, q_square_Mhc, k_square_Mhc))
             )
         )
-        return torch.tensordot((cover_wM / cover_wM.sum(0)).t(), attention_whcc, dims=1)
+        return torch.tensordot((cover_wM / cover_wM.sum(0)).t(), attention_whcc.to(full_dtype), dims=1)
 
 
 class FeedForward:

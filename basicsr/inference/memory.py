@@ -51,11 +51,17 @@ def _cgroups_leave() -> list[int]:
                 break
             try:
                 most, now = (int((folder / name).read_text()) for name in (limit, used))
-                statistics = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
             except (OSError, ValueError):  # no limit ("max"), or the group is not visible from inside it
                 continue
-            left.append(max(0, most - now + int(statistics.get(cache, 0))))
+            left.append(max(0, most - now + _statistic(folder / 'memory.stat', cache)))
     return left
+
+
+def _statistic(file: Path, name: str) -> int:
+    """0 if it is not told."""
+    with suppress(OSError, ValueError):
+        return int(dict(line.split() for line in file.read_text().splitlines()).get(name, 0))
+    return 0
 
 
 def empty(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.image_files import check_pixels
 from basicsr.inference.memory import free_memory
-from basicsr.inference.strips import STRIP_BYTES, StripEngine
+from basicsr.inference.strips import StripEngine
 from basicsr.inference.tasks import default_weights
 from basicsr.inference.tiles import DEFAULT_OVERLAP, check_tiles, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
@@ -69,7 +69,8 @@ class Restorer:
         tile: side of tiles that are restored by themselves and blended; None: the image as a whole.
         tile_overlap: pixels that neighbouring tiles share, 0 ≤ tile_overlap < tile.
         multiple: sides are padded to a multiple of this; None: to what the network says it needs.
-        fixed_strips: never smaller strips for want of memory: the same image gives the same bits again.
+        fixed_strips: strips do not depend on what is free: the same image gives the same bits again. (On a GPU
+            that is out of memory they become smaller all the same, and that is said.)
 
     A grey image goes through a 3-channel network as three equal channels, and their plain mean comes out
     (weights of 1/3: no channel is nearer to a grey scene than another). The channels of a colour image go
@@ -101,12 +102,14 @@ class Restorer:
             raise ValueError(f'memory_limit: found {memory_limit}; allowed: a number of bytes above 0, or None')
         window = check_arguments(type(net), self.multiple, tlc, tile, tile_overlap)
         self.channels = _image_channels(net)
+        self.weights_dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
         with _memory_sentence(f'the network does not fit into the memory of {self.device}'):
             net = net.to(self.device, memory_format=torch.channels_last).eval()
             # Not for subclasses: nobody knows what they do differently.
             self.engine = StripEngine(net, self.dtype, window) if type(net) is Restormer else None
             self.network: Callable[[Tensor], Tensor] = self.engine or net
         self.strip_bytes = self.engine.strip_bytes if self.engine is not None else 0
+        self.told = False  # that strips became smaller
 
     @classmethod
     def from_checkpoint(
@@ -175,10 +178,10 @@ class Restorer:
     def _restore(self, x_BCHW: Tensor) -> Tensor:
         if self.engine is None:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+                x_BCHW = x_BCHW.to(self.weights_dtype, memory_format=torch.channels_last)
                 y_BCHW = restore_tensor(self.network, x_BCHW, self.multiple)
             return y_BCHW.to(torch.promote_types(y_BCHW.dtype, torch.float32))
-        self._fit(*(side + -side % self.multiple for side in x_BCHW.shape[-2:]))
+        self._fit(*x_BCHW.shape[-2:])
         while True:
             try:
                 return restore_tensor(self.engine, x_BCHW, self.multiple)
@@ -192,25 +195,27 @@ class Restorer:
         """Chooses the strips, and refuses what cannot be done: Linux would kill, not raise."""
         engine = self.engine
         assert engine is not None
+        padded = [side + -side % self.multiple for side in (H, W)]
         engine.strip_bytes = self.strip_bytes
         limit = self.memory_limit if self.memory_limit is not None else free_memory(self.device)
         if limit is None:
             return
-        if self.fixed_strips and engine.memory(H, W) <= limit:
+        if self.fixed_strips and engine.memory(*padded) <= limit:
             return
-        if self.fixed_strips or not engine.fit(H, W, limit):
+        if self.fixed_strips or not engine.fit(*padded, limit):
             engine.strip_bytes = self.strip_bytes if self.fixed_strips else 1
             there = 'are free' if self.memory_limit is None else 'are allowed'
             half = '' if engine.dtype.itemsize < 4 else 'precision bf16 needs about half of it, '
             raise RestoreError(
-                f'an image of {W}×{H} pixels needs {engine.memory(H, W) / 1e9:.2f} GB of memory on {self.device}, '
+                f'an image of {W}×{H} pixels needs {engine.memory(*padded) / 1e9:.2f} GB of memory on {self.device}, '
                 f'and {limit / 1e9:.2f} GB {there}; {half}tiles still less'
             )
 
     def _take_smaller_strips(self) -> None:
         assert self.engine is not None
-        if self.strip_bytes == STRIP_BYTES:
-            get_logger().warning('%s is out of memory: trying again with smaller strips', self.device)
+        if not self.told:
+            get_logger().warning('%s is out of memory: going on with smaller strips', self.device)
+            self.told = True
         self.strip_bytes = self.engine.strip_bytes = self.engine.strip_bytes // 4
         torch.cuda.empty_cache()
 

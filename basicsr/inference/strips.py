@@ -19,7 +19,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from basicsr.archs.restormer_arch import Restormer, TransformerBlock
+from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.blocks import Attention, Dense, FeedForward, Point, Strip, Workspace
 from basicsr.inference.memory import empty, keep_freed_memory
 from basicsr.inference.tlc import Cells
@@ -73,7 +73,6 @@ class StripEngine:
                 half
                 for part in parts
                 for block in part
-                if isinstance(block, TransformerBlock)
                 for half in (
                     Attention(block.norm1, block.attn, self.dtype),
                     FeedForward(block.norm2, block.ffn, self.dtype),

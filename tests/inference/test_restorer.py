@@ -1,12 +1,17 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.inference import RestoreError, Restorer, restore_tensor, tasks
+from basicsr.inference import RestoreError, Restorer, restore_tensor, restorer, tasks
+from basicsr.inference.strips import STRIP_BYTES, STRIP_BYTES_CPU, StripEngine
+from basicsr.inference.tiles import restore_tiles
 from basicsr.utils.checkpoint import CheckpointError, save_checkpoint
 from basicsr.utils.device import DeviceError
+from basicsr.utils.logger import get_logger
 
 RNG = np.random.default_rng(0)
 
@@ -236,6 +241,445 @@ def test_nothing_is_recorded_for_gradients():
     net = tiny()
     Restorer(net, 'cpu')(image(8, 8, 3))
     assert all(p.grad is None for p in net.parameters())
+
+
+# Tensors
+
+
+def fp32(net, **options):
+    """'auto' depends on the processor."""
+    return Restorer(net, 'cpu', 'fp32', **options)
+
+
+def close(found, expected, atol=1e-5):
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize('network', [tiny, lambda: nn.Conv2d(3, 3, 3, padding=1)], ids=['Restormer', 'other'])
+def test_images_of_a_batch_do_not_see_each_other(network):
+    both, x = fp32(network()), torch.rand(2, 3, 24, 21)
+    close(both.restore(x), torch.cat([both.restore(image_1CHW) for image_1CHW in x.split(1)]), atol=1e-6)
+
+
+def test_other_sizes_are_padded():
+    net = tiny()
+    x = torch.rand(1, 3, 21, 3)
+    padded = torch.cat([x, x.flip(2)[:, :, 1:4]], dim=2)  # reflected; a side of 3 has not got 5 to reflect
+    padded = torch.cat([padded, padded[..., -1:].expand(-1, -1, -1, 5)], dim=3)
+    with torch.no_grad():
+        expected = net(padded)[..., :21, :3]
+    close(fp32(net).restore(x), expected)
+
+
+def test_the_networks_own_multiple_or_another():
+    net = Function(lambda x: x)
+    net.multiple = 6
+    fp32(net).restore(torch.rand(1, 3, 5, 13))
+    fp32(net, multiple=4).restore(torch.rand(1, 3, 5, 13))
+    assert [tuple(x.shape[-2:]) for x in net.seen] == [(6, 18), (8, 16)]
+    net, x = tiny(), torch.rand(1, 3, 8, 21)
+    with torch.no_grad():
+        expected = restore_tensor(net, x, 16)
+    close(fp32(net, multiple=16).restore(x), expected)
+    assert (fp32(net).restore(x) - expected).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('network', [tiny, lambda: nn.Conv2d(3, 3, 3, padding=1)], ids=['Restormer', 'other'])
+def test_half_precision_comes_out_single(network):
+    net, x = network(), torch.rand(1, 3, 24, 16)
+    half, full = (Restorer(net, 'cpu', precision).restore(x) for precision in ('bf16', 'fp32'))
+    assert half.dtype == full.dtype == torch.float32
+    assert 1e-5 < (half - full).abs().max() < 0.02  # it is not single precision all along
+
+
+@pytest.mark.parametrize(
+    ('network', 'precision'),
+    [(tiny, 'fp32'), (tiny, 'bf16'), (lambda: nn.Conv2d(3, 3, 3, padding=1), 'fp32')],
+    ids=['Restormer', 'Restormer in bf16', 'other'],
+)
+def test_a_network_in_double_precision(network, precision):
+    net, x = network().double(), torch.rand(1, 3, 24, 16)
+    with torch.no_grad():
+        expected = net(x.double())
+    found = Restorer(net, 'cpu', precision).restore(x)
+    assert found.dtype == torch.float64
+    close(found, expected, atol=1e-12 if precision == 'fp32' else 0.02)
+
+
+def test_the_image_may_be_in_double_precision():
+    net, x = tiny(), torch.rand(1, 3, 16, 24)
+    close(fp32(net).restore(x.double()), fp32(net).restore(x))
+    other = nn.Conv2d(3, 3, 3, padding=1).double()
+    with torch.no_grad():
+        close(fp32(other).restore(x.double()), other(x.double()), atol=1e-12)
+
+
+class Shifted(Restormer):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_a_subclass_runs_its_own_forward():
+    torch.manual_seed(0)
+    net, x = Shifted(**TINY), torch.rand(1, 3, 16, 24)
+    close(fp32(net).restore(x), fp32(tiny()).restore(x) + 1)
+
+
+@pytest.mark.parametrize(('channels', 'allowed'), [(1, True), (3, True), (2, False), (4, False), (6, False)])
+def test_check_channels(channels, allowed):
+    restorer = fp32(Function(lambda x: x, channels))
+    if allowed:
+        restorer.check_channels()
+        return
+    with pytest.raises(ValueError, match=f'found one that takes {channels} channels; allowed: 1 or 3'):
+        restorer.check_channels()
+
+
+# Memory
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """`free(number)`: so many bytes are free."""
+
+    def free(number):
+        monkeypatch.setattr(restorer, 'free_memory', lambda device: number)
+
+    return free
+
+
+def needed(net, H, W, strip_bytes=1, **options):
+    """Bytes for an image, by default with the smallest strips."""
+    return StripEngine(net, strip_bytes=strip_bytes, **options).memory(H, W)
+
+
+@pytest.mark.parametrize('size', [(136, 120), (131, 115)])
+@pytest.mark.parametrize('above', [0, 10_000, 1_000_000])
+def test_strips_that_keep_the_limit_give_the_same(size, above):
+    net, x, pixels = tiny(), torch.rand(2, 3, *size), image(*size, 3)
+    limit = needed(net, 136, 120) + above
+    tight, plain = fp32(net, memory_limit=limit), fp32(net)
+    expected = plain.restore(x)
+    close(tight.restore(x), expected)
+    assert limit - 10 < tight.engine.memory(136, 120) <= limit
+    assert tight.engine.strip_bytes < plain.engine.strip_bytes == STRIP_BYTES_CPU
+    assert np.abs(tight(pixels).astype(int) - plain(pixels)).max() <= 1
+
+    tight.memory_limit = None  # full strips again, and so the same bits
+    assert torch.equal(tight.restore(x), expected)
+    assert tight.engine.strip_bytes == STRIP_BYTES_CPU
+
+
+def test_a_limit_with_room_changes_nothing():
+    net, x = tiny(), torch.rand(1, 3, 40, 56)
+    roomy = fp32(net, memory_limit=needed(net, 40, 56, STRIP_BYTES_CPU))
+    assert torch.equal(roomy.restore(x), fp32(net).restore(x))
+    assert roomy.engine.strip_bytes == STRIP_BYTES_CPU
+    roomy.memory_limit -= 10
+    roomy.restore(x)
+    assert roomy.engine.strip_bytes == STRIP_BYTES_CPU - 1
+
+
+def test_free_memory_is_the_limit_unless_there_is_one(free):
+    net, x = tiny(), torch.rand(1, 3, 40, 56)
+    whole = needed(net, 40, 56, STRIP_BYTES_CPU)
+    one = fp32(net)
+    for there, strip_bytes in (
+        (whole, STRIP_BYTES_CPU),
+        (whole - 10, STRIP_BYTES_CPU - 1),
+        (None, STRIP_BYTES_CPU),
+    ):
+        free(there)
+        one.restore(x)
+        assert one.engine.strip_bytes == strip_bytes
+    free(1)
+    one.memory_limit = whole
+    one.restore(x)
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    monkeypatch.setattr(StripEngine, '__call__', lambda *_: pytest.fail('went to work'))
+
+
+@pytest.mark.parametrize(
+    ('precision', 'half'), [('fp32', 'precision bf16 needs about half of it, '), ('bf16', '')]
+)
+@pytest.mark.parametrize('there', ['are free', 'are allowed'])
+def test_an_image_that_cannot_fit_is_refused_before_it_is_begun(free, no_work, precision, half, there):
+    net = tiny()
+    one = Restorer(net, 'cpu', precision)
+    least = needed(net, 800, 1200, dtype=one.dtype)
+    if there == 'are free':
+        free(least - 1)
+    else:
+        free(10**12)
+        one.memory_limit = least - 1
+    sentence = (
+        f'an image of 1200×800 pixels needs {least / 1e9:.2f} GB of memory on cpu, '
+        f'and {(least - 1) / 1e9:.2f} GB {there}; {half}tiles still less'
+    )
+    for restore in (lambda: one.restore(torch.rand(1, 3, 800, 1200)), lambda: one(image(800, 1200, 3))):
+        with pytest.raises(RestoreError, match=f'^{re.escape(sentence)}$'):
+            restore()
+
+
+def test_the_image_is_named_with_its_own_size():
+    with pytest.raises(RestoreError, match='image of 9×7 pixels'):
+        fp32(tiny(), memory_limit=1)(image(7, 9, 3))
+
+
+def test_after_a_refusal_the_next_image_is_done():
+    net, x = tiny(), torch.rand(1, 3, 40, 56)
+    one = fp32(net, memory_limit=needed(net, 40, 56, STRIP_BYTES_CPU))
+    with pytest.raises(RestoreError):
+        one.restore(torch.rand(1, 3, 2000, 2000))
+    assert torch.equal(one.restore(x), fp32(net).restore(x))
+
+
+@pytest.mark.parametrize('limit', [0, -1])
+def test_limits_that_are_none(limit):
+    with pytest.raises(
+        ValueError, match=f'memory_limit: found {limit}; allowed: a number of bytes above 0, or None'
+    ):
+        Restorer(tiny(), 'cpu', memory_limit=limit)
+
+
+def test_fixed_strips_give_the_same_bits_or_nothing(free):
+    net, x = tiny(), torch.rand(1, 3, 136, 136)
+    fixed, least = fp32(net, fixed_strips=True), needed(net, 136, 136, STRIP_BYTES_CPU)
+    results = []
+    for there in (least, 10**12, None):
+        free(there)
+        results.append(fixed.restore(x))
+        assert fixed.engine.strip_bytes == STRIP_BYTES_CPU
+    assert all(torch.equal(result, results[0]) for result in results)
+
+    free(least - 1)
+    sentence = f'needs {least / 1e9:.2f} GB of memory on cpu, and .* GB are free'
+    with pytest.raises(RestoreError, match=sentence):
+        fixed.restore(x)
+    fixed.memory_limit = least - 1
+    with pytest.raises(RestoreError, match='are allowed'):
+        fixed.restore(x)
+    close(fp32(net, memory_limit=least - 1).restore(x), results[0])  # as strips may become smaller
+
+
+class Gpu:
+    """A Restorer as on a GPU, which runs out of memory with strips above `most` bytes, after its work: whatever
+    has been written by then must not come out. `strips`: with which it was tried."""
+
+    def __init__(self, monkeypatch, most, strip_bytes=STRIP_BYTES, **options):
+        self.most, self.strips, self.emptied = most, [], 0
+        run = StripEngine._restore
+
+        def restore(engine, image_HWC, result_HWC):
+            self.strips.append(engine.strip_bytes)
+            if engine.strip_bytes > self.most:
+                run(engine, 1 - image_HWC, result_HWC)
+                raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')
+            run(engine, image_HWC, result_HWC)
+
+        def empty():
+            self.emptied += 1
+
+        monkeypatch.setattr(StripEngine, '_restore', restore)
+        monkeypatch.setattr(torch.cuda, 'empty_cache', empty)
+        monkeypatch.setattr(restorer, 'free_memory', lambda device: None)
+        monkeypatch.setattr(get_logger(), 'propagate', True)
+        self.restorer = fp32(tiny(), **options)
+        self.restorer.strip_bytes = strip_bytes
+
+
+def test_out_of_memory_on_a_gpu_means_smaller_strips(monkeypatch, caplog):
+    x = torch.rand(1, 3, 40, 56)
+    expected = fp32(tiny()).restore(x)
+    gpu = Gpu(monkeypatch, most=STRIP_BYTES // 16)
+    with caplog.at_level('WARNING', logger='basicsr'):
+        close(gpu.restorer.restore(x), expected)
+        assert gpu.strips == [STRIP_BYTES, STRIP_BYTES // 4, STRIP_BYTES // 16]
+        close(gpu.restorer.restore(x), expected)
+        assert gpu.strips[3:] == [STRIP_BYTES // 16]  # what did not fit is not tried again
+        np.testing.assert_array_equal(gpu.restorer(image(9, 12, 3)).shape, (9, 12, 3))
+    assert gpu.restorer.strip_bytes == STRIP_BYTES // 16
+    assert gpu.emptied == 2
+    (record,) = caplog.records
+    assert re.search('cpu is out of memory: .* smaller strips', record.getMessage())
+
+
+def test_said_once_however_often_strips_become_smaller(monkeypatch, caplog):
+    gpu = Gpu(monkeypatch, most=STRIP_BYTES // 4)
+    with caplog.at_level('WARNING', logger='basicsr'):
+        gpu.restorer.restore(torch.rand(1, 3, 8, 8))
+        gpu.most = STRIP_BYTES // 64
+        gpu.restorer.restore(torch.rand(1, 3, 8, 8))
+    assert gpu.restorer.strip_bytes == STRIP_BYTES // 64
+    assert len(caplog.records) == 1
+
+
+def test_out_of_memory_begins_from_the_strips_that_were_chosen(monkeypatch):
+    gpu = Gpu(monkeypatch, most=2_000_000)
+    gpu.restorer.memory_limit = needed(tiny(), 40, 56, 6_000_000)
+    gpu.restorer.restore(torch.rand(1, 3, 40, 56))
+    assert gpu.strips == [6_000_000, 1_500_000]
+
+
+def test_in_the_middle_of_an_image_of_a_batch(monkeypatch):
+    """Out of memory after some of the second image's result is there."""
+    x = torch.rand(2, 3, 136, 136)
+    expected = fp32(tiny()).restore(x)
+    calls, output = [], StripEngine._output
+
+    def fails(engine, image_HWC, x_HWC, top, bottom):
+        calls.append((top, bottom))
+        if len(calls) == 19:
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory.')
+        return output(engine, image_HWC, x_HWC, top, bottom)
+
+    monkeypatch.setattr(StripEngine, '_output', fails)
+    monkeypatch.setattr(restorer, '_SMALLEST_STRIP_BYTES', 1)
+    one = fp32(tiny())
+    one.strip_bytes = 80_000
+    found = one.restore(x)
+    assert [i for i, (top, _) in enumerate(calls) if top == 0][:3] == [0, 16, 19]  # in the second image
+    assert one.strip_bytes == 20_000
+    close(found, expected)
+
+
+@pytest.mark.parametrize(
+    'restore', [lambda one: one(image(7, 9, 3)), lambda one: one.restore(torch.rand(1, 3, 7, 9))]
+)
+def test_an_image_that_fits_with_no_strips_does_not_come_out_at_all(monkeypatch, restore):
+    gpu = Gpu(monkeypatch, most=0)
+    with pytest.raises(RestoreError, match='an image of 9×7 pixels does not fit into the memory of cpu'):
+        restore(gpu.restorer)
+    assert gpu.strips == [STRIP_BYTES // 4**n for n in range(5)]
+    assert gpu.strips[-1] == restorer._SMALLEST_STRIP_BYTES
+
+
+def test_fixed_strips_become_smaller_too_when_a_gpu_is_out_of_memory(monkeypatch):
+    gpu = Gpu(monkeypatch, most=STRIP_BYTES // 4, fixed_strips=True)
+    gpu.restorer.restore(torch.rand(1, 3, 8, 8))
+    assert gpu.strips == [STRIP_BYTES, STRIP_BYTES // 4]
+
+
+def test_other_errors_are_not_tried_again(monkeypatch):
+    calls = []
+
+    def fails(engine, x_BCHW):
+        calls.append(x_BCHW)
+        raise RuntimeError('shapes do not match')
+
+    monkeypatch.setattr(StripEngine, '__call__', fails)
+    with pytest.raises(RuntimeError, match='shapes do not match'):
+        fp32(tiny()).restore(torch.rand(1, 3, 8, 8))
+    assert len(calls) == 1
+
+
+# Tiles
+
+
+@pytest.mark.parametrize('size', [(8, 8), (5, 40), (33, 50)])
+@pytest.mark.parametrize(('tile', 'overlap'), [(8, 0), (16, 5), (16, 15), (40, 32), (64, 0)])
+def test_tiles_of_a_pixelwise_network_are_the_whole(size, tile, overlap):
+    net, x = Function(torch.sqrt), torch.rand(2, 3, *size)
+    close(fp32(net, tile=tile, tile_overlap=overlap).restore(x), x.sqrt(), atol=5e-6)
+    assert all(max(seen.shape[-2:]) <= tile for seen in net.seen)
+
+
+def test_every_tile_has_its_own_statistics():
+    net, x = tiny(), torch.rand(1, 3, 43, 30)
+    whole = fp32(net)
+    expected = restore_tiles(whole.restore, x, 24, 7)
+    found = fp32(net, tile=24, tile_overlap=7).restore(x)
+    close(found, expected, atol=1e-6)
+    assert (found - whole.restore(x)).abs().max() > 1e-4
+    before = image(43, 30, 4)
+    np.testing.assert_array_equal(fp32(identity(), tile=24, tile_overlap=7)(before), before)
+
+
+@pytest.mark.parametrize('size', [(24, 40), (21, 33)])
+def test_a_tile_larger_than_the_image_is_the_image(size):
+    net, x = tiny(), torch.rand(1, 3, *size)
+    close(fp32(net, tile=64).restore(x), fp32(net).restore(x), atol=1e-6)
+
+
+def test_tiles_of_two_views():
+    net, x = tiny(inp_channels=6, dual_pixel_task=True), torch.rand(1, 6, 43, 30)
+    found = fp32(net, tile=24, tile_overlap=8).restore(x)
+    assert found.shape == (1, 3, 43, 30)
+    close(found, restore_tiles(fp32(net).restore, x, 24, 8), atol=1e-6)
+
+
+def test_tiles_need_the_memory_of_a_tile():
+    net, x = tiny(), torch.rand(1, 3, 80, 56)
+    limit = needed(net, 32, 32)
+    with pytest.raises(RestoreError, match='image of 56×80 pixels'):
+        fp32(net, memory_limit=limit).restore(x)
+    close(
+        fp32(net, memory_limit=limit, tile=32, tile_overlap=8).restore(x),
+        fp32(net, tile=32, tile_overlap=8).restore(x),
+    )
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        ({'tile': 0}, 'tile: found 0; allowed: a positive multiple of 8'),
+        ({'tile': -8}, 'tile: found -8; allowed: a positive multiple of 8'),
+        ({'tile': 12}, 'tile: found 12; allowed: a positive multiple of 8'),
+        ({'tile': 64, 'tile_overlap': -1}, 'tile_overlap: found -1; allowed: 0 to 63'),
+        ({'tile': 64, 'tile_overlap': 64}, 'tile_overlap: found 64; allowed: 0 to 63'),
+        ({'tlc': 0}, 'tlc: found 0; allowed: a window of a positive multiple of 8'),
+        ({'tlc': 1}, 'tlc: found 1; allowed: a window of a positive multiple of 8'),
+        ({'tlc': 7}, 'tlc: found 7; allowed: a window of a positive multiple of 8'),
+        ({'tlc': -8}, 'tlc: found -8; allowed: a window of a positive multiple of 8'),
+        ({'tlc': 12}, 'tlc: found 12; allowed: a window of a positive multiple of 8'),
+    ],
+    ids=str,
+)
+def test_windows_and_tiles_of_other_sizes_are_refused(options, says):
+    with pytest.raises(ValueError, match=f'^{re.escape(says)}'):
+        Restorer(tiny(), 'cpu', **options)
+
+
+# TLC
+
+
+@pytest.mark.parametrize('tlc', [True, 64])
+@pytest.mark.parametrize(
+    'network', [lambda: nn.Conv2d(3, 3, 1), lambda: Shifted(**TINY)], ids=['Conv2d', 'Shifted']
+)
+def test_tlc_is_for_a_restormer_alone(network, tlc):
+    net = network()
+    says = f'tlc: found {tlc} for the network {type(net).__name__}; allowed: for Restormer alone'
+    with pytest.raises(ValueError, match=f'^{says}$'):
+        Restorer(net, 'cpu', tlc=tlc)
+
+
+def test_tlc_is_attention_over_windows():
+    net, x = tiny(), torch.rand(1, 3, 72, 131)
+    found = fp32(net, tlc=64).restore(x)
+    close(found, restore_tensor(StripEngine(net, window=64), x), atol=1e-6)
+    plain = fp32(net, tlc=False).restore(x)
+    assert (found - plain).abs().max() > 1e-4
+    for window in (True, 136):  # as large as the image, padded
+        assert torch.equal(fp32(net, tlc=window).restore(x), plain)
+
+
+def test_the_window_is_384_unless_told():
+    torch.manual_seed(0)
+    net = Restormer(**TINY | {'dim': 2, 'heads': [1, 1, 1, 1]}).double()
+    x = torch.rand(1, 3, 8, 400, dtype=torch.float64)
+    found, same, plain = (fp32(net, tlc=tlc).restore(x) for tlc in (True, 384, False))
+    assert torch.equal(found, same)
+    assert (found - plain).abs().max() > 1e-6
+
+
+def test_windows_in_tight_memory():
+    net, x = tiny(), torch.rand(1, 3, 72, 136)
+    tight = fp32(net, tlc=64, memory_limit=needed(net, 72, 136))
+    close(tight.restore(x), fp32(net, tlc=64).restore(x))
 
 
 # Weights

@@ -1,10 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from basicsr.utils.device import DeviceError, resolve_device, resolve_precision
+from basicsr.utils.device import PRECISIONS, DeviceError, precision_name, resolve_device, resolve_precision
 from basicsr.utils.files import ROOT
 
 
@@ -89,3 +90,65 @@ def test_precision_on_a_gpu(gpus):
     assert resolve_precision('auto', cuda) is None
     assert resolve_precision('fp16', cuda) == torch.float16
     assert resolve_precision('fp32', cuda) is None
+
+
+@pytest.fixture
+def cpuinfo(monkeypatch):
+    """What the system says of its processors; None: nothing."""
+
+    def says(text):
+        def read_text(path, *arguments, **options):
+            assert path == Path('/proc/cpuinfo')
+            if text is None:
+                raise FileNotFoundError(2, 'No such file or directory', str(path))
+            return text
+
+        monkeypatch.setattr(Path, 'read_text', read_text)
+        monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
+
+    return says
+
+
+@pytest.mark.parametrize(
+    ('text', 'dtype'),
+    [
+        ('processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 sse4_2\n', torch.bfloat16),
+        ('processor\t: 0\nflags\t\t: fpu amx_bf16\n', torch.bfloat16),
+        ('processor\t: 0\nflags\t\t: amx_bf16 avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n', torch.bfloat16),
+        ('processor\t: 0\nflags\t\t: fpu avx512f avx512_vnni amx_tile\n', None),
+        ('vmx flags\t: avx512_bf16\nflags\t\t: fpu\nbugs\t\t: amx_bf16\n', None),
+        ('processor\t: 0\nFeatures\t: fp asimd\n', None),  # not an x86
+        ('flags', None),
+        ('', None),
+        (None, None),
+    ],
+)
+def test_auto_on_a_cpu_is_bf16_where_it_has_instructions_for_it(cpuinfo, text, dtype):
+    cpuinfo(text)
+    cpu = torch.device('cpu')
+    assert resolve_precision('auto', cpu) is dtype
+    assert resolve_precision('fp32', cpu) is None
+    assert resolve_precision('bf16', cpu) is torch.bfloat16
+
+
+def test_auto_on_a_cpu_without_the_library_that_has_them(cpuinfo, monkeypatch):
+    cpuinfo('flags : amx_bf16 avx512_bf16')
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    assert resolve_precision('auto', torch.device('cpu')) is None
+
+
+def test_auto_on_other_devices():
+    assert resolve_precision('auto', torch.device('mps')) is None
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'name'),
+    [(None, 'fp32'), (torch.bfloat16, 'bf16'), (torch.float16, 'fp16'), (torch.float32, 'fp32')],
+)
+def test_precision_name(dtype, name):
+    assert precision_name(dtype) == name
+
+
+@pytest.mark.parametrize('name', PRECISIONS[1:])
+def test_precisions_there_and_back(name):
+    assert precision_name(resolve_precision(name, torch.device('cuda'))) == name

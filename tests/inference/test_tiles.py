@@ -1,0 +1,155 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from basicsr.inference.tiles import check_tiles, restore_tiles
+
+SIZES = [(1, 1), (8, 8), (5, 40), (24, 17), (33, 50)]
+TILES = [(8, 0), (8, 3), (8, 7), (16, 0), (16, 5), (16, 8), (16, 15), (24, 12), (64, 10)]
+
+
+def parts(length, tile, overlap):
+    """Of an axis: as far apart as the overlap allows, the last ends where the image does."""
+    if length <= tile:
+        return [(0, length)]
+    found = [(0, tile)]
+    while found[-1][1] < length:
+        start = min(found[-1][1] - overlap, length - tile)
+        found.append((start, start + tile))
+    return found
+
+
+def weight(position, length, overlap):
+    """Of a pixel in its tile: a linear ramp from both ends, 1 in the middle."""
+    return min((position + 1) / (overlap + 1), (length - position) / (overlap + 1), 1)
+
+
+def blended(value, size, tile, overlap):
+    """The mean over the tiles that cover a pixel, by definition; `value(top, left)` is all of a tile."""
+    H, W = size
+    total, weights = np.zeros(size), np.zeros(size)
+    for top, bottom in parts(H, tile, overlap):
+        for left, right in parts(W, tile, overlap):
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    w = weight(y - top, bottom - top, overlap) * weight(x - left, right - left, overlap)
+                    total[y, x] += w * value(top, left)
+                    weights[y, x] += w
+    return total / weights
+
+
+def coordinates(size, dtype=torch.float32):
+    """Two channels that tell every pixel's row and column."""
+    return torch.stack(torch.meshgrid(*(torch.arange(n, dtype=dtype) for n in size), indexing='ij'))[None]
+
+
+def some_value(top, left):
+    return float(np.sin(1 + 3 * top + 7 * left))
+
+
+def constant_per_tile(x_BCHW):
+    top, left = x_BCHW[0, :, 0, 0].tolist()
+    return torch.full_like(x_BCHW, some_value(top, left))
+
+
+@pytest.mark.parametrize(('tile', 'overlap'), TILES)
+@pytest.mark.parametrize('size', SIZES)
+def test_nothing_done_to_the_tiles_is_nothing_done(size, tile, overlap):
+    """In the corners, too: a window that is zero somewhere would leave black, or not a number."""
+    x = torch.rand(1, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(restore_tiles(lambda tile: tile, x, tile, overlap), x, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(('tile', 'overlap'), TILES)
+@pytest.mark.parametrize('size', SIZES[2:])
+def test_blending_by_definition(size, tile, overlap):
+    found = restore_tiles(constant_per_tile, coordinates(size), tile, overlap)
+    expected = torch.from_numpy(blended(some_value, size, tile, overlap)).float()
+    torch.testing.assert_close(found[0, 0], expected, rtol=0, atol=2e-6)
+    assert torch.equal(found[0, 0], found[0, 1])
+
+
+@pytest.mark.parametrize(('tile', 'overlap'), TILES)
+@pytest.mark.parametrize('size', SIZES)
+def test_where_the_tiles_are(size, tile, overlap):
+    """Once each, whole, and no more of them than the overlap asks for."""
+    places = []
+
+    def note(x_BCHW):
+        (top, left), (bottom, right) = x_BCHW[0, :, 0, 0].int().tolist(), x_BCHW[0, :, -1, -1].int().tolist()
+        assert x_BCHW.shape[-2:] == (bottom + 1 - top, right + 1 - left)
+        places.append(((top, bottom + 1), (left, right + 1)))
+        return x_BCHW
+
+    restore_tiles(note, coordinates(size), tile, overlap)
+    rows, columns = (parts(length, tile, overlap) for length in size)
+    assert sorted(places) == [(row, column) for row in rows for column in columns]
+    for length, axis in zip(size, (rows, columns), strict=True):
+        assert axis[0][0] == 0 and axis[-1][1] == length
+        assert all(stop - start == min(tile, length) for start, stop in axis)
+        shared = [a[1] - b[0] for a, b in pairwise(axis)]
+        assert all(n == overlap for n in shared[:-1]) and all(n >= overlap for n in shared)
+
+
+def test_images_of_a_batch_and_other_channels_out():
+    """Six channels in, three out, as with two views of a dual-pixel sensor."""
+    x = torch.rand(3, 6, 40, 30)
+    found = restore_tiles(lambda tile: tile[:, :3] - tile[:, 3:], x, 16, 5)
+    torch.testing.assert_close(found, x[:, :3] - x[:, 3:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'result'),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+    ids=str,
+)
+def test_sums_are_in_single_precision_at_least(dtype, result):
+    size, tile, overlap = (40, 30), 16, 9
+    found = restore_tiles(lambda x: constant_per_tile(x).to(dtype), coordinates(size), tile, overlap)
+    assert found.dtype == result
+
+    def rounded(top, left):
+        return float(torch.tensor(some_value(top, left), dtype=torch.float64).to(dtype))
+
+    expected = torch.from_numpy(blended(rounded, size, tile, overlap))
+    torch.testing.assert_close(found[0, 0].double(), expected, rtol=0, atol=2e-6)
+
+
+def test_a_tile_may_be_larger_than_the_image():
+    x = torch.rand(1, 3, 20, 30)
+    torch.testing.assert_close(
+        restore_tiles(lambda tile: tile - tile.mean(), x, 32, 8), x - x.mean(), rtol=0, atol=1e-6
+    )
+
+
+def test_the_image_is_not_written_to():
+    x = torch.rand(1, 3, 20, 30)
+    kept = x.clone()
+    restore_tiles(lambda tile: tile * 2, x, 8, 2)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize('tile', [0, -8, 4, 12])
+def test_tiles_of_other_sizes_are_refused(tile):
+    with pytest.raises(ValueError, match=f'^tile: found {tile}; allowed: a positive multiple of 8$'):
+        check_tiles(tile, 0, 8)
+
+
+@pytest.mark.parametrize('overlap', [-1, 64, 65])
+def test_other_overlaps_are_refused(overlap):
+    with pytest.raises(
+        ValueError, match=f'^tile_overlap: found {overlap}; allowed: 0 to 63, less than the tile$'
+    ):
+        check_tiles(64, overlap, 8)
+
+
+@pytest.mark.parametrize(('tile', 'overlap', 'multiple'), [(8, 0, 8), (8, 7, 8), (64, 63, 8), (12, 5, 6)])
+def test_the_ends_of_what_is_allowed(tile, overlap, multiple):
+    check_tiles(tile, overlap, multiple)
