@@ -78,9 +78,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--tile_overlap',
         type=int,
-        default=32,
         metavar='M',
-        help='pixels that neighbouring tiles share; default: %(default)s',
+        help='pixels that neighbouring tiles share; default: 32, or half a tile',
     )
     p.add_argument(
         '--compare',

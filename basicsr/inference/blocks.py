@@ -49,9 +49,12 @@ class Workspace:
         """Not initialised; good until the next call."""
         numel = torch.Size(shape).numel()
         if self.memory.numel() < numel:
-            self.memory = self.memory.new_empty(0)  # before the larger one is made
+            self.clear()  # before the larger one is made
             self.memory = self.memory.new_empty(numel)
         return self.memory[:numel].view(shape)
+
+    def clear(self) -> None:
+        self.memory = self.memory.new_empty(0)
 
 
 class Norm:

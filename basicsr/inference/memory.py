@@ -71,7 +71,7 @@ def empty(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
     try:
         memory = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise MemoryError(str(error)) from error
     with suppress(OSError):  # of a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)

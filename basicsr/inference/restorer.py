@@ -17,7 +17,7 @@ from basicsr.inference.image_files import check_pixels
 from basicsr.inference.memory import free_memory
 from basicsr.inference.strips import StripEngine
 from basicsr.inference.tasks import default_weights
-from basicsr.inference.tiles import DEFAULT_OVERLAP, check_tiles, restore_tiles
+from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
 from basicsr.utils.checkpoint import build_network, load_weights
 from basicsr.utils.device import precision_name, resolve_device, resolve_precision
@@ -67,7 +67,7 @@ class Restorer:
         tlc: True or the side of a window, a multiple of 8: TLC, attention over local windows (arXiv 2112.04491);
             True is a window of 384. For a Restormer only.
         tile: side of tiles that are restored by themselves and blended; None: the image as a whole.
-        tile_overlap: pixels that neighbouring tiles share, 0 ≤ tile_overlap < tile.
+        tile_overlap: pixels that neighbouring tiles share, 0 ≤ tile_overlap < tile; None: 32, or half a tile.
         multiple: sides are padded to a multiple of this; None: to what the network says it needs.
         fixed_strips: strips do not depend on what is free: the same image gives the same bits again. (On a GPU
             that is out of memory they become smaller all the same, and that is said.)
@@ -86,9 +86,9 @@ class Restorer:
         precision: str = 'auto',
         *,
         memory_limit: int | None = None,
-        tlc: bool | int = False,
+        tlc: bool | int | None = None,
         tile: int | None = None,
-        tile_overlap: int = DEFAULT_OVERLAP,
+        tile_overlap: int | None = None,
         multiple: int | None = None,
         fixed_strips: bool = False,
     ) -> None:
@@ -97,10 +97,11 @@ class Restorer:
         self.precision = precision_name(self.dtype)
         self.memory_limit, self.fixed_strips = memory_limit, fixed_strips
         self.multiple = multiple or getattr(net, 'multiple', 8)
-        self.tile, self.tile_overlap = tile, tile_overlap
         if memory_limit is not None and memory_limit < 1:
             raise ValueError(f'memory_limit: found {memory_limit}; allowed: a number of bytes above 0, or None')
         window = check_arguments(type(net), self.multiple, tlc, tile, tile_overlap)
+        self.tile = tile
+        self.tile_overlap = 0 if tile is None else checked_overlap(tile, tile_overlap, self.multiple)
         self.channels = _image_channels(net)
         self.weights_dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
         with _memory_sentence(f'the network does not fit into the memory of {self.device}'):
@@ -181,12 +182,14 @@ class Restorer:
                 x_BCHW = x_BCHW.to(self.weights_dtype, memory_format=torch.channels_last)
                 y_BCHW = restore_tensor(self.network, x_BCHW, self.multiple)
             return y_BCHW.to(torch.promote_types(y_BCHW.dtype, torch.float32))
+        before = self.strip_bytes
         self._fit(*x_BCHW.shape[-2:])
         while True:
             try:
                 return restore_tensor(self.engine, x_BCHW, self.multiple)
             except torch.cuda.OutOfMemoryError:
                 if self.engine.strip_bytes <= _SMALLEST_STRIP_BYTES:
+                    self.strip_bytes = before  # the next image may fit
                     raise
             # Out here, where no traceback holds the memory of the attempt that failed.
             self._take_smaller_strips()
@@ -206,9 +209,10 @@ class Restorer:
             engine.strip_bytes = self.strip_bytes if self.fixed_strips else 1
             there = 'are free' if self.memory_limit is None else 'are allowed'
             half = '' if engine.dtype.itemsize < 4 else 'precision bf16 needs about half of it, '
+            what, smaller = ('an image', 'tiles') if self.tile is None else ('a tile', 'smaller tiles')
             raise RestoreError(
-                f'an image of {W}×{H} pixels needs {engine.memory(*padded) / 1e9:.2f} GB of memory on {self.device}, '
-                f'and {limit / 1e9:.2f} GB {there}; {half}tiles still less'
+                f'{what} of {W}×{H} pixels needs {engine.memory(*padded) / 1e9:.2f} GB of memory on {self.device}, '
+                f'and {limit / 1e9:.2f} GB {there}; {half}{smaller} still less'
             )
 
     def _take_smaller_strips(self) -> None:
@@ -225,17 +229,21 @@ def _too_large(H: int, W: int, device: torch.device) -> str:
 
 
 def check_arguments(
-    net: type[nn.Module], multiple: int, tlc: bool | int, tile: int | None, tile_overlap: int
+    net: type[nn.Module], multiple: int, tlc: bool | int | None, tile: int | None, tile_overlap: int | None
 ) -> int | None:
     """The side of TLC's window, None without TLC. Raises ValueError if a Restorer of such a network would."""
+    if net is Restormer and multiple % Restormer.multiple:
+        raise ValueError(
+            f'multiple: found {multiple}; allowed: a multiple of {Restormer.multiple}, for Restormer'
+        )
     if tile is not None:
-        check_tiles(tile, tile_overlap, multiple)
-    if tlc is False:
+        checked_overlap(tile, tile_overlap, multiple)
+    if tlc is None or tlc is False:
         return None
     if net is not Restormer:
         raise ValueError(f'tlc: found {tlc} for the network {net.__name__}; allowed: for Restormer alone')
     window = DEFAULT_WINDOW if tlc is True else tlc
-    if window < Restormer.multiple or window % Restormer.multiple:
+    if not isinstance(window, int) or window < Restormer.multiple or window % Restormer.multiple:
         raise ValueError(f'tlc: found {tlc}; allowed: a window of a positive multiple of {Restormer.multiple}')
     return window
 

@@ -61,6 +61,7 @@ class StripEngine:
         self.device = weight.device
         self.full_dtype = torch.promote_types(weight.dtype, torch.float32)
         self.dtype = dtype or self.full_dtype
+        self.workspace = Workspace(self.dtype, self.device)
         self.dim = len(weight)
         self.window = window
         self.strip_bytes = strip_bytes or (STRIP_BYTES_CPU if self.device.type == 'cpu' else STRIP_BYTES)
@@ -116,9 +117,14 @@ class StripEngine:
                 f'input of {tuple(x_BCHW.shape)}: height and width must be multiples of {self.multiple}'
             )
         y_BHWC = torch.empty(B, H, W, len(self.output.weight), dtype=self.full_dtype, device=self.device)
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: statistics are an image's own
-                self._restore(x_CHW.permute(1, 2, 0), y_HWC)
+        if self.device.type == 'cpu':
+            keep_freed_memory()
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # statistics are each image's own
+                    self._restore(x_CHW.permute(1, 2, 0), y_HWC)
+        finally:
+            self.workspace.clear()
         return y_BHWC.permute(0, 3, 1, 2)
 
     def memory(self, H: int, W: int) -> int:
@@ -147,9 +153,6 @@ class StripEngine:
     def _restore(self, image_HWC: Tensor, result_HWC: Tensor) -> None:
         H, W, _ = image_HWC.shape
         C = self.dim
-        self.workspace = Workspace(self.dtype, self.device)
-        if self.device.type == 'cpu':
-            keep_freed_memory()
         # The decoder's first level holds the encoder's features beside the upsampled ones. So the encoder
         # works in the back half of that memory, from where `_widen` spreads them out in place.
         memory = empty(self.dtype, self.device, 2 * H * W * C)

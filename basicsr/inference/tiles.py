@@ -11,15 +11,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DEFAULT_OVERLAP = 32
+DEFAULT_OVERLAP = 32  # pixels; for small tiles half of their side
 
 
-def check_tiles(tile: int, overlap: int, multiple: int) -> None:
-    """Raises ValueError."""
+def checked_overlap(tile: int, overlap: int | None, multiple: int) -> int:
+    """The overlap to use, None being the default. Raises ValueError on arguments that do not fit."""
     if tile < multiple or tile % multiple:
         raise ValueError(f'tile: found {tile}; allowed: a positive multiple of {multiple}')
+    if overlap is None:
+        return min(DEFAULT_OVERLAP, tile // 2)
     if not 0 <= overlap < tile:
         raise ValueError(f'tile_overlap: found {overlap}; allowed: 0 to {tile - 1}, less than the tile')
+    return overlap
 
 
 def restore_tiles(restore: Callable[[Tensor], Tensor], x_BCHW: Tensor, tile: int, overlap: int) -> Tensor:

@@ -301,7 +301,8 @@ class _Checks:
             check_arguments(type(net), val.window_size, val.tlc, val.tile, val.tile_overlap)
         except ValueError as error:
             name, _, text = str(error).partition(': ')
-            yield Mistake(('val', name), text)
+            if name != 'multiple':  # said above, for the sides of training patches, too
+                yield Mistake(('val', name), text)
         parameters = _parameters(ARCH_REGISTRY, section['type'])
         for name in {'inp_channels', 'out_channels'} & parameters.keys():
             value = section.get(name, parameters[name].default)

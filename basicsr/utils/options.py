@@ -202,8 +202,8 @@ class ValOptions(Section):
     """Attention over local windows; true: of 384 pixels; a number: of so many, a multiple of 8."""
     tile: PositiveInt | None = None
     """Side of tiles to restore one by one, a multiple of 8; null: images as a whole."""
-    tile_overlap: Count = 32
-    """Pixels that neighbouring tiles share."""
+    tile_overlap: Count | None = None
+    """Pixels that neighbouring tiles share; null: 32, or half a tile."""
     val_freq: PositiveInt = 5000
     """Iterations between validations."""
     save_img: bool = False

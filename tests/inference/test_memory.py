@@ -157,9 +157,12 @@ def test_files_that_are_not_there(group, version, missing):
 
 
 @pytest.mark.parametrize('version', [1, 2])
-def test_no_word_about_files_is_no_files(group, version):
+@pytest.mark.parametrize(
+    'told', ['anon 5', '', 'inactive_file many\ntotal_inactive_file many', 'of another kind']
+)
+def test_no_word_about_files_is_no_files(group, version, told):
     files = one(500, 100) if version == 1 else two(500, 100)
-    files['memory_stat'] = 'anon 5'
+    files['memory_stat'] = told
     group('memory' if version == 1 else '', **files)
     group.of('1:memory:/' if version == 1 else '0::/')
     assert free_memory(CPU) == 400

@@ -280,7 +280,10 @@ def test_the_networks_own_multiple_or_another():
     net, x = tiny(), torch.rand(1, 3, 8, 21)
     with torch.no_grad():
         expected = restore_tensor(net, x, 16)
-    close(fp32(net, multiple=16).restore(x), expected)
+    limit = needed(net, 16, 32)
+    close(fp32(net, multiple=16, memory_limit=limit).restore(x), expected)
+    with pytest.raises(RestoreError):
+        fp32(net, multiple=16, memory_limit=limit - 1).restore(x)
     assert (fp32(net).restore(x) - expected).abs().max() > 1e-4
 
 
@@ -409,17 +412,17 @@ def no_work(monkeypatch):
 def test_an_image_that_cannot_fit_is_refused_before_it_is_begun(free, no_work, precision, half, there):
     net = tiny()
     one = Restorer(net, 'cpu', precision)
-    least = needed(net, 800, 1200, dtype=one.dtype)
+    least = needed(net, 8, 30_000, dtype=one.dtype)
     if there == 'are free':
         free(least - 1)
     else:
         free(10**12)
         one.memory_limit = least - 1
     sentence = (
-        f'an image of 1200×800 pixels needs {least / 1e9:.2f} GB of memory on cpu, '
+        f'an image of 30000×1 pixels needs {least / 1e9:.2f} GB of memory on cpu, '
         f'and {(least - 1) / 1e9:.2f} GB {there}; {half}tiles still less'
     )
-    for restore in (lambda: one.restore(torch.rand(1, 3, 800, 1200)), lambda: one(image(800, 1200, 3))):
+    for restore in (lambda: one.restore(torch.rand(1, 3, 1, 30_000)), lambda: one(image(1, 30_000, 3))):
         with pytest.raises(RestoreError, match=f'^{re.escape(sentence)}$'):
             restore()
 
@@ -446,7 +449,7 @@ def test_limits_that_are_none(limit):
 
 
 def test_fixed_strips_give_the_same_bits_or_nothing(free):
-    net, x = tiny(), torch.rand(1, 3, 136, 136)
+    net, x = tiny(), torch.rand(1, 3, 131, 130)
     fixed, least = fp32(net, fixed_strips=True), needed(net, 136, 136, STRIP_BYTES_CPU)
     results = []
     for there in (least, 10**12, None):
@@ -467,10 +470,10 @@ def test_fixed_strips_give_the_same_bits_or_nothing(free):
 
 class Gpu:
     """A Restorer as on a GPU, which runs out of memory with strips above `most` bytes, after its work: whatever
-    has been written by then must not come out. `strips`: with which it was tried."""
+    has been written by then must not come out. `strips`: with which it was tried; `said`: the warnings."""
 
     def __init__(self, monkeypatch, most, strip_bytes=STRIP_BYTES, **options):
-        self.most, self.strips, self.emptied = most, [], 0
+        self.most, self.strips, self.said, self.emptied = most, [], [], 0
         run = StripEngine._restore
 
         def restore(engine, image_HWC, result_HWC):
@@ -486,35 +489,32 @@ class Gpu:
         monkeypatch.setattr(StripEngine, '_restore', restore)
         monkeypatch.setattr(torch.cuda, 'empty_cache', empty)
         monkeypatch.setattr(restorer, 'free_memory', lambda device: None)
-        monkeypatch.setattr(get_logger(), 'propagate', True)
+        monkeypatch.setattr(get_logger(), 'warning', lambda text, *values: self.said.append(text % values))
         self.restorer = fp32(tiny(), **options)
         self.restorer.strip_bytes = strip_bytes
 
 
-def test_out_of_memory_on_a_gpu_means_smaller_strips(monkeypatch, caplog):
+def test_out_of_memory_on_a_gpu_means_smaller_strips(monkeypatch):
     x = torch.rand(1, 3, 40, 56)
     expected = fp32(tiny()).restore(x)
     gpu = Gpu(monkeypatch, most=STRIP_BYTES // 16)
-    with caplog.at_level('WARNING', logger='basicsr'):
-        close(gpu.restorer.restore(x), expected)
-        assert gpu.strips == [STRIP_BYTES, STRIP_BYTES // 4, STRIP_BYTES // 16]
-        close(gpu.restorer.restore(x), expected)
-        assert gpu.strips[3:] == [STRIP_BYTES // 16]  # what did not fit is not tried again
-        np.testing.assert_array_equal(gpu.restorer(image(9, 12, 3)).shape, (9, 12, 3))
+    close(gpu.restorer.restore(x), expected)
+    assert gpu.strips == [STRIP_BYTES, STRIP_BYTES // 4, STRIP_BYTES // 16]
+    close(gpu.restorer.restore(x), expected)
+    assert gpu.strips[3:] == [STRIP_BYTES // 16]  # what did not fit is not tried again
     assert gpu.restorer.strip_bytes == STRIP_BYTES // 16
     assert gpu.emptied == 2
-    (record,) = caplog.records
-    assert re.search('cpu is out of memory: .* smaller strips', record.getMessage())
+    (warning,) = gpu.said
+    assert re.search('cpu is out of memory: .* smaller strips', warning)
 
 
-def test_said_once_however_often_strips_become_smaller(monkeypatch, caplog):
+def test_said_once_however_often_strips_become_smaller(monkeypatch):
     gpu = Gpu(monkeypatch, most=STRIP_BYTES // 4)
-    with caplog.at_level('WARNING', logger='basicsr'):
-        gpu.restorer.restore(torch.rand(1, 3, 8, 8))
-        gpu.most = STRIP_BYTES // 64
-        gpu.restorer.restore(torch.rand(1, 3, 8, 8))
+    gpu.restorer.restore(torch.rand(1, 3, 8, 8))
+    gpu.most = STRIP_BYTES // 64
+    gpu.restorer.restore(torch.rand(1, 3, 8, 8))
     assert gpu.restorer.strip_bytes == STRIP_BYTES // 64
-    assert len(caplog.records) == 1
+    assert len(gpu.said) == 1
 
 
 def test_out_of_memory_begins_from_the_strips_that_were_chosen(monkeypatch):
@@ -715,3 +715,27 @@ def test_tasks():
     assert all(task.name == name for name, task in tasks.TASKS.items())
     with pytest.raises(ValueError, match="task: found 'derain'; allowed: motion_deblurring"):
         tasks.find_task('derain')
+
+
+def test_sides_that_a_restormer_cannot_have_are_refused_at_once():
+    with pytest.raises(ValueError, match='multiple: found 12; allowed: a multiple of 8'):
+        Restorer(tiny(), 'cpu', multiple=12)
+    Restorer(Function(lambda x: x), 'cpu', multiple=12)
+
+
+def test_after_an_image_that_never_fits_the_next_one_is_as_fast_as_before(monkeypatch):
+    gpu = Gpu(monkeypatch, most=0)
+    with pytest.raises(RestoreError):
+        gpu.restorer.restore(torch.rand(1, 3, 8, 8))
+    assert gpu.restorer.strip_bytes == STRIP_BYTES
+
+
+def test_a_tile_that_does_not_fit_is_called_a_tile():
+    with pytest.raises(RestoreError, match=r'a tile of 64×64 pixels needs .* smaller tiles still less'):
+        Restorer(tiny(), 'cpu', 'fp32', tile=64, memory_limit=1).restore(torch.rand(1, 3, 128, 128))
+
+
+def test_nothing_is_held_between_images():
+    one = Restorer(tiny(), 'cpu', 'fp32')
+    one.restore(torch.rand(1, 3, 32, 32))
+    assert one.engine.workspace.memory.numel() == 0

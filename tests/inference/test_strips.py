@@ -30,7 +30,7 @@ VARIANTS = [
     {'inp_channels': 6, 'dual_pixel_task': True, 'bias': True},
     {'num_blocks': [0, 1, 0, 1], 'num_refinement_blocks': 0},
 ]
-SIZES = [(40, 56), (8, 200), (72, 8), (8, 8), (104, 24)]
+SIZES = [(40, 56), (8, 200), (72, 8), (8, 8)]
 
 
 def network(options, base=SMALL):
@@ -86,8 +86,8 @@ def test_other_memory_orders_of_the_image():
         assert torch.equal(StripEngine(net)(other), expected)
 
 
-@pytest.mark.parametrize('options', VARIANTS[:5], ids=str)
-@pytest.mark.parametrize('strip_bytes', [1, 30_000, None])
+@pytest.mark.parametrize('options', VARIANTS[1:5], ids=str)
+@pytest.mark.parametrize('strip_bytes', [30_000, None])
 @pytest.mark.parametrize(
     ('size', 'window'),
     [
@@ -95,7 +95,7 @@ def test_other_memory_orders_of_the_image():
         ((64, 128), 64),  # windows side by side
         ((40, 152), 64),  # one row of windows
         ((136, 24), 32),
-        ((104, 120), 8),  # windows of a pixel in the latent
+        ((40, 48), 8),  # windows of a pixel in the latent
     ],
 )
 def test_tlc_equals_window_by_window(options, strip_bytes, size, window):

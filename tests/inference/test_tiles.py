@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr.inference.tiles import check_tiles, restore_tiles
+from basicsr.inference.tiles import checked_overlap, restore_tiles
 
 SIZES = [(1, 1), (8, 8), (5, 40), (24, 17), (33, 50)]
 TILES = [(8, 0), (8, 3), (8, 7), (16, 0), (16, 5), (16, 8), (16, 15), (24, 12), (64, 10)]
@@ -139,7 +139,7 @@ def test_the_image_is_not_written_to():
 @pytest.mark.parametrize('tile', [0, -8, 4, 12])
 def test_tiles_of_other_sizes_are_refused(tile):
     with pytest.raises(ValueError, match=f'^tile: found {tile}; allowed: a positive multiple of 8$'):
-        check_tiles(tile, 0, 8)
+        checked_overlap(tile, 0, 8)
 
 
 @pytest.mark.parametrize('overlap', [-1, 64, 65])
@@ -147,9 +147,13 @@ def test_other_overlaps_are_refused(overlap):
     with pytest.raises(
         ValueError, match=f'^tile_overlap: found {overlap}; allowed: 0 to 63, less than the tile$'
     ):
-        check_tiles(64, overlap, 8)
+        checked_overlap(64, overlap, 8)
 
 
 @pytest.mark.parametrize(('tile', 'overlap', 'multiple'), [(8, 0, 8), (8, 7, 8), (64, 63, 8), (12, 5, 6)])
 def test_the_ends_of_what_is_allowed(tile, overlap, multiple):
-    check_tiles(tile, overlap, multiple)
+    checked_overlap(tile, overlap, multiple)
+
+
+def test_the_overlap_without_one():
+    assert [checked_overlap(tile, None, 8) for tile in (8, 16, 64, 512)] == [4, 8, 32, 32]

