@@ -7,6 +7,7 @@ h attention heads, c = C / h channels of a head.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +20,13 @@ LAYER_NORM_EPS = 1e-5
 NORM_EPS = 1e-12  # of the L2 normalisation of queries and keys
 
 LayerNormType = Literal['WithBias', 'BiasFree']
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Switches autocast off, where a device has it: asked for one that has none, PyTorch raises."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 class WithBias_LayerNorm(nn.Module):
@@ -93,7 +101,7 @@ class MDTA(nn.Module):
     def statistics(self, q_BCHW: Tensor, k_BCHW: Tensor) -> AttentionStatistics:
         """Of a region of any shape. A sum over millions of pixels overflows half precision, and loses
         digits in bfloat16, so these leave autocast."""
-        with torch.autocast(q_BCHW.device.type, enabled=False):
+        with no_autocast(q_BCHW.device):
             q, k = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (q_BCHW, k_BCHW))
             B, C = q.shape[:2]
             q_BhcN = q.reshape(B, self.num_heads, C // self.num_heads, -1)
@@ -104,7 +112,7 @@ class MDTA(nn.Module):
 
     def attention(self, statistics: AttentionStatistics) -> Tensor:
         """Attention matrices (B, h, c, c); every row sums to 1."""
-        with torch.autocast(statistics.gram_Bhcc.device.type, enabled=False):
+        with no_autocast(statistics.gram_Bhcc.device):
             # The clamp stands before the root: the root's own slope at zero is infinite, and times the
             # clamp's zero it would turn the gradient of a black crop into NaN.
             q_norm, k_norm = (

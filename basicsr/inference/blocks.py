@@ -112,7 +112,8 @@ class Dense:
         if at_top or at_bottom:
             x_BCnW = F.pad(x_BCnW, (0, 0, int(at_top), int(at_bottom)))
         x_BCnW = x_BCnW.contiguous(memory_format=torch.channels_last)
-        return F.conv2d(x_BCnW, self.weight, self.bias, padding=(0, 1)).permute(0, 2, 3, 1)[0]
+        y_BKnW = F.conv2d(x_BCnW, self.weight, self.bias, padding=(0, 1))
+        return y_BKnW.permute(0, 2, 3, 1)[0].contiguous()  # as it is, unless a backend likes channels first
 
 
 class Separable:
@@ -187,6 +188,7 @@ class Attention:
         )
 
         self.channels = 2 * C  # of its largest temporary
+        self.cell_numel = C * C // attn.num_heads  # of a cell's Gram or attention matrices
 
     def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> None:
         """In place."""
@@ -226,14 +228,9 @@ class Attention:
                     gram_cc.addmm_(q_Nc.t(), k_Nc)
                 # In two steps: a sum over the long axis of a tall matrix runs on one thread.
                 square_MK[cell] += qk_NK.square().view(len(qk_nWK), -1, 2 * C).sum(1).sum(0)
-        cover_wM = cells.cover.to(gram_Mhcc)
         q_square_Mhc, k_square_Mhc = (part.unflatten(1, (h, -1)) for part in square_MK.chunk(2, 1))
-        attention_whcc = self.attn.attention(
-            AttentionStatistics(
-                *(torch.tensordot(cover_wM, sums, dims=1) for sums in (gram_Mhcc, q_square_Mhc, k_square_Mhc))
-            )
-        )
-        return torch.tensordot((cover_wM / cover_wM.sum(0)).t(), attention_whcc.to(full_dtype), dims=1)
+        sums = (cells.over_windows(part) for part in (gram_Mhcc, q_square_Mhc, k_square_Mhc))
+        return cells.mean_of_windows(self.attn.attention(AttentionStatistics(*sums)).to(full_dtype))
 
 
 class FeedForward:

@@ -23,7 +23,7 @@ def free_memory(device: torch.device) -> int | None:
     """
     if device.type == 'cuda':
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+        return torch.cuda.mem_get_info(device.index)[0] + unused
     if device.type != 'cpu':
         return None
     return min([psutil.virtual_memory().available, *_cgroups_leave()])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basicsr.archs.restormer_arch import Restormer
+from basicsr.archs.restormer_arch import Restormer, no_autocast
 from basicsr.inference.image_files import check_pixels
 from basicsr.inference.memory import free_memory
 from basicsr.inference.strips import StripEngine
@@ -61,9 +61,9 @@ class Restorer:
             weights are taken as they are now.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', …
         precision: 'auto', 'fp32', 'bf16', 'fp16'; see `resolve_precision`.
-        memory_limit: bytes of working memory; None: what is free when an image comes. A Restormer runs in strips
-            that keep it, with the same result (the last bits of a rounding apart); an image for which no
-            strips are small enough is refused before it is begun.
+        memory_limit: bytes of working memory, for a Restormer; None: what is free when an image comes. Strips are
+            made small enough, with the same result (the last bits of a rounding apart); an image for which none
+            are is refused before it is begun.
         tlc: True or the side of a window, a multiple of 8: TLC, attention over local windows (arXiv 2112.04491);
             True is a window of 384. For a Restormer only.
         tile: side of tiles that are restored by themselves and blended; None: the image as a whole.
@@ -75,6 +75,8 @@ class Restorer:
     A grey image goes through a 3-channel network as three equal channels, and their plain mean comes out
     (weights of 1/3: no channel is nearer to a grey scene than another). The channels of a colour image go
     through a 1-channel network one by one. Alpha comes out as it was. Results are rounded half to even.
+
+    Several threads may call one Restorer; each call takes the memory of one.
 
     Raises DeviceError; ValueError on arguments that do not fit; RestoreError if the network does not fit in memory.
     """
@@ -165,10 +167,15 @@ class Restorer:
         # One by one, not as a batch: a third of the memory.
         return torch.cat([self.restore(x_B1HW) for x_B1HW in x_BCHW.split(1, dim=1)], dim=1)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors a caller could not go on with
     def restore(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] of any size and on any device; the same size comes out, in single precision
-        (double for a network in double), not clamped. Raises RestoreError if memory does not suffice."""
+        (double for a network in double), not clamped. Raises ValueError on another tensor, RestoreError if memory
+        does not suffice."""
+        if x_BCHW.ndim != 4 or 0 in x_BCHW.shape or not x_BCHW.is_floating_point():
+            raise ValueError(
+                f'image: found a tensor of {tuple(x_BCHW.shape)} {x_BCHW.dtype}; allowed: (B, C, H, W), float'
+            )
         H, W = x_BCHW.shape[-2:]
         with _memory_sentence(_too_large(H, W, self.device)):
             x_BCHW = x_BCHW.to(self.device)
@@ -178,7 +185,9 @@ class Restorer:
 
     def _restore(self, x_BCHW: Tensor) -> Tensor:
         if self.engine is None:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            with (
+                no_autocast(self.device) if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+            ):
                 x_BCHW = x_BCHW.to(self.weights_dtype, memory_format=torch.channels_last)
                 y_BCHW = restore_tensor(self.network, x_BCHW, self.multiple)
             return y_BCHW.to(torch.promote_types(y_BCHW.dtype, torch.float32))
@@ -238,6 +247,8 @@ def check_arguments(
         )
     if tile is not None:
         checked_overlap(tile, tile_overlap, multiple)
+    elif tile_overlap is not None:
+        raise ValueError(f'tile_overlap: found {tile_overlap} without tile; allowed: together with tile')
     if tlc is None or tlc is False:
         return None
     if net is not Restormer:

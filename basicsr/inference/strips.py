@@ -19,7 +19,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from basicsr.archs.restormer_arch import Restormer
+from basicsr.archs.restormer_arch import Restormer, no_autocast
 from basicsr.inference.blocks import Attention, Dense, FeedForward, Point, Strip, Workspace
 from basicsr.inference.memory import empty, keep_freed_memory
 from basicsr.inference.tlc import Cells
@@ -32,7 +32,9 @@ STRIP_BYTES = 256_000_000
 # For `StripEngine.memory`: temporaries of a strip at the same time, in sizes of the largest; images at full size
 # (input, padded input, output); what the libraries and the allocator keep for themselves.
 _TEMPORARIES = 10
+_ROW_TEMPORARIES = 12  # the same for strips of one row, which have more halo than rows
 _IMAGES = 3
+_CELL_MATRICES = 6  # of each cell or window at a time: Gram matrices, their sums, and the softmax's steps
 _SLACK = 96_000_000
 
 
@@ -61,8 +63,9 @@ class StripEngine:
         self.device = weight.device
         self.full_dtype = torch.promote_types(weight.dtype, torch.float32)
         self.dtype = dtype or self.full_dtype
-        self.workspace = Workspace(self.dtype, self.device)
         self.dim = len(weight)
+        if window is not None and (window < 1 or window % self.multiple):
+            raise ValueError(f'window: found {window}; allowed: a positive multiple of {self.multiple}')
         self.window = window
         self.strip_bytes = strip_bytes or (STRIP_BYTES_CPU if self.device.type == 'cpu' else STRIP_BYTES)
 
@@ -119,24 +122,23 @@ class StripEngine:
         y_BHWC = torch.empty(B, H, W, len(self.output.weight), dtype=self.full_dtype, device=self.device)
         if self.device.type == 'cpu':
             keep_freed_memory()
-        try:
-            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # statistics are each image's own
-                    self._restore(x_CHW.permute(1, 2, 0), y_HWC)
-        finally:
-            self.workspace.clear()
+        workspace = Workspace(self.dtype, self.device)  # of this call: several threads may restore at once
+        with torch.inference_mode(), no_autocast(self.device):
+            for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: statistics are an image's own
+                self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace)
         return y_BHWC.permute(0, 3, 1, 2)
 
     def memory(self, H: int, W: int) -> int:
         """Bytes that a call takes at most for each image, input and output among them; beyond the weights."""
-        return self._at_full_size(H, W) + _TEMPORARIES * max(self.strip_bytes, self._row_bytes(W))
+        strips = max(_TEMPORARIES * self.strip_bytes, _ROW_TEMPORARIES * self._row_bytes(W))
+        return self._at_full_size(H, W) + strips
 
     def fit(self, H: int, W: int, limit: int) -> bool:
         """Makes the strips smaller if need be, so that `memory` is within a limit; whether that is possible."""
-        strip_bytes = (limit - self._at_full_size(H, W)) // _TEMPORARIES
-        if strip_bytes < self._row_bytes(W):
+        left = limit - self._at_full_size(H, W)
+        if left < _ROW_TEMPORARIES * self._row_bytes(W):
             return False
-        self.strip_bytes = min(self.strip_bytes, strip_bytes)
+        self.strip_bytes = min(self.strip_bytes, left // _TEMPORARIES)
         return True
 
     def _at_full_size(self, H: int, W: int) -> int:
@@ -145,12 +147,23 @@ class StripEngine:
         levels = 2.5 if self.device.type == 'cpu' else 2.875
         channels = max(self.embed.weight.shape[1], len(self.output.weight))
         images = _IMAGES * H * W * channels * self.full_dtype.itemsize
-        return int(levels * self.dim * H * W * self.dtype.itemsize) + images + _SLACK
+        return int(levels * self.dim * H * W * self.dtype.itemsize) + images + self._cells(H, W) + _SLACK
+
+    def _cells(self, H: int, W: int) -> int:
+        """Bytes of the matrices of TLC's cells and windows, at the level where there are most."""
+        if self.window is None:
+            return 0
+        most = 0
+        for level, halves in [*enumerate(self.encoder), *enumerate(self.decoder)]:
+            cells = Cells.of(H >> level, W >> level, self.window >> level)
+            numel = max((half.cell_numel for half in halves if isinstance(half, Attention)), default=0)
+            most = max(most, max(len(cells), cells.windows) * numel)
+        return _CELL_MATRICES * most * self.full_dtype.itemsize
 
     def _row_bytes(self, W: int) -> int:
         return W * self.widest * self.dtype.itemsize
 
-    def _restore(self, image_HWC: Tensor, result_HWC: Tensor) -> None:
+    def _restore(self, image_HWC: Tensor, result_HWC: Tensor, workspace: Workspace) -> None:
         H, W, _ = image_HWC.shape
         C = self.dim
         # The decoder's first level holds the encoder's features beside the upsampled ones. So the encoder
@@ -160,20 +173,20 @@ class StripEngine:
         for top, bottom in self._strips(H, W * C):
             levels[0][top:bottom] = self.embed(image_HWC, top, bottom)
         for level in range(3):
-            self._run(self.encoder[level], levels[level], level)
+            self._run(self.encoder[level], levels[level], level, workspace)
             levels.append(self._downsample(self.down[level], levels[level]))
         x_HWC = levels.pop()
-        self._run(self.encoder[3], x_HWC, 3)
+        self._run(self.encoder[3], x_HWC, 3, workspace)
         for level in (2, 1):
             skip_HWC = levels.pop()
             self._upsample(level, x_HWC, skip_HWC)
             x_HWC = skip_HWC
-            self._run(self.decoder[level], x_HWC, level)
+            self._run(self.decoder[level], x_HWC, level, workspace)
         wide_HWC = memory.view(H, W, 2 * C)
         self._widen(levels.pop(), wide_HWC)
         self._upsample(0, x_HWC, wide_HWC)
         del x_HWC, skip_HWC
-        self._run(self.decoder[0], wide_HWC, 0)
+        self._run(self.decoder[0], wide_HWC, 0, workspace)
         for top, bottom in self._strips(H, W * C * 2):
             result_HWC[top:bottom] = self._output(image_HWC, wide_HWC, top, bottom)
 
@@ -184,7 +197,9 @@ class StripEngine:
         """How many rows of so many numbers a temporary may have."""
         return max(1, self.strip_bytes // (row_numel * self.dtype.itemsize))
 
-    def _run(self, halves: list[Attention | FeedForward], x_HWC: Tensor, level: int) -> None:
+    def _run(
+        self, halves: list[Attention | FeedForward], x_HWC: Tensor, level: int, workspace: Workspace
+    ) -> None:
         """In place."""
         H, W, _ = x_HWC.shape
         cells = Cells.of(H, W, self.window and self.window >> level)
@@ -198,7 +213,7 @@ class StripEngine:
             ]
 
         for half in halves:
-            half.run(x_HWC, cells, cut, self.workspace)
+            half.run(x_HWC, cells, cut, workspace)
 
     def _downsample(self, convolution: Dense, x_HWC: Tensor) -> Tensor:
         """Convolution, then pixel-unshuffle."""

@@ -33,14 +33,16 @@ def windows(length: int, window: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Cells:
-    """The plane cut into rectangles by `rows` × `columns`, numbered row by row.
+    """The plane cut into rectangles by `rows` × `columns`, numbered row by row; windows likewise.
 
-    cover: (windows, cells), 1 where the window covers the cell.
+    over_rows: (rows of windows, rows of cells), 1 where they cover them; over_columns alike. A window covers a
+    cell where both do.
     """
 
     rows: tuple[tuple[int, int], ...]
     columns: tuple[tuple[int, int], ...]
-    cover: Tensor
+    over_rows: Tensor
+    over_columns: Tensor
 
     @classmethod
     def of(cls, height: int, width: int, window: int | None) -> Cells:
@@ -52,7 +54,23 @@ class Cells:
             torch.tensor([[a <= c and d <= b for c, d in parts] for a, b in axis], dtype=torch.float32)
             for axis, parts in zip(axes, (rows, columns), strict=True)
         )
-        return cls(rows, columns, torch.kron(over_rows, over_columns))
+        return cls(rows, columns, over_rows, over_columns)
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
+
+    @property
+    def windows(self) -> int:
+        return len(self.over_rows) * len(self.over_columns)
+
+    def over_windows(self, cells: Tensor) -> Tensor:
+        """(cells, …) → (windows, …): each window's sum over its cells."""
+        R, K = (cover.to(cells) for cover in (self.over_rows, self.over_columns))
+        grid = cells.unflatten(0, (len(self.rows), len(self.columns)))
+        return torch.einsum('ar,bc,rc...->ab...', R, K, grid).flatten(0, 1)
+
+    def mean_of_windows(self, windows: Tensor) -> Tensor:
+        """(windows, …) → (cells, …): each cell's mean over the windows that cover it."""
+        R, K = (cover.to(windows) for cover in (self.over_rows, self.over_columns))
+        grid = windows.unflatten(0, (len(R), len(K)))
+        return torch.einsum('ar,bc,ab...->rc...', R / R.sum(0), K / K.sum(0), grid).flatten(0, 1)

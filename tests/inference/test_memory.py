@@ -192,7 +192,8 @@ def test_on_a_gpu_what_this_process_holds_unused_counts(monkeypatch, name):
 
         return function
 
-    monkeypatch.setattr(torch.cuda, 'mem_get_info', says((1000, 8000)))
+    free = {device.index: (1000, 8000)}  # by the index: PyTorch 2.4 does not take a device without one
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', free.__getitem__)
     monkeypatch.setattr(torch.cuda, 'memory_reserved', says(500))
     monkeypatch.setattr(torch.cuda, 'memory_allocated', says(200))
     assert free_memory(device) == 1300

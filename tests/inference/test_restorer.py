@@ -476,12 +476,12 @@ class Gpu:
         self.most, self.strips, self.said, self.emptied = most, [], [], 0
         run = StripEngine._restore
 
-        def restore(engine, image_HWC, result_HWC):
+        def restore(engine, image_HWC, result_HWC, workspace):
             self.strips.append(engine.strip_bytes)
             if engine.strip_bytes > self.most:
-                run(engine, 1 - image_HWC, result_HWC)
+                run(engine, 1 - image_HWC, result_HWC, workspace)
                 raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')
-            run(engine, image_HWC, result_HWC)
+            run(engine, image_HWC, result_HWC, workspace)
 
         def empty():
             self.emptied += 1
@@ -678,7 +678,8 @@ def test_the_window_is_384_unless_told():
 
 def test_windows_in_tight_memory():
     net, x = tiny(), torch.rand(1, 3, 72, 136)
-    tight = fp32(net, tlc=64, memory_limit=needed(net, 72, 136))
+    limit = StripEngine(net, window=64, strip_bytes=1).memory(72, 136)
+    tight = fp32(net, tlc=64, memory_limit=limit)
     close(tight.restore(x), fp32(net, tlc=64).restore(x))
 
 
@@ -735,7 +736,13 @@ def test_a_tile_that_does_not_fit_is_called_a_tile():
         Restorer(tiny(), 'cpu', 'fp32', tile=64, memory_limit=1).restore(torch.rand(1, 3, 128, 128))
 
 
-def test_nothing_is_held_between_images():
-    one = Restorer(tiny(), 'cpu', 'fp32')
-    one.restore(torch.rand(1, 3, 32, 32))
-    assert one.engine.workspace.memory.numel() == 0
+def test_a_result_is_an_ordinary_tensor():
+    for net in (tiny(), Function(lambda x: x + 1)):
+        y = Restorer(net, 'cpu', 'fp32').restore(torch.rand(1, 3, 8, 8))
+        assert not y.requires_grad and not y.clamp_(0, 1).is_inference()
+
+
+@pytest.mark.parametrize('wrong', [torch.rand(3, 8, 8), torch.rand(1, 3, 0, 8), torch.ones(1, 3, 8, 8).byte()])
+def test_other_tensors_are_refused(wrong):
+    with pytest.raises(ValueError, match=r'image: found a tensor of .*; allowed: \(B, C, H, W\), float'):
+        Restorer(tiny(), 'cpu').restore(wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_every_pixel_of_a_cell_has_the_cells_windows(height, width, window):
         assert (seen[top:bottom, left:right] == -1).all()
         seen[top:bottom, left:right] = index
         inside = cover[:, top:bottom, left:right].flatten(1)
-        assert (inside == cells.cover[:, index : index + 1]).all()
+        assert (inside == torch.kron(cells.over_rows, cells.over_columns)[:, index : index + 1]).all()
     assert (seen >= 0).all() and len(cells) == len(places)
 
 
@@ -194,7 +195,7 @@ def kilobytes(name):
 torch.set_num_threads(1)
 height, width, dtype, window = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3]), int(sys.argv[4])
 net = Restormer(dim=16, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 4, 8]).eval()
-engine = StripEngine(net, dtype, window or None)
+engine = StripEngine(net, dtype, window or None, 1 if width > 100_000 else None)
 engine(torch.rand(1, 3, 64, 64))  # what the libraries need once
 x = torch.rand(1, 3, height, width)
 before = kilobytes('VmRSS')
@@ -205,7 +206,13 @@ print(1024 * (kilobytes('VmHWM') - before), engine.memory(height, width))
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='how much was used is read from /proc')
 @pytest.mark.parametrize(
-    'arguments', [(960, 1280, 'float32', 0), (960, 1280, 'bfloat16', 384), (64, 24_000, 'float32', 0)]
+    'arguments',
+    [
+        (960, 1280, 'float32', 0),
+        (960, 1280, 'bfloat16', 384),
+        (16, 104_000, 'float32', 0),
+        (320, 320, 'float32', 8),
+    ],
 )
 def test_memory_is_foretold(arguments):
     """Never less than is used, and not several times as much."""
@@ -218,3 +225,23 @@ def test_memory_is_foretold(arguments):
     )
     used, foretold = map(int, result.stdout.split())
     assert used <= foretold <= 2 * used + 150_000_000
+
+
+def test_a_backend_that_likes_channels_first(monkeypatch):
+    net = network({'bias': True})
+    x = picture(net, (40, 24), batch=2)
+    expected = StripEngine(net)(x)
+    convolve = F.conv2d
+    monkeypatch.setattr(F, 'conv2d', lambda *args, **options: convolve(*args, **options).contiguous())
+    for strip_bytes in (1, 30_000, None):
+        assert relative(StripEngine(net, strip_bytes=strip_bytes)(x), expected) <= 1e-11
+
+
+def test_threads_do_not_disturb_each_other():
+    engine = StripEngine(network({}))
+    images = [picture(network({}), (24, 16 + 8 * n)) for n in range(4)]
+    expected = [engine(x) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for found, alone in zip(pool.map(engine, images), expected, strict=True):
+                assert torch.equal(found, alone)
