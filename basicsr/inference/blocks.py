@@ -23,8 +23,6 @@ from basicsr.archs.restormer_arch import (
 from basicsr.inference.tlc import Cells
 
 _ALIGNED = 16  # hidden channels are padded to a multiple: kernels for odd numbers are several times slower
-
-
 _STRIPS_HELD = 4  # in the memory of a 1×1 convolution's result
 
 
@@ -36,7 +34,7 @@ class Strip(NamedTuple):
     cell_row: int
 
 
-Cut = Callable[[Cells, int], list[Strip]]  # the strips for temporaries of so many channels
+Cut = Callable[[int], list[Strip]]  # the strips for temporaries of so many channels
 
 
 class Workspace:
@@ -49,12 +47,9 @@ class Workspace:
         """Not initialised; good until the next call."""
         numel = torch.Size(shape).numel()
         if self.memory.numel() < numel:
-            self.clear()  # before the larger one is made
+            self.memory = self.memory.new_empty(0)  # before the larger one is made
             self.memory = self.memory.new_empty(numel)
         return self.memory[:numel].view(shape)
-
-    def clear(self) -> None:
-        self.memory = self.memory.new_empty(0)
 
 
 class Norm:
@@ -196,7 +191,7 @@ class Attention:
         attention_Mhcc = self._attention(x_HWC, cells, cut, workspace)
         columns = len(cells.columns)
         row = -1
-        for strip, v_nWC in self.value.strips(x_HWC, cut(cells, self.value.channels), workspace):
+        for strip, v_nWC in self.value.strips(x_HWC, cut(self.value.channels), workspace):
             if strip.cell_row != row:  # not all at once: there may be hundreds of cells
                 row = strip.cell_row
                 part_mhcc = attention_Mhcc[row * columns : (row + 1) * columns]
@@ -218,7 +213,7 @@ class Attention:
         full_dtype = torch.promote_types(x_HWC.dtype, torch.float32)
         gram_Mhcc = x_HWC.new_zeros(len(cells), h, C // h, C // h, dtype=full_dtype)
         square_MK = x_HWC.new_zeros(len(cells), 2 * C, dtype=full_dtype)
-        for strip, qk_nWK in self.query_key.strips(x_HWC, cut(cells, self.query_key.channels), workspace):
+        for strip, qk_nWK in self.query_key.strips(x_HWC, cut(self.query_key.channels), workspace):
             for column, (left, right) in enumerate(cells.columns):
                 cell = strip.cell_row * len(cells.columns) + column
                 qk_NK = qk_nWK[:, left:right].to(full_dtype).reshape(-1, 2 * C)
@@ -258,7 +253,7 @@ class FeedForward:
 
     def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> None:
         """In place."""
-        strips = cut(cells, self.separable.channels)
+        strips = cut(self.separable.channels)
         for (top, bottom, _), hidden_nWK in self.separable.strips(x_HWC, strips, workspace):
             gate_NK, value_NK = hidden_nWK.flatten(0, 1).chunk(2, 1)
             self.project_out.add_to(x_HWC[top:bottom].view(-1, x_HWC.shape[-1]), F.gelu(gate_NK).mul_(value_NK))

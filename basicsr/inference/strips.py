@@ -92,10 +92,12 @@ class StripEngine:
             self.down = [dense(part) for part in (net.down1_2, net.down2_3, net.down3_4)]
             self.up = [dense(part, shuffled=True) for part in (net.up2_1, net.up3_2, net.up4_3)]
             self.reduce = {
-                level: [Point(half, None, self.dtype) for half in conv.weight.flatten(1).chunk(2, 1)]
+                level: [
+                    Point(half, bias, self.dtype)
+                    for half, bias in zip(conv.weight.flatten(1).chunk(2, 1), (None, conv.bias), strict=True)
+                ]
                 for level, conv in ((1, net.reduce_chan_level2), (2, net.reduce_chan_level3))
             }
-            self.reduce_bias = {1: net.reduce_chan_level2.bias, 2: net.reduce_chan_level3.bias}
             self.decoder = [
                 blocks(net.decoder_level1, net.refinement),
                 blocks(net.decoder_level2),
@@ -106,10 +108,9 @@ class StripEngine:
                 self.skip = Point(net.skip_conv.weight.flatten(1), net.skip_conv.bias, self.full_dtype)
             self.output = Dense(net.output, self.full_dtype)
         # Of the largest temporaries, per column at full resolution: further down columns are fewer.
+        self.levels = [*enumerate(self.encoder), *enumerate(self.decoder)]
         self.widest = max(
-            [8 * self.dim]
-            + [half.channels >> level for level, halves in enumerate(self.encoder) for half in halves]
-            + [half.channels >> level for level, halves in enumerate(self.decoder) for half in halves]
+            8 * self.dim, *(half.channels >> level for level, halves in self.levels for half in halves)
         )
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class StripEngine:
         if self.window is None:
             return 0
         most = 0
-        for level, halves in [*enumerate(self.encoder), *enumerate(self.decoder)]:
+        for level, halves in self.levels:
             cells = Cells.of(H >> level, W >> level, self.window >> level)
             numel = max((half.cell_numel for half in halves if isinstance(half, Attention)), default=0)
             most = max(most, max(len(cells), cells.windows) * numel)
@@ -204,7 +205,7 @@ class StripEngine:
         H, W, _ = x_HWC.shape
         cells = Cells.of(H, W, self.window and self.window >> level)
 
-        def cut(cells: Cells, channels: int) -> list[Strip]:
+        def cut(channels: int) -> list[Strip]:
             rows = self._rows(W * channels)
             return [
                 Strip(top, bottom, row)
@@ -243,8 +244,6 @@ class StripEngine:
             skip_NC = place_niWjK.reshape(-1, C).clone()
             from_skip.into(skip_NC, place_niWjK.view(-1, C))
             place_niWjK += reduced_NC.view(up_nWijC.shape).permute(0, 2, 1, 3, 4)
-            if self.reduce_bias[level] is not None:
-                place_niWjK += self.reduce_bias[level].to(self.dtype)
 
     def _widen(self, narrow_HWC: Tensor, wide_HWC: Tensor) -> None:
         """Rows of the narrow features, which lie in the back half of the wide ones' memory, to their place

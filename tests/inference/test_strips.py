@@ -169,7 +169,7 @@ def test_sums_in_half_precision_are_kept_in_single_precision():
     cells = Cells.of(256, 256, None)
     workspace = Workspace(x_HWC.dtype, x_HWC.device)
     with torch.inference_mode():
-        found = half._attention(x_HWC, cells, lambda cells, channels: strips, workspace)
+        found = half._attention(x_HWC, cells, lambda channels: strips, workspace)
         rows = [part.double() for _, part in half.query_key.strips(x_HWC, strips, workspace)]
         q, k = torch.cat(rows).view(-1, 2, 2, 8).permute(1, 2, 3, 0)  # 2 heads of 8 channels
         cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT
