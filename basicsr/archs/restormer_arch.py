@@ -8,16 +8,21 @@ h attention heads, c = C / h channels of a head.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from basicsr.utils.registry import ARCH_REGISTRY
 
 LAYER_NORM_EPS = 1e-5
 NORM_EPS = 1e-12  # of the L2 normalisation of queries and keys
+
+# The libraries' kernels for other numbers of channels are several times slower, on processors (vectors) and on
+# GPUs (tensor cores) alike.
+ALIGNED_CHANNELS = 16
 
 LayerNormType = Literal['WithBias', 'BiasFree']
 
@@ -79,6 +84,47 @@ class AttentionStatistics(NamedTuple):
         return AttentionStatistics(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+def _by_hand() -> bool:
+    """Whether to use gradients that are written out. A compiler finds them by itself, and without gradients (an
+    export) the plain operations will do."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _sums(qk_BCHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Gram matrices (B, h, c, c) and squared norms (B, C) of queries and keys, which share the channels."""
+    full_BCHW = qk_BCHW.float() if qk_BCHW.dtype in (torch.float16, torch.bfloat16) else qk_BCHW
+    q_BCN, k_BCN = full_BCHW.flatten(2).chunk(2, 1)
+    # Head by head: as one batch of B·h the heads would have to be copied apart.
+    heads = zip(q_BCN.chunk(num_heads, 1), k_BCN.chunk(num_heads, 1), strict=True)
+    # The sum of squares goes over one axis at a time, as over both it runs on few threads.
+    return torch.stack([q @ k.mT for q, k in heads], 1), full_BCHW.square().sum(3).sum(2)
+
+
+class _Sums(torch.autograd.Function):
+    """`_sums`, whose gradient is written into one tensor, in the features' own precision. Autograd by itself
+    would make one of each half and of each use, in single precision, and then add them up."""
+
+    @staticmethod
+    def forward(ctx: Any, qk_BCHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(qk_BCHW)
+        ctx.num_heads = num_heads
+        return _sums(qk_BCHW, num_heads)
+
+    @staticmethod
+    def backward(ctx: Any, gram_grad_Bhcc: Tensor, square_grad_BC: Tensor) -> tuple[Tensor, None]:
+        (qk_BCHW,) = ctx.saved_tensors
+        qk_BNC = qk_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
+        gram_grad_Bhcc = gram_grad_Bhcc.to(qk_BNC.dtype)
+        grad_BNC = qk_BNC * (2 * square_grad_BC).to(qk_BNC.dtype).unsqueeze(1)
+        # Heads of the queries, and then of the keys.
+        parts, grads = (tensor.chunk(2 * ctx.num_heads, 2) for tensor in (qk_BNC, grad_BNC))
+        for head in range(ctx.num_heads):
+            key = head + ctx.num_heads
+            grads[head].baddbmm_(parts[key], gram_grad_Bhcc[:, head].mT)
+            grads[key].baddbmm_(parts[head], gram_grad_Bhcc[:, head])
+        return grad_BNC.unflatten(1, qk_BCHW.shape[2:]).permute(0, 3, 1, 2), None
+
+
 class MDTA(nn.Module):
     """Multi-Dconv head transposed attention (paper §3.1): attention between channels, over all pixels.
 
@@ -95,20 +141,27 @@ class MDTA(nn.Module):
         self.qkv_dwconv = nn.Conv2d(dim * 3, dim * 3, 3, padding=1, groups=dim * 3, bias=bias)
         self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
 
-    def query_key_value(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.qkv_dwconv(self.qkv(x_BCHW)).chunk(3, dim=1)
+    def query_key_value(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries with keys, (B, 2C, H, W), and values, (B, C, H, W). By themselves, as they go different ways:
+        the gradient of one tensor would have to be put together from theirs."""
+        C = x_BCHW.shape[1]
 
-    def statistics(self, q_BCHW: Tensor, k_BCHW: Tensor) -> AttentionStatistics:
+        def part(channels: slice) -> Tensor:
+            point, depth = (
+                (layer.weight[channels], None if layer.bias is None else layer.bias[channels])
+                for layer in (self.qkv, self.qkv_dwconv)
+            )
+            return F.conv2d(F.conv2d(x_BCHW, *point), *depth, padding=1, groups=len(depth[0]))
+
+        return part(slice(0, 2 * C)), part(slice(2 * C, 3 * C))
+
+    def statistics(self, qk_BCHW: Tensor) -> AttentionStatistics:
         """Of a region of any shape. A sum over millions of pixels overflows half precision, and loses
         digits in bfloat16, so these leave autocast."""
-        with no_autocast(q_BCHW.device):
-            q, k = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (q_BCHW, k_BCHW))
-            B, C = q.shape[:2]
-            q_BhcN = q.reshape(B, self.num_heads, C // self.num_heads, -1)
-            k_BhcN = k.reshape(B, self.num_heads, C // self.num_heads, -1)
-            return AttentionStatistics(
-                q_BhcN @ k_BhcN.transpose(-2, -1), q_BhcN.square().sum(-1), k_BhcN.square().sum(-1)
-            )
+        with no_autocast(qk_BCHW.device):
+            gram_Bhcc, square_BC = (_Sums.apply if _by_hand() else _sums)(qk_BCHW, self.num_heads)
+            q_square_Bhc, k_square_Bhc = square_BC.unflatten(1, (2, self.num_heads, -1)).unbind(1)
+            return AttentionStatistics(gram_Bhcc, q_square_Bhc, k_square_Bhc)
 
     def attention(self, statistics: AttentionStatistics) -> Tensor:
         """Attention matrices (B, h, c, c); every row sums to 1."""
@@ -124,20 +177,48 @@ class MDTA(nn.Module):
 
     def output_matrix(self, attn_Bhcc: Tensor) -> Tensor:
         """`project_out · blockdiag(attention)`: one (C, C) matrix for each image, (B, C, C)."""
-        B, h, c, _ = attn_Bhcc.shape
-        weight_ohc = self.project_out.weight.view(-1, h, c)
-        return torch.einsum('ohc,bhcd->bohd', weight_ohc.to(attn_Bhcc.dtype), attn_Bhcc).reshape(B, -1, h * c)
+        with no_autocast(attn_Bhcc.device):
+            B, h, c, _ = attn_Bhcc.shape
+            weight_ohc = self.project_out.weight.view(-1, h, c)
+            return torch.einsum('ohc,bhcd->bohd', weight_ohc.to(attn_Bhcc.dtype), attn_Bhcc).reshape(
+                B, -1, h * c
+            )
 
     def apply_attention(self, matrix_BCC: Tensor, v_BCHW: Tensor) -> Tensor:
-        B, C, H, W = v_BCHW.shape
-        out_BCN = matrix_BCC.to(v_BCHW.dtype) @ v_BCHW.reshape(B, C, H * W)
+        v_BNC = v_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
+        out_BNC = v_BNC @ matrix_BCC.to(v_BNC.dtype).mT
         if self.project_out.bias is not None:
-            out_BCN = out_BCN + self.project_out.bias.to(out_BCN.dtype).view(-1, 1)
-        return out_BCN.view(B, -1, H, W)
+            out_BNC = out_BNC + self.project_out.bias.to(out_BNC.dtype)
+        return out_BNC.unflatten(1, v_BCHW.shape[2:]).permute(0, 3, 1, 2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        q, k, v = self.query_key_value(x_BCHW)
-        return self.apply_attention(self.output_matrix(self.attention(self.statistics(q, k))), v)
+        qk, v = self.query_key_value(x_BCHW)
+        return self.apply_attention(self.output_matrix(self.attention(self.statistics(qk))), v)
+
+
+def _gated(hidden_BKHW: Tensor) -> Tensor:
+    """GELU of the first half of the channels, times the other half."""
+    gate, value = hidden_BKHW.chunk(2, dim=1)
+    return F.gelu(gate) * value
+
+
+class _Gated(torch.autograd.Function):
+    """`_gated`, that keeps nothing but its input, and writes the gradient into one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_BKHW: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_BKHW)
+        return _gated(hidden_BKHW)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (hidden_BKHW,) = ctx.saved_tensors
+        gate, value = hidden_BKHW.chunk(2, dim=1)
+        hidden_grad = torch.empty_like(hidden_BKHW)
+        gate_grad, value_grad = hidden_grad.chunk(2, dim=1)
+        torch.mul(F.gelu(gate), grad, out=value_grad)
+        torch.ops.aten.gelu_backward.grad_input(grad * value, gate, grad_input=gate_grad)
+        return hidden_grad
 
 
 class GDFN(nn.Module):
@@ -151,8 +232,34 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        gate, value = self.dwconv(self.project_in(x_BCHW)).chunk(2, dim=1)
-        return self.project_out(F.gelu(gate) * value)
+        if not torch.is_grad_enabled():
+            return self.project_out(_gated(self.dwconv(self.project_in(x_BCHW))))
+        # The gradients of an odd number of channels take several times as long: append some that are 0.
+        weight, bias = padded_halves(self.project_in)
+        hidden_BKHW = F.conv2d(x_BCHW, weight, bias)
+        weight, bias = padded_halves(self.dwconv)
+        hidden_BKHW = F.conv2d(hidden_BKHW, weight, bias, padding=1, groups=len(weight))
+        gated = (_Gated.apply if _by_hand() else _gated)(hidden_BKHW)
+        return F.conv2d(gated, padded_inputs(self.project_out), self.project_out.bias)
+
+
+def padded_halves(layer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a convolution whose results are two halves, gate and value: zeros are appended to both,
+    to a multiple of `ALIGNED_CHANNELS`."""
+    missing = -(len(layer.weight) // 2) % ALIGNED_CHANNELS
+
+    def padded(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or not missing:
+            return tensor
+        return F.pad(tensor.unflatten(0, (2, -1)), (0, 0) * (tensor.ndim - 1) + (0, missing)).flatten(0, 1)
+
+    return padded(layer.weight), padded(layer.bias)
+
+
+def padded_inputs(layer: nn.Conv2d) -> Tensor:
+    """The weight of a 1×1 convolution, with zeros for inputs up to a multiple of `ALIGNED_CHANNELS`."""
+    missing = -layer.weight.shape[1] % ALIGNED_CHANNELS
+    return F.pad(layer.weight, (0, 0, 0, 0, 0, missing)) if missing else layer.weight
 
 
 class TransformerBlock(nn.Module):
@@ -229,6 +336,10 @@ class Restormer(nn.Module):
     """
 
     multiple = 8  # H and W are halved three times
+
+    checkpointing = False
+    """Training keeps the input of every block alone, and computes the rest again for the gradients (Chen et al.,
+    arXiv 1604.06174): a fraction of the memory, for a third more time. May be switched between steps."""
 
     def __init__(
         self,
@@ -314,17 +425,25 @@ class Restormer(nn.Module):
             )
 
         embedded = self.patch_embed(inp_img)
-        level1 = self.encoder_level1(embedded)
-        level2 = self.encoder_level2(self.down1_2(level1))
-        level3 = self.encoder_level3(self.down2_3(level2))
-        latent = self.latent(self.down3_4(level3))
+        level1 = self._run(self.encoder_level1, embedded)
+        level2 = self._run(self.encoder_level2, self.down1_2(level1))
+        level3 = self._run(self.encoder_level3, self.down2_3(level2))
+        latent = self._run(self.latent, self.down3_4(level3))
 
         x = self.reduce_chan_level3(torch.cat([self.up4_3(latent), level3], 1))
-        x = self.decoder_level3(x)
+        x = self._run(self.decoder_level3, x)
         x = self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], 1))
-        x = self.decoder_level2(x)
-        x = self.decoder_level1(torch.cat([self.up2_1(x), level1], 1))
-        x = self.refinement(x)
+        x = self._run(self.decoder_level2, x)
+        x = self._run(self.decoder_level1, torch.cat([self.up2_1(x), level1], 1))
+        x = self._run(self.refinement, x)
         if self.dual_pixel_task:
             return self.output(x + self.skip_conv(embedded))
         return self.output(x) + inp_img
+
+    def _run(self, blocks: nn.Sequential, x_BCHW: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return blocks(x_BCHW)
+        for block in blocks:
+            # Nothing in a block is random.
+            x_BCHW = checkpoint(block, x_BCHW, use_reentrant=False, preserve_rng_state=False)
+        return x_BCHW

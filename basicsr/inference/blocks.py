@@ -19,10 +19,11 @@ from basicsr.archs.restormer_arch import (
     AttentionStatistics,
     BiasFree_LayerNorm,
     LayerNorm,
+    padded_halves,
+    padded_inputs,
 )
 from basicsr.inference.tlc import Cells
 
-_ALIGNED = 16  # hidden channels are padded to a multiple: kernels for odd numbers are several times slower
 _STRIPS_HELD = 4  # in the memory of a 1×1 convolution's result
 
 
@@ -232,23 +233,10 @@ class FeedForward:
     """`x + GDFN(LN(x))`."""
 
     def __init__(self, norm: LayerNorm, ffn: GDFN, dtype: torch.dtype) -> None:
-        padding = -ffn.project_out.in_channels % _ALIGNED
-
-        def padded(tensor: Tensor | None) -> Tensor | None:
-            """Of both halves, gate and value."""
-            if tensor is None:
-                return None
-            halves = tensor.unflatten(0, (2, -1))
-            return torch.cat([halves, halves.new_zeros(2, padding, *tensor.shape[1:])], 1).flatten(0, 1)
-
         self.separable = Separable(
-            Norm(norm, dtype),
-            (padded(ffn.project_in.weight), padded(ffn.project_in.bias)),
-            (padded(ffn.dwconv.weight), padded(ffn.dwconv.bias)),
-            dtype,
+            Norm(norm, dtype), padded_halves(ffn.project_in), padded_halves(ffn.dwconv), dtype
         )
-        weight_CK = F.pad(ffn.project_out.weight.flatten(1), (0, padding))
-        self.project_out = Point(weight_CK, ffn.project_out.bias, dtype)
+        self.project_out = Point(padded_inputs(ffn.project_out).flatten(1), ffn.project_out.bias, dtype)
         self.channels = self.separable.channels  # of its largest temporary
 
     def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> None:
