@@ -28,6 +28,7 @@ if __name__ == '__main__':
 import torch
 import yaml
 
+from basicsr.inference.memory import keep_all_memory
 from basicsr.models.entry_point import exit_status, option_parser
 from basicsr.models.option_checks import read_options
 from basicsr.models.run_directory import RunDirectory, RunError
@@ -101,6 +102,8 @@ def _train(args: argparse.Namespace) -> None:
 
 def _device(options: object, process: Process) -> torch.device:
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')  # type: ignore[attr-defined]
+    if device.type == 'cpu':
+        keep_all_memory()
     if device.type == 'cuda':
         torch.backends.cudnn.benchmark = True  # the sizes of a stage do not change
         return resolve_device(f'cuda:{process.local_rank}')

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -33,14 +33,14 @@ class SampleKey(NamedTuple):
         return np.random.default_rng((self.seed, self.number, _SAMPLE))
 
 
-def mixup_generator(seed: int, iteration: int) -> np.random.Generator:
-    return np.random.default_rng((seed, iteration, _MIXUP))
+def mixup_generator(seed: int, iteration: int, micro_batch: int = 0) -> np.random.Generator:
+    return np.random.default_rng((seed, iteration, _MIXUP, micro_batch))
 
 
 @dataclass(frozen=True)
 class Stages:
     """Progressive training: stage s lasts `iters[s]` iterations on patches of `patches[s]` pixels, with
-    `batches[s]` samples for each process. After the last one, the last one goes on."""
+    `batches[s]` samples in a micro-batch. After the last one, the last one goes on."""
 
     iters: tuple[int, ...]
     patches: tuple[int, ...]
@@ -51,7 +51,7 @@ class Stages:
         return min(bisect_left(list(accumulate(self.iters)), iteration), len(self.iters) - 1)
 
     def samples_before(self, iteration: int) -> int:
-        """Samples that one process has seen when `iteration` begins."""
+        """Samples of one micro-batch of every iteration before this one."""
         stage = self.at(iteration)
         full = sum(length * batch for length, batch in zip(self.iters[:stage], self.batches, strict=False))
         return full + (iteration - 1 - sum(self.iters[:stage])) * self.batches[stage]
@@ -82,9 +82,17 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 class TrainingBatches(Sampler[list[SampleKey]]):
-    """The batches of one process, from `first_iteration` to `last_iteration`, each at its stage's patch and
-    batch size; a batch sampler for DataLoader. Together the processes take consecutive samples, each an equal
-    share of every global batch."""
+    """The micro-batches of one process, from `first_iteration` to `last_iteration`, each at its stage's patch and
+    batch size; a batch sampler for DataLoader.
+
+    An iteration has `world_size · accumulate` micro-batches of consecutive samples; a process takes `accumulate`
+    of them, one after the other, the first process the first ones. So the samples of an iteration, and which of
+    them are in a micro-batch together, depend on that product alone.
+
+    Args:
+        first_sample: the number of the first sample of `first_iteration`; None: as if all iterations before had
+            been done by as many processes, too.
+    """
 
     def __init__(
         self,
@@ -94,24 +102,56 @@ class TrainingBatches(Sampler[list[SampleKey]]):
         last_iteration: int,
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
+        first_sample: int | None = None,
     ) -> None:
         self.order, self.stages = order, stages
         self.first_iteration, self.last_iteration = first_iteration, last_iteration
-        self.rank, self.world_size = rank, world_size
+        self.micro_batches = world_size * accumulate
+        self.mine = range(rank * accumulate, (rank + 1) * accumulate)
+        self._shift = 0
+        if first_sample is not None:
+            self._shift = first_sample - self.samples_before(first_iteration)
 
-    def batch(self, iteration: int, rank: int | None = None) -> list[SampleKey]:
-        """The samples of one process in one iteration; of all of them if `rank` is -1."""
-        rank = self.rank if rank is None else rank
+    def samples_before(self, iteration: int) -> int:
+        """The number of the first sample of an iteration."""
+        return self.stages.samples_before(iteration) * self.micro_batches + self._shift
+
+    def batch(self, iteration: int) -> list[SampleKey]:
+        """All samples of an iteration, of all processes."""
+        return [key for number in range(self.micro_batches) for key in self.micro_batch(iteration, number)]
+
+    def micro_batch(self, iteration: int, number: int) -> list[SampleKey]:
+        """One of the iteration's `micro_batches`."""
         stage = self.stages.at(iteration)
         size, patch = self.stages.batches[stage], self.stages.patches[stage]
-        first = self.stages.samples_before(iteration) * self.world_size
-        numbers = range(first, first + size * self.world_size)
-        if rank >= 0:
-            numbers = numbers[rank * size : (rank + 1) * size]
-        return [SampleKey(self.order.index(number), number, patch, self.order.seed) for number in numbers]
+        first = self.samples_before(iteration) + number * size
+        return [SampleKey(self.order.index(n), n, patch, self.order.seed) for n in range(first, first + size)]
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        return (self.batch(iteration) for iteration in range(self.first_iteration, self.last_iteration + 1))
+        return (
+            self.micro_batch(iteration, number)
+            for iteration in range(self.first_iteration, self.last_iteration + 1)
+            for number in self.mine
+        )
 
     def __len__(self) -> int:
-        return self.last_iteration - self.first_iteration + 1
+        return (self.last_iteration - self.first_iteration + 1) * len(self.mine)
+
+
+def accumulation(accumulate: int | Literal['auto'], num_gpu: int, world_size: int) -> int:
+    """Micro-batches that each process adds up in a step. 'auto': as many as keep the global batch that `num_gpu`
+    devices would have. Raises ValueError if that cannot be shared out evenly."""
+    if accumulate != 'auto':
+        return accumulate
+    written_for = max(num_gpu, 1)
+    if written_for % world_size == 0:
+        return written_for // world_size
+    works = [count for count in range(1, written_for + 1) if written_for % count == 0]
+    distance = min(abs(count - world_size) for count in works)
+    nearest = [str(count) for count in works if abs(count - world_size) == distance]
+    raise ValueError(
+        f'found {num_gpu}, on {world_size} processes, with train.accumulate auto; allowed: '
+        f'{", ".join(map(str, works))} processes (the nearest: {" or ".join(nearest)}), which can '
+        'share such a batch evenly, or a number for train.accumulate'
+    )

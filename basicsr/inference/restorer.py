@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from basicsr.archs.restormer_arch import Restormer, no_autocast
 from basicsr.inference.image_files import check_pixels
-from basicsr.inference.memory import free_memory
+from basicsr.inference.memory import free_memory, is_out_of_memory
 from basicsr.inference.strips import StripEngine
 from basicsr.inference.tasks import default_weights
 from basicsr.inference.tiles import checked_overlap, restore_tiles
@@ -266,14 +266,10 @@ def _image_channels(net: nn.Module) -> int:
 
 @contextmanager
 def _memory_sentence(sentence: str) -> Iterator[None]:
-    """Turns running out of memory, which every allocator says differently, into a RestoreError."""
+    """Turns running out of memory into a RestoreError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error).lower()
-        said = ('out of memory', "can't allocate memory", 'not enough memory', 'alloc_failed')
-        if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
-            words in text for words in said
-        ):
+        if is_out_of_memory(error):
             raise RestoreError(sentence) from error
         raise

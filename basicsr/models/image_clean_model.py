@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,17 +13,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from basicsr.data.paired_image_dataset import to_float
-from basicsr.data.stages import mixup_generator
+from basicsr.data.stages import accumulation, mixup_generator
 from basicsr.inference import Restorer
 from basicsr.models.lr_scheduler import SCHEDULERS, learning_rate
 from basicsr.models.pretrained import load_pretrained
 from basicsr.models.validation import build_restorer
 from basicsr.utils.checkpoint import save_checkpoint
+from basicsr.utils.device import resolve_precision
 from basicsr.utils.dist import Process
 from basicsr.utils.options import arguments, build
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
 OPTIMIZERS = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}
+
+# With fp16: as many steps in a row without a finite gradient end the run. Each halves the factor of the loss, which
+# begins at 2^16: if it is that small, the factor is not to blame.
+STEPS_WITHOUT_GRADIENT = 40
 
 
 class NonFiniteError(RuntimeError):
@@ -37,26 +43,37 @@ class NonFiniteError(RuntimeError):
 class ImageCleanModel:
     """Network, loss, optimiser and averaged weights of one process.
 
-    A step never waits for the device: the loss, the norm and the flag of a non-finite step stay there until
-    `read_log` fetches them. From the first non-finite step on, that flag masks every update, so that weights
-    and optimiser keep the state before it.
+    A step adds up the gradients of `accumulate` micro-batches. It never waits for the device: the loss, the norm
+    and the flag of a non-finite step stay there until `read_log` fetches them. From the first non-finite step on,
+    that flag masks every update, so that weights and optimiser keep the state before it. (With fp16 a gradient
+    that is not finite is common: that step alone is left out, and the factor of the loss becomes smaller.)
+
+    Raises CheckpointError on weights that do not fit, and DeviceError on a precision that the device does not have.
     """
 
     def __init__(self, options: BaseModel, device: torch.device, process: Process) -> None:
         self.options: Any = options
         self.device, self.process = device, process
+        train = options.train
+        self.accumulate = accumulation(train.accumulate, options.num_gpu, process.world_size)
+        self.dtype = torch.float64 if train.precision == 'fp64' else torch.float32
+        half = None if train.precision == 'fp64' else resolve_precision(train.precision, device)
+        self.autocast = lambda: torch.autocast(device.type, half) if half else nullcontext()
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
+
         torch.manual_seed(options.manual_seed)
         self.net: nn.Module = build(ARCH_REGISTRY, options.network_g)
         if options.path.pretrain_network_g is not None:
             load_pretrained(self.net, options.path)
-        self.net.to(device=device, memory_format=torch.channels_last).train()
+        self.net.to(device=device, dtype=self.dtype, memory_format=torch.channels_last).train()
         self.parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self.forward: Callable[[Tensor], Tensor] = self.net
+        if train.compile:
+            self.forward = torch.compile(self.net, dynamic=False)
         if process.world_size > 1:
-            self.forward = DistributedDataParallel(self.net, [device] if device.type == 'cuda' else None)
-        self.loss = build(LOSS_REGISTRY, options.train.pixel_opt).to(device)
+            self.forward = DistributedDataParallel(self.forward, [device] if device.type == 'cuda' else None)
+        self.loss = build(LOSS_REGISTRY, train.pixel_opt).to(device)
 
-        train = options.train
         settings = arguments(train.optim_g)
         self.base_lr = settings['lr']
         # Fused: one kernel, and the only kind that takes a flag on the device (`found_inf`).
@@ -65,6 +82,7 @@ class ImageCleanModel:
         self.averaged = [p.detach().clone() for p in self.parameters] if train.ema_decay else []
 
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # 0: none
+        self.left_out = torch.zeros_like(self.first_bad)  # steps in a row, with fp16
         self.loss_sum = torch.zeros(
             (), dtype=torch.float64 if device.type != 'mps' else torch.float32, device=device
         )
@@ -76,45 +94,79 @@ class ImageCleanModel:
     def learning_rate(self, iteration: int) -> float:
         return learning_rate(self.scheduler, iteration, self.base_lr, self.options.train.warmup_iter)
 
-    def step(self, batch: dict[str, Any], iteration: int) -> None:
-        """One update from a batch {'lq', 'gt'} of (B, C, H, W) images, uint8 or in [0, 1]."""
+    def step(self, micro_batches: Iterable[dict[str, Any]], iteration: int, stage: int = 0) -> None:
+        """One update from `accumulate` micro-batches {'lq', 'gt'} of (B, C, H, W) images, uint8 or in [0, 1]."""
         train = self.options.train
-        # Whatever a network draws (dropout) depends on the iteration and the process alone.
-        torch.manual_seed(hash((self.options.manual_seed, iteration, self.process.rank)) % 2**63)
-        lq, gt = (self._to_device(batch[kind]) for kind in ('lq', 'gt'))
-        lq, gt = self._mixup(lq, gt, iteration)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == 'bf16'):
-            restored = self.forward(lq)
-        loss = self.loss(restored, gt)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss = self.process.mean(self.gradient(micro_batches, iteration, stage))
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.parameters, train.grad_clip_norm if train.use_grad_clip else float('inf')
         )
-        loss = self.process.mean(loss.detach())
-
-        bad = ~(loss.isfinite() & norm.isfinite())
-        self.first_bad = torch.where(bad & (self.first_bad == 0), iteration, self.first_bad)
-        masked = (self.first_bad > 0).float()
+        masked = self._is_left_out(loss, norm, iteration).float()
         for group in self.optimizer.param_groups:
             group['lr'] = self.learning_rate(iteration)
         # The protocol of GradScaler: a fused optimiser with `found_inf` 1 changes nothing, on the device.
         self.optimizer.grad_scale, self.optimizer.found_inf = None, masked  # type: ignore[attr-defined]
         self.optimizer.step()
+        self.scaler.update()
         self._average((1.0 - train.ema_decay) * (1.0 - masked))
         self.loss_sum += loss
-        self.norm_sum += norm
+        self.norm_sum += norm.nan_to_num(0.0, 0.0) if self.scaler.is_enabled() else norm
         self.steps_summed += 1
 
-    def _to_device(self, image: Tensor) -> Tensor:
-        return to_float(image.to(self.device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+    def gradient(self, micro_batches: Iterable[dict[str, Any]], iteration: int, stage: int) -> Tensor:
+        """Adds the gradient of the mean of the micro-batches' losses, times the scaler's factor, to the
+        parameters', and returns that mean over this process; the gradients are the mean over all."""
+        if self.options.train.activation_checkpointing:
+            self.net.checkpointing = self.checkpointing(stage)
+        losses: list[Tensor] = []
+        for number, batch in enumerate(micro_batches, self.process.rank * self.accumulate):
+            # Whatever a network draws (dropout) depends on the iteration and the micro-batch alone.
+            torch.manual_seed(hash((self.options.manual_seed, iteration, number)) % 2**63)
+            lq, gt = (self.to_device(batch[kind]) for kind in ('lq', 'gt'))
+            lq, gt = self._mixup(lq, gt, iteration, number)
+            with self._shared(last=len(losses) + 1 == self.accumulate):
+                with self.autocast():
+                    restored = self.forward(lq)
+                loss = self.loss(restored, gt)
+                self.scaler.scale(loss / self.accumulate).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
 
-    def _mixup(self, lq: Tensor, gt: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+    def checkpointing(self, stage: int) -> bool:
+        """Whether a stage computes its activations again instead of keeping them."""
+        asked = self.options.train.activation_checkpointing
+        return asked if isinstance(asked, bool) else asked[stage]
+
+    def _shared(self, last: bool) -> AbstractContextManager[object]:
+        """The processes add up their gradients once in a step, with those of the last micro-batch."""
+        alone = self.process.world_size == 1
+        return nullcontext() if last or alone else self.forward.no_sync()  # type: ignore[attr-defined]
+
+    def _is_left_out(self, loss: Tensor, norm: Tensor, iteration: int) -> Tensor:
+        """Whether a step, or one before it, must not change the weights; on the device."""
+        bad = ~(loss.isfinite() & norm.isfinite())
+        if not self.scaler.is_enabled():
+            self._stop_at(bad, iteration)
+            return self.first_bad > 0
+        self.left_out = torch.where(bad, self.left_out + 1, 0)
+        self._stop_at(~loss.isfinite() | (self.left_out >= STEPS_WITHOUT_GRADIENT), iteration)
+        return bad | (self.first_bad > 0)
+
+    def _stop_at(self, bad: Tensor, iteration: int) -> None:
+        self.first_bad = torch.where(bad & (self.first_bad == 0), iteration, self.first_bad)
+
+    def to_device(self, image: Tensor) -> Tensor:
+        image = to_float(image.to(self.device, non_blocking=True)).to(self.dtype)
+        return image.contiguous(memory_format=torch.channels_last)
+
+    def _mixup(self, lq: Tensor, gt: Tensor, iteration: int, micro_batch: int) -> tuple[Tensor, Tensor]:
         """Convex combinations of a batch with a permutation of itself (Zhang et al., 2018)."""
         mixing = self.options.train.mixing_augs
         if not mixing.mixup:
             return lq, gt
-        generator = mixup_generator(self.options.manual_seed, iteration)
+        generator = mixup_generator(self.options.manual_seed, iteration, micro_batch)
         if mixing.use_identity and generator.integers(2):
             return lq, gt
         weight = float(generator.beta(mixing.mixup_beta, mixing.mixup_beta))
@@ -176,6 +228,8 @@ class ImageCleanModel:
             'loss_sum': self.loss_sum,
             'norm_sum': self.norm_sum,
             'steps_summed': self.steps_summed,
+            'scaler': self.scaler.state_dict(),
+            'left_out': self.left_out,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -190,3 +244,6 @@ class ImageCleanModel:
         self.loss_sum.copy_(state['loss_sum'])
         self.norm_sum.copy_(state['norm_sum'])
         self.steps_summed = state['steps_summed']
+        if state.get('scaler'):
+            self.scaler.load_state_dict(state['scaler'])
+            self.left_out.copy_(state['left_out'])

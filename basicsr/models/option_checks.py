@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from basicsr.data.sources import DataError
+from basicsr.data.stages import accumulation
 from basicsr.inference.restorer import check_arguments
 from basicsr.models.lr_scheduler import SCHEDULERS
 from basicsr.models.validation import Metric
@@ -55,6 +56,7 @@ def read_options(path: str | Path, settings: list[str], purpose: Purpose, world_
     file = read_file(path, settings)
     options, data, mistakes = check_keys(file)
     wrong = {_whole(mistake.key) for mistake in mistakes}
+    wrong |= _unjudged(data, wrong)
     checks = _Checks(data, wrong, purpose, world_size)
     mistakes += [mistake for mistake in checks.run() if _whole(mistake.key) not in wrong]
     lines = file.report(mistakes)
@@ -66,6 +68,17 @@ def read_options(path: str | Path, settings: list[str], purpose: Purpose, world_
 def _whole(key: Key) -> Key:
     """A list with a wrong item is wrong."""
     return tuple(takewhile(lambda step: isinstance(step, str), key))
+
+
+def _unjudged(data: dict[str, Any], wrong: set[Key]) -> set[Key]:
+    """The keys of sets without a right type, with which alone they are known."""
+    datasets = data.get('datasets')
+    return {
+        ('datasets', phase, name)
+        for phase, dataset in (datasets.items() if isinstance(datasets, dict) else ())
+        if ('datasets', phase, 'type') in wrong
+        for name in dataset
+    }
 
 
 def _without(data: Any, wrong: set[Key], key: Key = ()) -> Any:
@@ -92,6 +105,7 @@ class _Checks:
         self.train_set = datasets.get('train', {})
         self.test_sets = {phase: dataset for phase, dataset in datasets.items() if phase != 'train'}
         self.used_sets = datasets if purpose == 'train' else self.test_sets
+        self.pack_channels: dict[str, int] = {}  # of the packed sets; known when they have been opened
 
     def run(self) -> Iterator[Mistake]:
         yield from self._sections()
@@ -101,6 +115,7 @@ class _Checks:
         if self.purpose == 'train':
             yield from self._training_set()
             yield from self._stages()
+            yield from self._step()
             yield from self._scheduler()
             yield from self._loss()
         yield from self._network()
@@ -176,6 +191,9 @@ class _Checks:
                 test = Path.is_file if name == 'meta_info_file' else Path.is_dir
                 if isinstance(dataset.get(name), str) and not _exists(dataset[name], test):
                     yield ('datasets', phase, name), dataset[name]
+            pack = dataset.get('dataroot') if dataset.get('type') == 'Dataset_PackedImage' else None
+            if pack is not None and not _exists(pack, Path.is_dir):
+                yield ('datasets', phase, 'dataroot'), pack
 
     def _no_data(self, missing: list[tuple[Key, str]]) -> Mistake:
         """One sentence for the newcomer, who has none of it."""
@@ -205,24 +223,31 @@ class _Checks:
             if section is None:
                 continue
             try:
-                length = len(build(DATASET_REGISTRY, section, LoaderOptions))
+                built = build(DATASET_REGISTRY, section, LoaderOptions)
+                length = len(built)
             except DataError as error:
                 yield _refusal(key, section, error, 'pairs of images')
             except Exception as error:
                 yield _refusal(key, section, error)
             else:
+                if dataset['type'] == 'Dataset_PackedImage':
+                    self.pack_channels[phase] = built.channels
                 if phase == 'train' and (*key, 'dataset_enlarge_ratio') not in self.wrong:
                     yield from self._enough(length * dataset.get('dataset_enlarge_ratio', 1))
 
     def _enough(self, samples: int) -> Iterator[Mistake]:
         sizes = [self.train_set.get('batch_size_per_gpu', 1), *self.train_set.get('mini_batch_sizes', ())]
-        batch = max(sizes) * self.world_size
+        try:
+            count = self._micro_batches()
+        except ValueError:  # said by `_step`
+            return
+        batch = max(sizes) * count
         if samples < batch:
-            processes = f' on {self.world_size} processes' if self.world_size > 1 else ''
+            made_of = f' ({count} micro-batches of {max(sizes)})' if count > 1 else ''
             text = (
                 f'found a set of {samples} sample{"s" * (samples != 1)}; allowed: at least one batch, '
-                f'{batch}{processes} (lower batch_size_per_gpu and mini_batch_sizes, or raise '
-                'dataset_enlarge_ratio)'
+                f'{batch}{made_of}; lower batch_size_per_gpu and mini_batch_sizes, or raise '
+                'dataset_enlarge_ratio'
             )
             yield Mistake(('datasets', 'train'), text)
 
@@ -255,6 +280,34 @@ class _Checks:
             text = f'found a sum of {sum(there["iters"])}; allowed: at least train.total_iter, {total}'
             yield Mistake(('datasets', 'train', 'iters'), text)
 
+    def _step(self) -> Iterator[Mistake]:
+        """How a step is computed."""
+        train = _at(self.data, 'train') or {}
+        try:
+            self._micro_batches()
+        except ValueError as error:
+            yield Mistake(('num_gpu',), str(error))
+        if train.get('precision') == 'fp16' and _at(self.data, 'num_gpu') == 0:
+            text = 'found "fp16" on the CPU, where it is neither fast nor safe; allowed: fp32, bf16, fp64'
+            yield Mistake(('train', 'precision'), text)
+        key = ('train', 'activation_checkpointing')
+        asked = train.get(key[-1])
+        stages = len(self.train_set.get('iters', [1]))
+        if isinstance(asked, list) and len(asked) != stages:
+            text = (
+                f'found {len(asked)} items; allowed: true, false, or a list with one for each stage, {stages}'
+            )
+            yield Mistake(key, text)
+        name = (_at(self.data, 'network_g') or {}).get('type')
+        if asked and name and not hasattr(ARCH_REGISTRY.get(name), 'checkpointing'):
+            text = f'found {show(asked)}; allowed: false, as {name} has no attribute `checkpointing`'
+            yield Mistake(key, text)
+
+    def _micro_batches(self) -> int:
+        """Of a step, of all processes. Raises ValueError."""
+        accumulate = _at(self.data, 'train', 'accumulate') or 1
+        return self.world_size * accumulation(accumulate, self.data.get('num_gpu', 1), self.world_size)
+
     # -------------------------------------------------------------- what is built from the options
 
     def _scheduler(self) -> Iterator[Mistake]:
@@ -281,8 +334,9 @@ class _Checks:
             yield Mistake(
                 (*key, 'reduction'), 'found "none"; allowed: "mean" or "sum", as training needs one number'
             )
-        if getattr(loss, 'toY', False) is True and self.train_set.get('channels') == 1:
-            yield Mistake((*key, 'toY'), 'found true; allowed: false, as datasets.train.channels is 1')
+        is_grey = 1 in (self.train_set.get('channels'), self.pack_channels.get('train'))
+        if getattr(loss, 'toY', False) is True and is_grey:
+            yield Mistake((*key, 'toY'), 'found true; allowed: false, as datasets.train has 1 channel')
 
     def _network(self) -> Iterator[Mistake]:
         net, mistakes = self._module(ARCH_REGISTRY, 'network_g')
@@ -307,11 +361,17 @@ class _Checks:
         for name in {'inp_channels', 'out_channels'} & parameters.keys():
             value = section.get(name, parameters[name].default)
             for phase, dataset in self.used_sets.items():
-                channels = dataset.get('channels', 3)
-                if dataset.get('type') == 'Dataset_PairedImage' and value != channels:
+                channels = self._channels(phase, dataset)
+                if channels is not None and value != channels:
                     text = f'found {value}; allowed: {channels}, the channels of datasets.{phase}'
                     yield Mistake(('network_g', name), text)
                     break
+
+    def _channels(self, phase: str, dataset: dict[str, Any]) -> int | None:
+        """Of the images of a set of ours; None if that is not known."""
+        if dataset.get('type') == 'Dataset_PairedImage':
+            return dataset.get('channels', 3)
+        return self.pack_channels.get(phase)
 
     def _sizes(self) -> Iterator[tuple[Key, int]]:
         """Whatever becomes the side of an image that the network sees."""
@@ -326,7 +386,8 @@ class _Checks:
     def _metrics(self) -> Iterator[Mistake]:
         """Each is tried on a small image, with the channels and the type of those it will get."""
         measured = [dataset for dataset in self.test_sets.values() if dataset.get('dataroot_gt')]
-        channels = sorted({dataset.get('channels', 3) for dataset in measured})
+        packed = {self.pack_channels[phase] for phase in self.test_sets if phase in self.pack_channels}
+        channels = sorted({dataset.get('channels', 3) for dataset in measured} | packed)
         for name, section in (_at(self.data, 'val', 'metrics') or {}).items():
             key = ('val', 'metrics', name)
             metric = checked_section(METRIC_REGISTRY, _at(self.all, *key), MetricOptions)
@@ -395,11 +456,13 @@ def _in_repository(name: str) -> tuple[str, ...]:
 def _how_to_get(name: str) -> str:
     """For folders of data that this repository knows; '' for others."""
     parts = _in_repository(name)
+    pack = 'the pack that python scripts/prepare_data.py makes of ' if Path(name).suffix == '.pack' else ''
     if parts[:2] == ('datasets', 'synthetic_blur'):
         return 'the pairs that python scripts/synthesize_blur.py makes'
     if parts[1:2] == ('Datasets',) and len(parts) > 3:  # <task>/Datasets/<train, val or test>/<set>
-        return f'the {parts[3]} data, and {parts[0]}/README.md says how to get and prepare them'
-    return ''
+        data = f'the {parts[3].removesuffix(".pack")} data'
+        return f'{pack}{data}, and {parts[0]}/README.md says how to get and prepare them'
+    return f'{pack}pairs of images' if pack else ''
 
 
 def _two_images(channels: int, rounded: bool) -> tuple[np.ndarray, np.ndarray, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from basicsr.data.paired_image_dataset import collate
 from basicsr.data.stages import TrainingBatches, TrainingOrder, stages_of
 from basicsr.models.image_clean_model import NonFiniteError
+from basicsr.models.preflight import check_memory
 from basicsr.models.run_directory import RunDirectory, read_state
 from basicsr.models.validation import Evaluation, build_metrics, evaluate
 from basicsr.utils.dist import Process
@@ -58,6 +60,7 @@ class Training:
         self.model = MODEL_REGISTRY.get(options.model_type)(options, device, process)
         self.best: dict[str, Any] | None = None
         self.iteration = 0  # the last one that is done
+        self.samples: int | None = None  # seen until then, by all processes; None: to be computed
         self._resume(auto_resume)
         order = TrainingOrder(
             len(self.train_set),
@@ -66,7 +69,14 @@ class Training:
             self.loader_options.dataset_enlarge_ratio,
         )
         self.batches = TrainingBatches(
-            order, self.stages, self.iteration + 1, options.train.total_iter, process.rank, process.world_size
+            order,
+            self.stages,
+            self.iteration + 1,
+            options.train.total_iter,
+            process.rank,
+            process.world_size,
+            self.model.accumulate,
+            self.samples,
         )
         self.tensorboard = self._open_tensorboard()
 
@@ -86,6 +96,7 @@ class Training:
         self.model.load_state(state['model'])
         self.best = state['best']
         self.iteration = state['iteration']
+        self.samples = state.get('samples')
         self._report_changes(json.loads(state['options']))
         self.logger.info('Resumed after iteration %d.', self.iteration)
 
@@ -109,6 +120,7 @@ class Training:
             self.iteration,
             {
                 'iteration': self.iteration,
+                'samples': self.batches.samples_before(self.iteration + 1),
                 'model': self.model.state(),
                 'best': self.best,
                 'options': self.options.model_dump_json(),
@@ -135,6 +147,7 @@ class Training:
         if self.iteration >= total:
             self.logger.info('Nothing to do: all %d iterations are done.', total)
             return
+        check_memory(self.model, self.stages, self.batches, self.train_set)
         loader = iter(self._loader())
         progress = tqdm(
             total=total,
@@ -145,20 +158,17 @@ class Training:
         )
         if self.iteration == 0:
             self._measure_input()
-        data_time, began, since = 0.0, time.perf_counter(), self.iteration
+        self.data_time, began, since = 0.0, time.perf_counter(), self.iteration
         try:
             with progress:
                 for iteration in range(self.iteration + 1, total + 1):
-                    waiting = time.perf_counter()
-                    batch = next(loader)
-                    data_time += time.perf_counter() - waiting
-                    self.model.step(batch, iteration)
+                    self.model.step(self._micro_batches(loader), iteration, self.stages.at(iteration))
                     self.iteration = iteration
                     progress.update()
                     if self._due(self.options.logger.print_freq):
                         steps, now = iteration - since, time.perf_counter()
-                        self._log(progress, (now - began) / steps, data_time / steps)
-                        data_time, began, since = 0.0, time.perf_counter(), iteration
+                        self._log(progress, (now - began) / steps, self.data_time / steps)
+                        self.data_time, began, since = 0.0, time.perf_counter(), iteration
                     if self.validation_sets and self._due(self.options.val.val_freq):
                         self._validate()
                     if self._due(self.options.logger.save_checkpoint_freq):
@@ -172,33 +182,42 @@ class Training:
             self.model.save_weights(self.directory.weights_file('latest'), self.iteration)
             self.logger.info('Done. The weights are in %s', self.directory.weights_file('latest'))
 
+    def _micro_batches(self, loader: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Those of one step, taking the time that is spent on waiting for them."""
+        for _ in range(self.model.accumulate):
+            began = time.perf_counter()
+            batch = next(loader)
+            self.data_time += time.perf_counter() - began
+            yield batch
+
     def _due(self, frequency: int) -> bool:
         return self.iteration % frequency == 0 or self.iteration == self.options.train.total_iter
 
     def _report_batches(self) -> None:
-        written_for = max(self.options.num_gpu, 1)
+        processes = self.process.world_size
+        total = processes * self.model.accumulate
         for number, (patch, batch) in enumerate(zip(self.stages.patches, self.stages.batches, strict=True), 1):
             self.logger.info(
-                'Stage %d: patches of %d, a global batch of %d (%d on each of %d %s).',
+                'Stage %d: patches of %d, a global batch of %d (%d at a time, %d accumulated, on %d %s).',
                 number,
                 patch,
-                batch * self.process.world_size,
+                batch * total,
                 batch,
-                self.process.world_size,
-                'process' if self.process.world_size == 1 else 'processes',
+                self.model.accumulate,
+                processes,
+                'process' if processes == 1 else 'processes',
             )
-        if written_for != self.process.world_size:
+        written_for = max(self.options.num_gpu, 1)
+        if written_for != total:
             self.logger.warning(
-                'The batch sizes were written for %d GPUs, and there %s: the global batch is %s of what was meant.',
+                'The batch sizes were written for %d GPUs: the global batch is %s of what was meant; '
+                'train.accumulate auto keeps it.',
                 written_for,
-                'is one process'
-                if self.process.world_size == 1
-                else f'are {self.process.world_size} processes',
-                f'{self.process.world_size}/{written_for}',
+                f'{total}/{written_for}',
             )
 
     def _explain(self, error: NonFiniteError) -> str:
-        keys = self.batches.batch(error.iteration, rank=-1)
+        keys = self.batches.batch(error.iteration)
         files = ', '.join(dict.fromkeys(self.train_set.files(key.index) for key in keys))
         states = sorted(self.directory.states.glob('*.state'))
         left = (
@@ -236,14 +255,14 @@ class Training:
         stage = self.stages.at(self.iteration) + 1
         progress.set_postfix(loss=f'{values["loss"]:.4f}', lr=f'{values["lr"]:.2e}', stage=stage)
         self.logger.info(
-            'iter %d, stage %d, loss %.6f, grad norm %.4f, lr %.4e, %.3f s/step of which %.3f s data',
+            'iter %d, stage %d, loss %.6f, grad norm %.4f, lr %.4e, %.3f s/step, %.1f %% of it waiting for data',
             self.iteration,
             stage,
             values['loss'],
             values['grad_norm'],
             values['lr'],
             step_time,
-            data_time,
+            100 * data_time / step_time,
         )
         self._record('train', {**values, 'stage': stage}, {'step_time': step_time, 'data_time': data_time})
 

@@ -38,10 +38,11 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes a name that was just given or taken in a folder last through a power cut."""
     if os.name != 'posix':  # elsewhere a folder cannot be opened, and the rename needs no help
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -186,8 +186,17 @@ class TrainOptions(Section):
     """Clip the norm of the gradient."""
     grad_clip_norm: Annotated[float, Field(gt=0)] = 0.01
     """The largest norm of the gradient."""
-    precision: Literal['fp32', 'bf16'] = 'fp32'
-    """bf16: autocast of the forward pass."""
+    accumulate: PositiveInt | Literal['auto'] = 1
+    """Micro-batches (of mini_batch_sizes, or batch_size_per_gpu) that a process adds up in a step; auto: as many as
+    keep the global batch of num_gpu devices on fewer of them."""
+    precision: Literal['fp32', 'bf16', 'fp16', 'fp64'] = 'fp32'
+    """bf16, fp16 (with a scaled loss; GPU only): autocast of the forward pass; fp64: all in double precision, to
+    compare runs."""
+    compile: bool = False
+    """torch.compile of the network: takes minutes at the start of every stage, and saves time in each step."""
+    activation_checkpointing: bool | list[bool] = False
+    """Compute activations again for the gradients instead of keeping them: much less memory, a third more time; a
+    list: for each stage."""
     ema_decay: Share = 0.0
     """Of the averaged weights; 0: no average."""
     mixing_augs: MixingOptions = MixingOptions()
@@ -224,7 +233,7 @@ class RunOptions(Section):
     scale: int = 1
     """No effect."""
     num_gpu: Count = 1
-    """Processes that the batch sizes were written for; 0: use the CPU."""
+    """Devices that the batch sizes were written for (see train.accumulate); 0: use the CPU."""
     manual_seed: Annotated[int, Field(ge=0, lt=2**63)] = 100
     """Everything random follows from it."""
     custom_imports: list[str] = []

@@ -69,8 +69,7 @@ def mdta(params, prefix, x, window):
 def gdfn(params, prefix, x):
     hidden = convolution(params, f'{prefix}.project_in', x)
     gate, value = convolution(params, f'{prefix}.dwconv', hidden, groups=hidden.shape[1]).chunk(2, dim=1)
-    gelu = gate * 0.5 * (1 + torch.erf(gate / 2**0.5))
-    return convolution(params, f'{prefix}.project_out', gelu * value)
+    return convolution(params, f'{prefix}.project_out', F.gelu(gate) * value)
 
 
 def level(params, prefix, count, x, with_bias, window):

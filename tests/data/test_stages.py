@@ -110,7 +110,7 @@ def test_processes_share_the_global_batch_of_one(processes):
         list(chain.from_iterable(shares)) for shares in zip(*ranks, strict=True)
     ]  # in the order of the ranks
     assert together == alone
-    assert [ranks[-1].batch(iteration, rank=-1) for iteration in range(1, 12)] == alone
+    assert [ranks[-1].batch(iteration) for iteration in range(1, 12)] == alone
 
 
 @pytest.mark.parametrize('rank', [0, 1])

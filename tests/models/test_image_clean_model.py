@@ -54,17 +54,15 @@ def same(one, other):
 def test_steps_are_adamw_with_a_clipped_gradient(make, clip):
     """AdamW (Loshchilov & Hutter, 2019, algorithm 2) written out in double precision."""
     model = make(
-        use_grad_clip=clip, optim_g={'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 0.1, 'betas': [0.9, 0.99]}
-    )
-    model.net.double()
-    model.optimizer = torch.optim.AdamW(
-        model.net.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), fused=True
+        use_grad_clip=clip,
+        optim_g={'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 0.1, 'betas': [0.9, 0.99]},
+        precision='fp64',
     )
     plain = copy.deepcopy(model.net)
     moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in plain.parameters()]
     for iteration in range(1, 5):
         data = batch(iteration, dtype=torch.float64)
-        model.step(data, iteration)
+        model.step([data], iteration)
         loss = (plain(data['lq']) - data['gt']).abs().mean()
         gradients = torch.autograd.grad(loss, list(plain.parameters()))
         norm = sum(float((g**2).sum()) for g in gradients) ** 0.5
@@ -86,13 +84,13 @@ def test_steps_are_adamw_with_a_clipped_gradient(make, clip):
 @pytest.mark.parametrize('kind', ['AdamW', 'Adam'])
 def test_from_the_first_bad_step_on_nothing_changes(make, kind):
     model = make(optim_g={'type': kind, 'lr': 1e-3}, ema_decay=0.5)
-    model.step(batch(1), 1)
+    model.step([batch(1)], 1)
     before = snapshot(model)
     optimizer_before = copy.deepcopy(model.optimizer.state_dict()['state'])
     bad = batch(2, dtype=torch.float32)
     bad['gt'][1, 2, 3, 4] = float('nan')
-    model.step(bad, 2)
-    model.step(batch(3), 3)  # a good one again
+    model.step([bad], 2)
+    model.step([batch(3)], 3)  # a good one again
     assert same(snapshot(model), before)
     assert same(model.optimizer.state_dict()['state'], optimizer_before)
     with pytest.raises(NonFiniteError) as caught:
@@ -107,17 +105,17 @@ def test_a_step_does_not_wait_for_the_device(make, monkeypatch):
         raise AssertionError('a value was read from the device')
 
     model = make(ema_decay=0.9)
-    model.step(batch(1), 1)
+    model.step([batch(1)], 1)
     for name in ('item', '__bool__', '__float__', '__int__', 'tolist', 'numpy'):
         monkeypatch.setattr(torch.Tensor, name, forbidden)
-    model.step(batch(2), 2)
+    model.step([batch(2)], 2)
 
 
 def test_averaged_weights(make):
     model = make(ema_decay=0.75)
     history = [[p.detach().clone() for p in model.net.parameters()]]
     for iteration in (1, 2, 3):
-        model.step(batch(iteration), iteration)
+        model.step([batch(iteration)], iteration)
         history.append([p.detach().clone() for p in model.net.parameters()])
     for index, averaged in enumerate(model.averaged):
         expected = sum(
@@ -138,8 +136,8 @@ def test_mixup_is_a_convex_combination_that_the_iteration_decides(make):
     data = batch(1, dtype=torch.float32)
     identities, weights = 0, []
     for iteration in range(1, 400):
-        lq, gt = model._mixup(data['lq'], data['gt'], iteration)
-        again, _ = model._mixup(data['lq'], data['gt'], iteration)
+        lq, gt = model._mixup(data['lq'], data['gt'], iteration, 0)
+        again, _ = model._mixup(data['lq'], data['gt'], iteration, 0)
         assert torch.equal(lq, again)
         if torch.equal(lq, data['lq']):
             identities += 1
@@ -159,7 +157,7 @@ def test_mixup_is_a_convex_combination_that_the_iteration_decides(make):
 
 def test_mixed_precision_keeps_single_precision_weights(make):
     model = make(precision='bf16')
-    model.step(batch(1), 1)
+    model.step([batch(1)], 1)
     assert {p.dtype for p in model.net.parameters()} == {torch.float32}
     assert np.isfinite(model.read_log()['loss'])
 

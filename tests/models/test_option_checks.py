@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import random
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -223,7 +225,7 @@ datasets:train=5
     datasets.train: found 5; allowed: a mapping
 
 datasets:val:type=5
-    datasets.val.type: found 5; allowed: "Dataset_PairedImage"
+    datasets.val.type: found 5; allowed: "Dataset_PackedImage", "Dataset_PairedImage"
 
 datasets:train:dataroot_lq=no/where
     datasets.train.dataroot_lq: found "no/where", where there is no fol
@@ -251,7 +253,7 @@ datasets:val:channels=2
 
 datasets:train:mini_batch_sizes=[9, 5, 4, 2, 1, 1]
 datasets:train:batch_size_per_gpu=9
-    datasets.train: found a set of 8 samples; allowed: at least one batch, 9 (lower batch_size_per_gpu
+    datasets.train: found a set of 8 samples; allowed: at least one batch, 9; lower batch_size_per_gpu
 
 datasets:train:mini_batch_sizes=[9, 5, 4, 2, 1, 1]
 datasets:train:batch_size_per_gpu=9
@@ -430,7 +432,7 @@ def test_luma_of_grey_images(check, published):
     )
     assert len(said) == 2
     assert said[0].startswith(
-        'train.pixel_opt.toY: found true; allowed: false, as datasets.train.channels is 1'
+        'train.pixel_opt.toY: found true; allowed: false, as datasets.train has 1 channel'
     )
     assert said[1].startswith('val.metrics.psnr.test_y_channel: found images of shape')
 
@@ -440,7 +442,7 @@ def test_a_batch_of_all_processes(check, published):
     assert check(published, world_size=1) == []
     (said,) = check(published, world_size=2)
     assert said.startswith(
-        'datasets.train: found a set of 8 samples; allowed: at least one batch, 16 on 2 processes'
+        'datasets.train: found a set of 8 samples; allowed: at least one batch, 16 (2 micro-batches of 8)'
     )
     assert check(published, 'datasets:train:dataset_enlarge_ratio=2', world_size=2) == []
 
@@ -507,6 +509,90 @@ def test_all_mistakes_together_in_the_order_of_the_lines(check, published):
         'train.warmup',
         'val.metrics.psnr.crop_border',
         'logger',
+    ]
+
+
+# ------------------------------------------------------------------ packs
+
+
+def make_pack(pairs, output, channels):
+    path = ROOT / 'scripts' / 'prepare_data.py'
+    spec = importlib.util.spec_from_file_location('prepare_data', path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    command = ['--input_dir', pairs['dataroot_lq'], '--target_dir', pairs['dataroot_gt'], '--workers', '0']
+    command += ['--output', str(output), '--channels', str(channels), '--crop_size', '4', '--stride', '4']
+    assert script.main(command) == 0
+    return str(output)
+
+
+@pytest.fixture(scope='module')
+def packs(pairs, tmp_path_factory):
+    """By the number of channels; of 8 images and 2 · 3 crops of each."""
+    folder = tmp_path_factory.mktemp('packs')
+    return {channels: make_pack(pairs, folder / f'{channels}.pack', channels) for channels in (1, 3)}
+
+
+@pytest.fixture
+def packed(published, packs):
+    """The published content, on packs."""
+    loading = ('gt_size', 'batch_size_per_gpu', 'mini_batch_sizes', 'gt_sizes', 'iters')
+    train = {name: published['datasets']['train'][name] for name in loading}
+    kind = {'type': 'Dataset_PackedImage', 'dataroot': packs[3]}
+    published['datasets'] = {'train': {**train, **kind}, 'val': {**kind, 'name': 'ValSet'}}
+    return published
+
+
+def test_packs_in_place_of_folders(check, packed):
+    assert check(packed) == []
+    assert check(packed, 'datasets:train:geometric_augs=false') == []
+    (said,) = check(packed, 'datasets:train:dataroot_gt=x')
+    assert said.startswith('datasets.train.dataroot_gt: found an unknown key')
+    (said,) = check(packed, 'datasets:train:dataroot=~')
+    assert said.startswith('datasets.train.dataroot: found null; allowed: ')
+    assert check(packed, world_size=6) == []  # 48 crops: as many as they have in a batch
+    (said,) = check(packed, world_size=7)
+    assert said.startswith(
+        'datasets.train: found a set of 48 samples; allowed: at least one batch, 56 (7 micro'
+    )
+
+
+def test_a_pack_that_is_not_there_says_how_to_make_it(check, packed, monkeypatch):
+    (said,) = check(packed, 'datasets:train:dataroot=some/set.pack', 'datasets:val:dataroot=other.pack')
+    assert said == (
+        'datasets.train.dataroot: found "some/set.pack", where there is no folder (as for '
+        'datasets.val.dataroot); allowed: the pack that python scripts/prepare_data.py makes of pairs of images'
+    )
+    (said,) = check(packed, 'datasets:train:dataroot=Motion_Deblurring/Datasets/train/NoSuchSet.pack')
+    assert 'allowed: the pack that python scripts/prepare_data.py makes of the NoSuchSet data, and ' in said
+    assert 'Motion_Deblurring/README.md says how to get and prepare them; to try training without ' in said
+    (said,) = check(packed, 'datasets:val:dataroot=some/set')
+    assert said.endswith('found "some/set", where there is no folder; allowed: one that is there')
+
+
+def test_a_pack_that_is_damaged_is_refused(check, packed, packs, tmp_path):
+    pack = tmp_path / 'damaged.pack'
+    shutil.copytree(packs[3], pack)
+    (pack / 'pixels.bin').write_bytes(b'')
+    (said,) = check(packed, f'datasets:val:dataroot={pack}')
+    assert said.startswith(f'datasets.val: found a mistake in the files: {pack / "pixels.bin"}: found 0 bytes;')
+
+
+def test_the_channels_of_a_pack_are_those_of_the_network(check, packed, packs):
+    said = check(packed, f'datasets:val:dataroot={packs[1]}')
+    assert sorted(said) == [
+        'network_g.inp_channels: found 3; allowed: 1, the channels of datasets.val',
+        'network_g.out_channels: found 3; allowed: 1, the channels of datasets.val',
+    ]
+    grey = [f'datasets:{phase}:dataroot={packs[1]}' for phase in ('train', 'val')]
+    grey += ['network_g:inp_channels=1', 'network_g:out_channels=1']
+    assert check(packed, *grey) == []
+    said = check(
+        packed, *grey, 'val:metrics:psnr:test_y_channel=true', 'train:pixel_opt={type: PSNRLoss, toY: true}'
+    )
+    assert [line.partition(': ')[0] for line in said] == [
+        'train.pixel_opt.toY',
+        'val.metrics.psnr.test_y_channel',
     ]
 
 

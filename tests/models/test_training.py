@@ -70,7 +70,7 @@ class _InfiniteSlope(torch.autograd.Function):
 def test_a_step_that_is_not_finite_stops_the_run_at_the_next_log(runs, monkeypatch, said, spoil):
     name, path = runs.option_file()
     change(path, logger={'print_freq': 100, 'save_checkpoint_freq': 3}, val={'val_freq': 11})
-    poison(monkeypatch, 8, spoil)
+    poison(monkeypatch, 9, spoil)  # the first is the preflight's
     assert entry.main(['-opt', str(path)]) == 1
     text = said()
     assert 'iteration 8 (stage 1)' in text

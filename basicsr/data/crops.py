@@ -1,0 +1,35 @@
+"""The crops that large frames are cut into for training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """A part of an image: rows top … top + height - 1, columns left … left + width - 1."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def crop_windows(height: int, width: int, size: int, stride: int) -> list[Window]:
+    """Squares of `size` pixels every `stride` pixels, and those at the last row and column, row by row. A side
+    shorter than `size` is taken whole. Raises ValueError on a size or stride below 1.
+
+    >>> [tuple(window) for window in crop_windows(400, 600, size=512, stride=256)]
+    [(0, 0, 400, 512), (0, 88, 400, 512)]
+    """
+    if size < 1 or stride < 1:
+        raise ValueError(f'crop size and stride: found {size} and {stride}; allowed: 1 or more')
+    return [
+        Window(top, left, min(height, size), min(width, size))
+        for top in _starts(height, size, stride)
+        for left in _starts(width, size, stride)
+    ]
+
+
+def _starts(length: int, size: int, stride: int) -> list[int]:
+    last = max(length - size, 0)
+    return [*range(0, last, stride), last]

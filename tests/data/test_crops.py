@@ -1,0 +1,53 @@
+"""Crops of frames: the paper's, written out, and what holds for all of them."""
+
+import numpy as np
+import pytest
+
+from basicsr.data.crops import crop_windows
+
+
+def test_the_papers_crops_of_a_720p_frame():
+    assert crop_windows(720, 1280, size=512, stride=256) == [
+        *((0, left, 512, 512) for left in (0, 256, 512, 768)),
+        *((208, left, 512, 512) for left in (0, 256, 512, 768)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('length', 'size', 'stride', 'starts'),
+    [
+        (10, 4, 2, [0, 2, 4, 6]),
+        (11, 4, 2, [0, 2, 4, 6, 7]),
+        (9, 4, 3, [0, 3, 5]),
+        (8, 4, 4, [0, 4]),
+        (5, 4, 9, [0, 1]),
+        (4, 4, 2, [0]),
+        (3, 4, 2, [0]),
+        (1, 4, 2, [0]),
+        (4, 1, 1, [0, 1, 2, 3]),
+    ],
+)
+def test_rows_and_columns(length, size, stride, starts):
+    side = min(length, size)
+    assert crop_windows(length, 1, size, stride) == [(start, 0, side, 1) for start in starts]
+    assert crop_windows(1, length, size, stride) == [(0, start, 1, side) for start in starts]
+
+
+@pytest.mark.parametrize('shape', [(20, 33), (16, 16), (7, 40), (7, 9), (17, 15)])
+@pytest.mark.parametrize('stride', [1, 5, 8, 16])
+def test_every_pixel_is_in_a_window_and_no_window_comes_twice(shape, stride):
+    covered = np.zeros(shape, int)
+    windows = crop_windows(*shape, size=16, stride=stride)
+    for top, left, height, width in windows:
+        assert (height, width) == (min(shape[0], 16), min(shape[1], 16))
+        part = covered[top : top + height, left : left + width]
+        assert part.shape == (height, width)
+        part += 1
+    assert covered.min() >= 1
+    assert len(set(windows)) == len(windows) and sorted(windows) == windows
+
+
+@pytest.mark.parametrize(('size', 'stride'), [(0, 1), (1, 0), (-4, 2), (4, -2)])
+def test_a_size_or_stride_that_is_none_is_refused(size, stride):
+    with pytest.raises(ValueError, match=f'found {size} and {stride}; allowed: 1 or more'):
+        crop_windows(9, 9, size, stride)

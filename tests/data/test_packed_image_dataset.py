@@ -1,0 +1,264 @@
+"""The packed set, against Dataset_PairedImage on crops that a loop has cut; and packs that are not whole."""
+
+import importlib.util
+import json
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from basicsr.data.packed_image_dataset import Dataset_PackedImage, read_index
+from basicsr.data.paired_image_dataset import Dataset_PairedImage, collate
+from basicsr.data.sources import DataError
+from basicsr.data.stages import SampleKey, Stages, TrainingBatches, TrainingOrder
+
+_spec = importlib.util.spec_from_file_location(
+    'prepare_data', Path(__file__).resolve().parents[2] / 'scripts' / 'prepare_data.py'
+)
+prepare_data = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(prepare_data)
+
+RNG = np.random.default_rng(0)
+
+
+def image(height=20, width=31, dtype=np.uint8):
+    return RNG.integers(0, np.iinfo(dtype).max + 1, (height, width, 3), dtype)
+
+
+def folders(root, pairs):
+    """Name → the two images of a pair; returns the arguments of Dataset_PairedImage."""
+    for kind, index in (('lq', 0), ('gt', 1)):
+        (root / kind).mkdir(parents=True)
+        for name, images in pairs.items():
+            data = cv2.imencode('.png', images[index][..., ::-1])[1]
+            (root / kind / f'{name}.png').write_bytes(data.tobytes())
+    return {f'dataroot_{kind}': str(root / kind) for kind in ('lq', 'gt')}
+
+
+def packed(roots, *flags):
+    """The root of a pack of these folders."""
+    output = Path(roots['dataroot_lq']).with_name('set.pack')
+    command = ['--input_dir', roots['dataroot_lq'], '--target_dir', roots['dataroot_gt'], '--workers', '0']
+    assert prepare_data.main([*command, '--output', str(output), *flags]) == 0
+    return output
+
+
+def cut(pairs, size, stride):
+    """The crops of all pairs, as the paper cuts them."""
+    crops = {}
+    for name, (lq, gt) in pairs.items():
+        height, width = lq.shape[:2]
+        rows = [*range(0, height - size, stride), height - size] if height > size else [0]
+        columns = [*range(0, width - size, stride), width - size] if width > size else [0]
+        number = 0
+        for row in rows:
+            for column in columns:
+                number += 1
+                crops[f'{name}-{number}'] = tuple(
+                    each[row : row + size, column : column + size] for each in (lq, gt)
+                )
+    return crops
+
+
+def keys(length, patches=(8, 16, 24), count=40):
+    return [SampleKey(n % length, n, patch, seed=3) for patch in patches for n in range(count)]
+
+
+def assert_same_samples(found, expected, items):
+    for item in items:
+        one, other = found[item], expected[item]
+        assert list(one) == list(other) == ['lq', 'gt', 'name']
+        assert one['name'] == other['name']
+        for kind in ('lq', 'gt'):
+            assert one[kind].dtype == other[kind].dtype
+            assert one[kind].is_contiguous()
+            assert torch.equal(one[kind], other[kind])
+
+
+def refusal(act):
+    with pytest.raises(DataError) as caught:
+        act()
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+# Samples
+
+
+@pytest.mark.parametrize('augment', [True, False])
+def test_windows_give_the_samples_of_crops_that_are_files(tmp_path, augment):
+    # One frame's name may be part of another's, or the same number; and frames may be smaller than crops.
+    sizes = {'2': (30, 44), '10': (16, 16), 'a': (17, 40), 'a-1': (40, 17), 'a-1-2': (9, 33), '02': (12, 5)}
+    pairs = {name: (image(*size), image(*size)) for name, size in sizes.items()}
+    files = Dataset_PairedImage(**folders(tmp_path / 'crops', cut(pairs, 16, 8)), geometric_augs=augment)
+    root = packed(folders(tmp_path / 'frames', pairs), '--crop_size', '16', '--stride', '8')
+    dataset = Dataset_PackedImage(str(root), geometric_augs=augment)
+    assert len(dataset) == len(files) == 15 + 1 + 8 + 8 + 4 + 1
+    assert dataset.channels == files.channels == 3
+    assert_same_samples(dataset, files, [*range(len(files)), *keys(len(files))])
+    assert dataset.files(0) == f'{root}:{files[0]["name"]}'
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('depths', [(np.uint8, np.uint8), (np.uint16, np.uint16), (np.uint8, np.uint16)])
+def test_whole_images_of_every_depth(tmp_path, channels, depths):
+    sizes = {'0': (9, 11), '1': (7, 7), '2': (1, 1), '3': (21, 33)}  # odd, so that offsets are odd
+    pairs = {name: tuple(image(*size, dtype) for dtype in depths) for name, size in sizes.items()}
+    roots = folders(tmp_path, pairs)
+    files = Dataset_PairedImage(**roots, channels=channels)
+    dataset = Dataset_PackedImage(str(packed(roots, '--channels', str(channels))))
+    assert dataset.channels == channels
+    assert len(dataset) == 4
+    assert_same_samples(dataset, files, [*range(4), *keys(4)])
+
+
+def test_depths_may_be_mixed_in_a_set(tmp_path):
+    pairs = {'8': (image(), image()), '16': (image(dtype=np.uint16),) * 2, '9': (image(), image())}
+    roots = folders(tmp_path, pairs)
+    dataset = Dataset_PackedImage(str(packed(roots)))
+    assert [dataset[index]['lq'].dtype for index in range(3)] == [torch.uint8, torch.uint8, torch.float32]
+    assert_same_samples(dataset, Dataset_PairedImage(**roots), [*range(3), *keys(3)])
+
+
+def test_a_sample_is_what_its_generator_draws(tmp_path):
+    """Of these numbers, in this order: a run that goes on with a newer version sees the same samples."""
+    lq, gt = image(30, 50), image(30, 50)
+    dataset = Dataset_PackedImage(str(packed(folders(tmp_path, {'a': (lq, gt)}))))
+    drawn = set()
+    for number in range(60):
+        generator = np.random.default_rng((5, number, 1))
+        top, left, symmetry = (int(generator.integers(count)) for count in (30 - 16 + 1, 50 - 16 + 1, 8))
+        drawn.add(symmetry)
+        sample = dataset[SampleKey(0, number, 16, seed=5)]
+        for kind, whole in (('lq', lq), ('gt', gt)):
+            crop = whole[top : top + 16, left : left + 16]
+            expected = np.rot90(np.fliplr(crop) if symmetry >= 4 else crop, symmetry % 4)
+            np.testing.assert_array_equal(sample[kind].numpy(), expected.transpose(2, 0, 1))
+    assert drawn == set(range(8))
+
+
+# The mapping
+
+
+@pytest.fixture(scope='module')
+def frames(tmp_path_factory):
+    pairs = {str(number): (image(40, 48), image(40, 48)) for number in range(3)}
+    roots = folders(tmp_path_factory.mktemp('frames'), pairs)
+    return str(packed(roots, '--crop_size', '24', '--stride', '12'))
+
+
+def test_nothing_is_copied_before_the_crop(frames):
+    dataset = Dataset_PackedImage(frames)
+    for window in dataset.read(4).values():
+        assert window.shape == (24, 24, 3)
+        assert not window.flags.owndata and not window.flags.writeable
+        assert window.strides == (48 * 3, 3, 1)
+    dataset[0]['lq'].zero_()  # a sample belongs to whoever asked for it
+    assert dataset[0]['lq'].any()
+
+
+@pytest.mark.filterwarnings('ignore:This DataLoader will create')  # more workers than cores
+def test_batches_are_the_same_for_any_number_of_workers(frames):
+    dataset = Dataset_PackedImage(frames)
+
+    def load(workers):
+        stages = Stages(iters=(4, 3), patches=(8, 16), batches=(4, 2))
+        batches = TrainingBatches(TrainingOrder(len(dataset), seed=11), stages, 1, 9)
+        return list(DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers))
+
+    expected = load(0)
+    assert [batch['lq'].shape for batch in expected] == [(4, 3, 8, 8)] * 4 + [(2, 3, 16, 16)] * 5
+    for workers in (1, 2):
+        for one, other in zip(load(workers), expected, strict=True):
+            assert one['name'] == other['name']
+            assert torch.equal(one['lq'], other['lq']) and torch.equal(one['gt'], other['gt'])
+
+
+def test_a_copy_for_another_process_maps_the_file_itself(frames):
+    dataset = Dataset_PackedImage(frames)
+    dataset[0]
+    travelling = pickle.dumps(dataset)
+    assert len(travelling) < 4000 < (Path(frames) / 'pixels.bin').stat().st_size
+    copy = pickle.loads(travelling)
+    assert_same_samples(copy, dataset, [*range(len(dataset)), *keys(len(dataset), patches=(8,))])
+
+
+def test_several_sets_of_one_pack(frames):
+    first, second = (Dataset_PackedImage(frames) for _ in range(2))
+    expected = first[0]['lq']
+    del first
+    assert torch.equal(second[0]['lq'], expected)
+
+
+# What is not whole
+
+
+@pytest.fixture
+def pack(tmp_path):
+    return packed(folders(tmp_path, {name: (image(5, 7), image(5, 7)) for name in 'ab'}))
+
+
+def opening(root):
+    return refusal(lambda: Dataset_PackedImage(str(root)))
+
+
+def test_what_is_no_pack_is_refused(tmp_path, pack):
+    for root in (tmp_path / 'none.pack', tmp_path / 'lq', tmp_path / 'lq' / 'a.png'):
+        assert opening(root).startswith(
+            f'{root}: cannot be read as a pack (made by python scripts/prepare_data.py): '
+        )
+    (pack / 'pixels.bin').unlink()
+    assert opening(pack) == f'{pack / "pixels.bin"}: cannot be read: No such file or directory'
+
+
+@pytest.mark.parametrize('size', [0, 1, 419, 421, 9999])
+def test_pixels_of_another_size_are_refused(pack, size):
+    pixels = pack / 'pixels.bin'
+    whole = pixels.read_bytes()
+    assert len(whole) == 423  # four images of 5×7×3 bytes, each where the offset is even
+    pixels.write_bytes((whole * 30)[:size])
+    assert opening(pack) == (
+        f'{pixels}: found {size} bytes; allowed: 423, as index.json says; '
+        'python scripts/prepare_data.py makes the pack anew'
+    )
+
+
+def test_pixels_cut_short_since_are_refused_by_the_next_process(pack):
+    travelling = pickle.dumps(Dataset_PackedImage(str(pack)))
+    (pack / 'pixels.bin').write_bytes(b'')  # to read it would be a bus error
+    assert 'found 0 bytes' in refusal(lambda: pickle.loads(travelling)[0])
+
+
+def test_no_bit_of_the_index_can_change_unnoticed(pack):
+    index = pack / 'index.json'
+    whole = index.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        index.write_bytes(changed)
+        assert opening(pack).startswith(f'{index}: ')
+
+
+@pytest.mark.parametrize('content', [b'', b'{}', b'[]', b'5', b'\xff', b'[' * 100_000, b'{"format": 1}'])
+def test_an_index_that_is_none_is_refused(pack, content):
+    (pack / 'index.json').write_bytes(content)
+    assert opening(pack).startswith(f'{pack / "index.json"}: is damaged; ')
+    (pack / 'index.json').write_bytes((pack / 'pixels.bin').read_bytes())
+    assert opening(pack).startswith(f'{pack / "index.json"}: is damaged; ')
+
+
+def test_another_format_is_refused(pack):
+    index = pack / 'index.json'
+    index.write_text(json.dumps({**json.loads(index.read_text()), 'format': 2}))
+    assert opening(pack) == (f'{index}: found format 2; allowed: 1, which python scripts/prepare_data.py makes')
+
+
+def test_an_index_that_was_formatted_anew_is_as_good(pack):
+    index = pack / 'index.json'
+    before = read_index(pack)
+    index.write_text(json.dumps(json.loads(index.read_text()), indent=2, sort_keys=True))
+    assert read_index(pack) == before
