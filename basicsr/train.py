@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 # Run as a script, Python puts basicsr/ itself in front, where `data` or `utils` would shadow other packages.
 if __name__ == '__main__':
@@ -34,10 +36,17 @@ from basicsr.models.option_checks import read_options
 from basicsr.models.run_directory import RunDirectory, RunError
 from basicsr.models.training import Training
 from basicsr.utils.device import resolve_device
-from basicsr.utils.dist import LAUNCHERS, Process, find_process, join, leave
+from basicsr.utils.dist import (
+    LAUNCHERS,
+    Process,
+    find_process,
+    join,
+    last_words,
+    leave,
+)
 from basicsr.utils.files import ROOT, atomic_write
 from basicsr.utils.logger import get_logger, log_to_console, log_to_file
-from basicsr.utils.options import read_yaml, without_effect
+from basicsr.utils.options import OptionError, read_yaml, without_effect
 
 # --debug: enough to see every part of the loop within a minute.
 DEBUG_SETTINGS = ['logger:print_freq=1', 'logger:save_checkpoint_freq=8', 'val:val_freq=8']
@@ -73,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
 def _train(args: argparse.Namespace) -> None:
     settings = [*(DEBUG_SETTINGS if args.debug else []), *args.force_yml]
     process = find_process(args.launcher)
-    logger = log_to_console(process.is_main)
-    options = read_options(args.opt, settings, 'train', process.world_size)
+    logger = log_to_console(process.rank)
+    options = _options(args, settings, process)
     device = _device(options, process)
     root = ROOT / 'experiments' / options.name
     # Before the processes have found each other: after that, the first one makes the folder.
@@ -88,7 +97,7 @@ def _train(args: argparse.Namespace) -> None:
     if ignored:
         logger.warning('These options have no effect here: %s', ', '.join(ignored))
     directory = RunDirectory(root)
-    with directory.locked() if process.is_main else contextlib.nullcontext():
+    with last_words(process), directory.locked() if process.is_main else contextlib.nullcontext():
         if process.is_main:
             log_to_file(directory.log)
             snapshot = directory.root / Path(args.opt).name
@@ -96,12 +105,22 @@ def _train(args: argparse.Namespace) -> None:
                 atomic_write(
                     snapshot, yaml.safe_dump(options.model_dump(mode='json'), sort_keys=False).encode()
                 )
-        get_logger().info('%s on %s, %d process(es).', options.name, device, process.world_size)
+        logger.info('%s on %s, %d process(es).', options.name, device, process.world_size)
         Training(options, device, process, directory, args.auto_resume).run()
 
 
-def _device(options: object, process: Process) -> torch.device:
-    device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')  # type: ignore[attr-defined]
+def _options(args: argparse.Namespace, settings: list[str], process: Process) -> Any:
+    """Mistakes are the same for all processes: one of each node tells them."""
+    try:
+        return read_options(args.opt, settings, 'train', process.world_size)
+    except OptionError:
+        if process.local_rank:
+            get_logger().setLevel(logging.CRITICAL)
+        raise
+
+
+def _device(options: Any, process: Process) -> torch.device:
+    device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
     if device.type == 'cpu':
         keep_all_memory()
     if device.type == 'cuda':

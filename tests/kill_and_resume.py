@@ -127,9 +127,11 @@ def results(name: str) -> dict:
     """What must not depend on how often a run was killed."""
     run_folder = ROOT / 'experiments' / name
     history = [json.loads(line) for line in (run_folder / 'history.jsonl').read_text().splitlines()]
+    state = torch.load(run_folder / 'training_states' / '20.state', weights_only=True)
     return {
         'history': [{key: value for key, value in entry.items() if key not in TIMES} for entry in history],
-        'state': torch.load(run_folder / 'training_states' / '20.state', weights_only=True)['model'],
+        'state': state['model'],
+        'samples': state['samples'],
         'weights': torch.load(run_folder / 'models' / 'net_g_latest.pth', weights_only=True),
         'best': torch.load(run_folder / 'models' / 'net_g_best.pth', weights_only=True),
         'files': sorted(path.name for path in (run_folder / 'models').iterdir()),

@@ -65,7 +65,9 @@ class ImageCleanModel:
         self.net: nn.Module = build(ARCH_REGISTRY, options.network_g)
         if options.path.pretrain_network_g is not None:
             load_pretrained(self.net, options.path)
-        self.net.to(device=device, dtype=self.dtype, memory_format=torch.channels_last).train()
+        # The images are channels-last, and so is all that follows from them. Not the weights: they are small, and
+        # DistributedDataParallel wants gradients laid out as they are.
+        self.net.to(device=device, dtype=self.dtype).train()
         self.parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self.forward: Callable[[Tensor], Tensor] = self.net
         if train.compile:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,9 +76,14 @@ def _slurm_first_host() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]  # noqa: S603
 
 
+_STOPPED = 'stopped'  # the key under which a process leaves its last words
+_store: dist.Store | None = None
+
+
 def join(process: Process, device: torch.device, backend: str, port: int) -> None:
     """Makes the processes find each other; `port` is of the first node, where the launcher names none.
     Nothing to do for one alone."""
+    global _store
     if process.world_size == 1:
         return
     if backend == 'auto' or device.type != 'cuda':
@@ -86,9 +93,41 @@ def join(process: Process, device: torch.device, backend: str, port: int) -> Non
     if 'MASTER_ADDR' not in os.environ:  # torchrun has set it
         os.environ['MASTER_ADDR'] = _slurm_first_host()
     os.environ.setdefault('MASTER_PORT', str(port))
-    dist.init_process_group(backend, rank=process.rank, world_size=process.world_size)
+    _store, _, _ = next(iter(dist.rendezvous('env://', process.rank, process.world_size)))
+    dist.init_process_group(backend, store=_store, rank=process.rank, world_size=process.world_size)
 
 
 def leave() -> None:
+    global _store
+    _store = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def last_words(process: Process) -> Iterator[None]:
+    """A process that stops leaves word of why, for those whose work with it then fails: instead of what the network
+    says they raise LaunchError, with that word."""
+    try:
+        yield
+    except BaseException as error:
+        if _store is None:
+            raise
+        if _is_of_network(error):
+            raise LaunchError(_word_of_others(_store)) from None
+        with contextlib.suppress(RuntimeError):  # the process that keeps the words is gone itself
+            _store.compare_set(_STOPPED, '', f'rank {process.rank}: {error or type(error).__name__}')
+        raise
+
+
+def _is_of_network(error: BaseException) -> bool:
+    """Gloo, NCCL and the store say it differently, and not always in a type of their own."""
+    names = ('gloo', 'NCCL', 'onnection')
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in names)
+
+
+def _word_of_others(store: dist.Store) -> str:
+    with contextlib.suppress(RuntimeError):
+        if store.check([_STOPPED]):
+            return f'stopped, as another process has, {store.get(_STOPPED).decode()}'
+    return 'stopped, as another process is gone without a word (killed, perhaps for want of memory)'

@@ -22,15 +22,17 @@ def get_logger() -> logging.Logger:
     return logging.getLogger(NAME)
 
 
-def log_to_console(is_main: bool = True) -> logging.Logger:
-    """Only the main process speaks; the others report errors alone."""
+def log_to_console(rank: int = 0) -> logging.Logger:
+    """Only the main process speaks, which has rank 0; the others report errors alone."""
     logger = get_logger()
     logger.propagate = False
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
-    if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+    logger.setLevel(logging.ERROR if rank else logging.INFO)
+    handler = next((each for each in logger.handlers if isinstance(each, _ConsoleHandler)), None)
+    if handler is None:
         handler = _ConsoleHandler()
-        handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s: %(message)s', '%H:%M:%S'))
         logger.addHandler(handler)
+    who = f' rank {rank}' if rank else ''
+    handler.setFormatter(logging.Formatter(f'%(asctime)s %(levelname)s{who}: %(message)s', '%H:%M:%S'))
     return logger
 
 
