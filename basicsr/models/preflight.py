@@ -35,7 +35,7 @@ def check_memory(model: Any, stages: Stages, batches: TrainingBatches, train_set
         shortages = [text for text in model.process.gather(shortage) if text]
         if shortages:
             raise MemoryShortageError(_advice(model.options, stages, stage, shortages[0]))
-        get_logger().info('Stage %d takes the most memory, %s.', stage + 1, taken)
+        get_logger().info('Stage %d takes the most memory%s: it fits.', stage + 1, taken)
 
 
 def _largest(model: Any, stages: Stages, batches: TrainingBatches) -> list[int]:
@@ -51,17 +51,30 @@ def _largest(model: Any, stages: Stages, batches: TrainingBatches) -> list[int]:
 
 
 def _rehearse(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
-    """What is missing, if anything; and what the stage takes."""
-    device = model.device
-    later = _bytes(model.parameters) * ((not model.optimizer.state) * 2 + (model.accumulate > 1))
+    """What is missing, if anything; and what the stage takes, for the log, as far as that is known."""
+    buffers = [buffer.clone() for buffer in model.net.buffers()]  # statistics, of networks that have some
+    try:
+        return _tried(model, batch, stage)
+    finally:
+        model.optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, saved in zip(model.net.buffers(), buffers, strict=True):
+                buffer.copy_(saved)
+        if model.device.type == 'cuda':
+            torch.cuda.empty_cache()
+
+
+def _tried(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
+    device, on_gpu = model.device, model.device.type == 'cuda'
     free = free_memory(device)
+    # What is not there yet: moments of the optimiser, and gradients beside the activations of a later micro-batch.
+    later = _bytes(model.parameters) * (2 * (not model.optimizer.state) + (model.accumulate > 1))
     estimate = later
     if device.type == 'cpu' and not model.checkpointing(stage):
         estimate += _estimate(model, batch)
         if free is not None and estimate > free:
             return f'it takes about {_size(estimate)}, and {_size(free)} are free', ''
-    buffers = [buffer.clone() for buffer in model.net.buffers()]  # statistics, of networks that have some
-    if device.type == 'cuda':
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     try:
@@ -72,19 +85,12 @@ def _rehearse(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None
             raise
         there = f', and {_size(free)} are free' if free is not None else ''
         return f'one step takes more than there is{there}', ''
-    finally:
-        model.optimizer.zero_grad()
-        with torch.no_grad():
-            for buffer, saved in zip(model.net.buffers(), buffers, strict=True):
-                buffer.copy_(saved)
-        if device.type == 'cuda':
-            torch.cuda.empty_cache()
-    if device.type != 'cuda':
-        return None, f'about {_size(estimate)}'
+    if not on_gpu:
+        return None, f', about {_size(estimate)}' if estimate > later else ''
     assert free is not None
     needed = torch.cuda.max_memory_allocated(device) - before + later
     shortage = f'it takes {_size(needed)}, and {_size(free)} are free' if needed > free else None
-    return shortage, f'{_size(needed)} of {_size(free)}'
+    return shortage, f', {_size(needed)} of {_size(free)}'
 
 
 def _estimate(model: Any, batch: dict[str, Any]) -> int:

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from basicsr.data.stages import SampleKey, Stages, TrainingBatches, TrainingOrder, mixup_generator, stages_of
+from basicsr.data.stages import (
+    SampleKey,
+    Stages,
+    TrainingBatches,
+    TrainingOrder,
+    accumulation,
+    mixup_generator,
+    stages_of,
+)
 from basicsr.utils.files import ROOT
 from basicsr.utils.options import load_options
 
@@ -113,6 +121,59 @@ def test_processes_share_the_global_batch_of_one(processes):
     assert [ranks[-1].batch(iteration) for iteration in range(1, 12)] == alone
 
 
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_micro_batches_do_not_depend_on_the_process_that_adds_them_up(processes):
+    """Four of a step, on one process after the other, or on several at a time."""
+    every = TrainingBatches(TrainingOrder(7, seed=3), SHORT, 1, 11, accumulate=4)
+    expected = [[every.micro_batch(iteration, number) for number in range(4)] for iteration in range(1, 12)]
+    assert numbers_of(chain.from_iterable(expected)) == list(range(4 * (3 * 8 + 2 * 4 + 6 * 4)))
+    each = 4 // processes
+    for rank in range(processes):
+        order = TrainingOrder(7, seed=3)
+        batches = TrainingBatches(order, SHORT, 1, 11, rank, processes, accumulate=each)
+        assert len(batches) == 11 * each
+        mine = [step[rank * each : (rank + 1) * each] for step in expected]
+        assert list(batches) == list(chain.from_iterable(mine))
+        assert batches.batch(5) == list(chain.from_iterable(expected[4]))
+
+
+def test_samples_go_on_where_they_were_when_the_batches_become_others():
+    """Two processes until iteration 4, then one: its samples are the next ones, as many as it needs."""
+    before = TrainingBatches(TrainingOrder(7, seed=3), SHORT, 1, 4, rank=0, world_size=2)
+    seen = before.samples_before(5)
+    assert seen == 2 * (3 * 8 + 4)
+    after = TrainingBatches(TrainingOrder(7, seed=3), SHORT, 5, 11, first_sample=seen)
+    assert numbers_of(after) == list(range(seen, seen + 4 + 6 * 4))
+    assert after.samples_before(12) == seen + 4 + 6 * 4
+    same = TrainingBatches(TrainingOrder(7, seed=3), SHORT, 5, 11, rank=1, world_size=2, first_sample=seen)
+    assert list(same) == list(TrainingBatches(TrainingOrder(7, seed=3), SHORT, 5, 11, rank=1, world_size=2))
+
+
+@pytest.mark.parametrize(('processes', 'each'), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_the_papers_batches_on_fewer_devices(processes, each):
+    options, _, _ = load_options(ROOT / 'options' / 'Deblurring_Restormer.yml')
+    assert accumulation(options.train.accumulate, options.num_gpu, processes) == each
+    batches = TrainingBatches(
+        TrainingOrder(16_824, 100), stages_of(options.datasets['train']), 1, 300_000, 0, processes, each
+    )
+    ends = np.cumsum([length for *_, length in PAPER])
+    for (patch, batch, length), end in zip(PAPER, ends, strict=True):
+        for iteration in (end - length + 1, end):
+            keys = batches.batch(int(iteration))
+            assert len(keys) == 8 * batch and {key.patch for key in keys} == {patch}
+    assert batches.samples_before(300_001) == 11_040_000
+
+
+@pytest.mark.parametrize(
+    ('processes', 'nearest'), [(3, '2 or 4'), (5, '4'), (6, '4 or 8'), (7, '8'), (9, '8'), (16, '8')]
+)
+def test_a_number_of_processes_that_cannot_share_the_batch_is_refused(processes, nearest):
+    with pytest.raises(ValueError, match='found 8, on') as caught:
+        accumulation('auto', 8, processes)
+    assert f'allowed: 1, 2, 4, 8 processes (the nearest: {nearest})' in str(caught.value)
+    assert accumulation(3, 8, processes) == 3
+
+
 @pytest.mark.parametrize('rank', [0, 1])
 def test_starting_later_gives_the_tail_of_the_whole_run(rank):
     def batches(first):
@@ -137,6 +198,7 @@ def test_streams_are_reproducible_and_of_their_own():
     streams = [
         *(sample(seed, number) for seed in range(30) for number in range(30)),
         *(draws(mixup_generator(seed, iteration)) for seed in range(30) for iteration in range(30)),
+        *(draws(mixup_generator(4, 9, micro_batch)) for micro_batch in range(1, 30)),
     ]
     assert len(set(streams)) == len(streams)
     assert sample(4, 9) == streams[4 * 30 + 9]

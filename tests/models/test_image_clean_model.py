@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import yaml
 from kill_and_resume import options
 
 from basicsr.data.stages import mixup_generator
+from basicsr.models import image_clean_model
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
+from basicsr.utils.device import DeviceError
 from basicsr.utils.dist import Process
 from basicsr.utils.options import load_options
 
@@ -167,3 +170,147 @@ def test_restores_any_size(make):
     x = torch.rand(1, 3, 13, 27)
     y = model.restorer().restore(x)
     assert y.shape == x.shape and model.net.training
+
+
+def accumulated(make, micro_batches, **train):
+    """What one step adds up, for each parameter, and its loss."""
+    model = make(precision='fp64', accumulate=len(micro_batches), use_grad_clip=False, **train)
+    loss = model.gradient(micro_batches, 1, 0)
+    return [parameter.grad for parameter in model.net.parameters()], loss
+
+
+def test_accumulation_is_the_mean_over_micro_batches(make):
+    batches = [batch(1, size=2), batch(2, size=2), batch(3, size=2)]
+    whole = {kind: torch.cat([each[kind] for each in batches]) for kind in ('lq', 'gt')}
+    gradients, loss = accumulated(make, batches)
+    expected, expected_loss = accumulated(make, [whole])
+    assert loss == pytest.approx(float(expected_loss), rel=1e-12)
+    for mine, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-9, atol=1e-12)
+
+
+def test_mixup_stays_within_a_micro_batch_that_has_its_own_numbers(make):
+    model = make(mixing_augs={'mixup': True, 'use_identity': False}, accumulate=2)
+    seen = []
+    model.forward = lambda lq: (seen.append(lq), model.net(lq))[1]
+    same = batch(1, size=2)
+    model.gradient([same, same], 3, 0)
+    for number, mixed in enumerate(seen):
+        generator = mixup_generator(5, 3, number)
+        weight, order = generator.beta(1.2, 1.2), generator.permutation(2)
+        lq = same['lq'].numpy() / 255
+        np.testing.assert_allclose(mixed.numpy(), weight * lq + (1 - weight) * lq[order], atol=1e-6)
+    assert not torch.equal(*seen)
+
+
+@pytest.mark.parametrize('asked', [True, [False, True]])
+def test_activations_computed_again_give_the_same_gradients_for_less_memory(make, asked):
+    def kept(model, stage):
+        sizes = {}
+
+        def count(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.gradient([batch(1)], 1, stage)
+        return sum(sizes.values()), [parameter.grad for parameter in model.net.parameters()]
+
+    plain, expected = kept(make(precision='fp64'), 1)
+    model = make(precision='fp64', activation_checkpointing=asked)
+    assert model.checkpointing(0) is (asked is True) and model.checkpointing(1)
+    less, gradients = kept(model, 1)
+    assert less < plain / 3
+    for mine, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-9, atol=1e-12)
+
+
+def test_compiled_and_plain_steps_are_the_same(make, monkeypatch):
+    """Traced as for any compiler, forward and backward, and run without one: not every machine has it."""
+    plain = make(precision='fp64')
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda net, **how: compile_(net, backend='aot_eager', **how))
+    compiled = make(precision='fp64', compile=True)
+    for iteration in (1, 2):
+        for model in (plain, compiled):
+            model.step([batch(iteration)], iteration)
+    assert plain.read_log() == pytest.approx(compiled.read_log(), rel=1e-9)
+    weights, theirs = (model.weights()[0] for model in (compiled, plain))
+    assert weights.keys() == theirs.keys()
+    assert all(torch.allclose(weights[name], theirs[name], atol=1e-9) for name in weights)
+
+
+@pytest.fixture
+def make_fp16(make, monkeypatch):
+    """fp16 is refused on a CPU, as it is slow there, and not always there at all: here the products stay in fp32,
+    and the scaler, whose arithmetic is that of a GPU, sees the gradients that the tests give it."""
+
+    def make_one(**train):
+        with monkeypatch.context() as patch:
+            patch.setattr(image_clean_model, 'resolve_precision', lambda *_: torch.float16)
+            model = make(precision='fp16', **train)
+        model.autocast = nullcontext
+        return model
+
+    return make_one
+
+
+def spoil_gradients(model, iterations):
+    """Makes the gradient of some iterations infinite, as when fp16 overflows."""
+    real = model.gradient
+
+    def gradient(batches, iteration, stage):
+        loss = real(batches, iteration, stage)
+        if iteration in iterations:
+            model.parameters[3].grad.fill_(float('inf'))
+        return loss
+
+    model.gradient = gradient
+
+
+def test_the_scaled_loss_gives_the_same_steps(make, make_fp16):
+    plain, scaled = make(), make_fp16()
+    for iteration in (1, 2, 3):
+        for model in (plain, scaled):
+            model.step([batch(iteration)], iteration)
+    assert scaled.scaler.get_scale() == 65536
+    for mine, other in zip(scaled.parameters, plain.parameters, strict=True):
+        assert torch.allclose(mine, other, atol=1e-7)
+    assert scaled.read_log() == pytest.approx(plain.read_log(), rel=1e-6)
+
+
+def test_a_step_whose_scaled_gradient_overflows_is_left_out_and_no_other(make_fp16):
+    model = make_fp16(ema_decay=0.5)
+    spoil_gradients(model, {2})
+    model.step([batch(1)], 1)
+    before = snapshot(model)
+    model.step([batch(2)], 2)
+    assert same(snapshot(model), before) and model.scaler.get_scale() == 32768
+    model.step([batch(3)], 3)
+    assert not same(snapshot(model), before)
+    assert np.isfinite(model.read_log()['grad_norm'])
+
+    # The factor, and how many steps were left out, are part of the state.
+    again = make_fp16(ema_decay=0.5)
+    again.load_state(copy.deepcopy(model.state()))
+    for each in (model, again):
+        each.step([batch(4)], 4)
+    assert same(snapshot(again), snapshot(model)) and again.scaler.get_scale() == 32768
+
+
+def test_gradients_that_stay_infinite_end_the_run(make_fp16):
+    model = make_fp16()
+    spoil_gradients(model, set(range(2, 100)))
+    model.step([batch(1)], 1)
+    for iteration in range(2, 41):
+        model.step([batch(2)], iteration)
+    model.raise_if_bad()  # 39 in a row
+    model.step([batch(2)], 41)
+    with pytest.raises(NonFiniteError) as caught:
+        model.raise_if_bad()
+    assert caught.value.iteration == 41
+
+
+def test_fp16_is_refused_on_a_cpu(make):
+    with pytest.raises(DeviceError, match='fp16 on a CPU'):
+        make(precision='fp16')

@@ -41,8 +41,10 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture
 def published(pairs):
-    """The content of the published file, on images that are there, with a network that is made quickly."""
+    """The content of the published file, on images that are there, with a network that is made quickly. There are
+    too few of them for what eight GPUs take in a step."""
     content = yaml.safe_load(PUBLISHED.read_text())
+    content['train']['accumulate'] = 1
     for phase in ('train', 'val'):
         content['datasets'][phase].update(pairs)
     content['network_g'].update(dim=8, num_blocks=[0] * 4, num_refinement_blocks=0, heads=[1] * 4)
@@ -85,7 +87,7 @@ def test_without_the_data_one_sentence_says_what_to_do(tmp_path, monkeypatch, ca
         read_options(PUBLISHED, [], 'train')
     (said,) = caught.value.mistakes
     assert said.startswith(
-        f'{PUBLISHED}:15: datasets.train.dataroot_gt: found "./Motion_Deblurring/Datasets/train/'
+        f'{PUBLISHED}:18: datasets.train.dataroot_gt: found "./Motion_Deblurring/Datasets/train/'
     )
     assert 'the GoPro data, and Motion_Deblurring/README.md says how to get' in said
     assert 'python scripts/synthesize_blur.py, then ' in said
@@ -721,6 +723,53 @@ def test_nothing_but_messages(check, published, seed):
         assert re.search(r': found .+; allowed: .+', line, re.DOTALL), line
 
 
+# ------------------------------------------------------------------ how a step is computed
+
+
+@pytest.mark.parametrize(('processes', 'nearest'), [(3, '2 or 4'), (6, '4 or 8'), (16, '8')])
+def test_processes_that_cannot_share_the_global_batch(check, published, processes, nearest):
+    (said,) = check(
+        published, 'train:accumulate=auto', 'datasets:train:dataset_enlarge_ratio=99', world_size=processes
+    )
+    assert said.startswith(f'num_gpu: found 8, on {processes} processes') and f'nearest: {nearest})' in said
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4, 8])
+def test_processes_that_can(check, published, processes):
+    many = 'datasets:train:dataset_enlarge_ratio=8'
+    assert check(published, 'train:accumulate=auto', many, world_size=processes) == []
+    (said,) = check(published, 'train:accumulate=auto', world_size=processes)
+    assert 'found a set of 8 samples; allowed: at least one batch, 64 (8 micro-batches of 8)' in said
+
+
+@pytest.mark.parametrize(
+    ('setting', 'said'),
+    [
+        ('train:accumulate=0', 'train.accumulate: found 0; allowed: greater than or equal to 1 or "auto"'),
+        ('train:accumulate=some', 'train.accumulate: found "some"; allowed: an integer or "auto"'),
+        (
+            'train:activation_checkpointing=[true, false]',
+            'train.activation_checkpointing: found 2 items; allowed: true, false, or a list with one for each '
+            'stage, 6',
+        ),
+        ('train:precision=fp8', 'train.precision: found "fp8"; allowed: "fp32", "bf16", "fp16" or "fp64"'),
+    ],
+)
+def test_wrong_ways_to_compute_a_step(check, published, setting, said):
+    assert check(published, setting) == [said]
+
+
+def test_fp16_is_refused_where_the_cpu_is_asked_for(check, published):
+    assert check(published, 'train:precision=fp16') == []
+    (said,) = check(published, 'train:precision=fp16', 'num_gpu=0')
+    assert said.startswith('train.precision: found "fp16" on the CPU')
+
+
+def test_checkpointing_of_each_stage(check, published):
+    each = '[true, true, false, false, false, false]'
+    assert check(published, f'train:activation_checkpointing={each}') == []
+
+
 # ------------------------------------------------------------------ a user's own classes
 
 
@@ -768,6 +817,10 @@ def good(restored, truth, data_range):
 
 USERS_CASES = """
 network_g={type: NeedsStorage}
+
+network_g={type: NeedsStorage}
+train:activation_checkpointing=true
+    train.activation_checkpointing: found true; allowed: false, as NeedsStorage has no attribute
 
 network_g={type: NeedsStorage, depth: x}
     network_g: found values that do not work (TypeError:
