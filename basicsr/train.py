@@ -2,16 +2,19 @@
 
 One process, on a GPU or (with `num_gpu: 0`, or where there is none) on the CPU:
     python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml
-One node with 8 GPUs:
+One node with 8 GPUs (what scripts/train_dist.sh does):
     torchrun --nproc_per_node=8 basicsr/train.py -opt options/Deblurring_Restormer.yml --launcher pytorch
+With `train.accumulate: auto`, as in that file, 1, 2 and 4 GPUs train on the same batches, in more time.
 Two nodes, on each of them (RANK is 0 and 1; HOST is the first node):
     torchrun --nnodes=2 --node_rank=RANK --master_addr=HOST --nproc_per_node=8 \
         basicsr/train.py -opt options/Deblurring_Restormer.yml --launcher pytorch
-Slurm:
+Slurm (what scripts/train_slurm.sh does):
     srun python basicsr/train.py -opt options/Deblurring_Restormer.yml --launcher slurm
 
 The run is kept in experiments/<name>. After a kill, the same command with --auto_resume goes on where the
-newest whole state was saved, and ends with the same bits as a run that was never stopped (on a CPU).
+newest whole state was saved, and ends with the same bits as a run that was never stopped (on a CPU). With another
+number of processes the samples go on in the same order; where the global batch stays the same, so do the losses,
+within 1e-9 in double and 1e-5 in single precision.
 """
 
 from __future__ import annotations

@@ -44,6 +44,25 @@ def validation_sets(options: Any) -> dict[str, Any]:
     }
 
 
+def training_loader(
+    dataset: Any, batches: TrainingBatches, num_workers: int, device: torch.device
+) -> DataLoader:
+    """Loads the micro-batches of a process, with as many workers as there are cores at most; they last as long as
+    the loader's iterator, through all stages."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=min(num_workers, os.cpu_count() or 1),
+        pin_memory=device.type == 'cuda',
+        worker_init_fn=start_worker,
+    )
+
+
+def start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # as many workers as cores already
+
+
 class Training:
     """One process's part of a run. `run` trains up to `train.total_iter`, or raises TrainingError."""
 
@@ -130,17 +149,6 @@ class Training:
 
     # -------------------------------------------------------------- the loop
 
-    def _loader(self) -> DataLoader:
-        workers = min(self.loader_options.num_worker_per_gpu, os.cpu_count() or 1)
-        return DataLoader(
-            self.train_set,
-            batch_sampler=self.batches,
-            collate_fn=collate,
-            num_workers=workers,
-            pin_memory=self.device.type == 'cuda',
-            worker_init_fn=_start_worker,
-        )
-
     def run(self) -> None:
         total = self.options.train.total_iter
         self._report_batches()
@@ -148,7 +156,9 @@ class Training:
             self.logger.info('Nothing to do: all %d iterations are done.', total)
             return
         check_memory(self.model, self.stages, self.batches, self.train_set)
-        loader = iter(self._loader())
+        loader = iter(
+            training_loader(self.train_set, self.batches, self.loader_options.num_worker_per_gpu, self.device)
+        )
         progress = tqdm(
             total=total,
             initial=self.iteration,
@@ -319,10 +329,6 @@ class Training:
 
 def _listed(means: dict[str, float]) -> str:
     return ', '.join(f'{metric} {value:.4f}' for metric, value in means.items()) or 'no metrics'
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # as many workers as cores already
 
 
 def _side_by_side(result: Evaluation, height: int = 360) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import mmap
 import subprocess
@@ -12,34 +11,40 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = ROOT / 'Motion_Deblurring' / 'pretrained_models' / 'motion_deblurring_compact.pth'
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-spec = importlib.util.spec_from_file_location('benchmark', ROOT / 'scripts' / 'benchmark.py')
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
+from basicsr.archs.restormer_arch import Restormer
+from basicsr.utils.checkpoint import save_checkpoint
+from basicsr.utils.files import ROOT
+from scripts import benchmark
+from scripts.benchmarks import inference, measuring, networks, pairs, training
+
+WEIGHTS = ROOT / 'Motion_Deblurring' / 'pretrained_models' / 'motion_deblurring_compact.pth'
 
 pytestmark = pytest.mark.skipif(
     not Path('/proc/self/clear_refs').exists(), reason='memory is measured by way of /proc'
 )
 
 
-def run(*arguments, status=0):
-    command = [sys.executable, str(ROOT / 'scripts' / 'benchmark.py'), 'inference', '--device', 'cpu']
-    result = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+def run(command, *arguments, status=0):
+    device = [] if command == 'data' else ['--device', 'cpu']
+    parts = [sys.executable, ROOT / 'scripts' / 'benchmark.py', command, *device, *arguments]
+    result = subprocess.run(list(map(str, parts)), capture_output=True, text=True)
     assert result.returncode == status, result.stderr
     return result
 
 
 def test_the_arithmetic_is_the_published():
     """At 256×256 140.99 GMAC in convolutions and 13.89 in attention; a size is rounded up to multiples of 8."""
-    network, options = benchmark.load_network(None)
-    flops = benchmark.arithmetic(network, options, torch.device('cpu'), 250, 249)
+    network, options = networks.load_network(None)
+    flops = inference.arithmetic(network, options, torch.device('cpu'), 250, 249)
     assert flops / 2e9 == pytest.approx(140.99 + 13.89, abs=0.01)
 
 
 def test_every_figure_follows_from_the_measured_ones():
-    result = run('--sizes', '40x24', '--modes', 'fp32', 'fp32+tlc', 'bf16', '--weights', WEIGHTS, '--json')
+    result = run(
+        'inference', '--sizes', '40x24', '--modes', 'fp32', 'fp32+tlc', 'bf16', '--weights', WEIGHTS, '--json'
+    )
     answer = json.loads(result.stdout)
     plain, single, tlc, half = rows = answer['rows']
     assert [row['mode'] for row in rows] == ['plain', 'fp32', 'fp32+tlc', 'bf16']
@@ -55,31 +60,200 @@ def test_every_figure_follows_from_the_measured_ones():
 
 
 def test_the_table_has_a_line_for_each_row():
-    result = run('--sizes', '16x16', '--modes', 'fp32', '--plain_repeats', '0', '--weights', WEIGHTS)
+    result = run(
+        'inference', '--sizes', '16x16', '--modes', 'fp32', '--plain_repeats', '0', '--weights', WEIGHTS
+    )
     machine, heading, row = result.stdout.splitlines()
     assert 'matrix product' in machine and heading.split()[:2] == ['size', 'mode']
     assert row.split()[:2] == ['16x16', 'fp32'] and len(row) == len(heading)
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'status', 'said'),
+    ('command', 'arguments', 'status', 'said'),
     [
-        (['--sizes', '16'], 2, 'size'),
-        (['--sizes', '0x16'], 2, 'size'),
-        (['--modes', 'fp8'], 2, "'fp8'"),
-        (['--repeats', '0'], 2, 'repeats'),
-        (['--modes', 'fp16', '--plain_repeats', '0'], 1, 'fp16 on a CPU'),
+        ('inference', ['--sizes', '16'], 2, 'size'),
+        ('inference', ['--sizes', '0x16'], 2, 'size'),
+        ('inference', ['--modes', 'fp8'], 2, "'fp8'"),
+        ('inference', ['--repeats', '0'], 2, 'repeats'),
+        ('inference', ['--modes', 'fp16', '--plain_repeats', '0'], 1, 'fp16 on a CPU'),
+        ('train', ['--stages', '128'], 2, 'found 128; allowed: PATCHxBATCH'),
+        ('train', ['--modes', 'bf16+tlc'], 2, 'found bf16+tlc; allowed: fp32, bf16, fp16'),
+        ('train', ['--modes', 'fp16'], 1, 'fp16 on a CPU'),
+        ('train', ['--stages', '20x2'], 1, 'found a patch of 20 pixels; allowed: multiples of 8 up to 512'),
+        ('train', ['--weights', 'none.pth'], 1, 'none.pth'),
+        ('data', ['--patches', '513'], 1, 'found a patch of 513 pixels; allowed: at most 512'),
     ],
 )
-def test_what_cannot_be_measured_is_a_sentence(arguments, status, said):
-    result = run(*arguments, status=status)
+def test_what_cannot_be_measured_is_a_sentence(command, arguments, status, said):
+    result = run(command, *arguments, status=status)
     assert said in result.stderr and 'Traceback' not in result.stderr
 
 
 def test_memory_sees_a_peak_that_is_over():
-    memory = benchmark.Memory(torch.device('cpu'))
+    memory = measuring.Memory(torch.device('cpu'))
     with mmap.mmap(
         -1, 50_000_000
     ) as fresh:  # what is allocated otherwise may lie in memory that is there already
         fresh.write(b'a' * len(fresh))
     assert 49 <= memory.read()['working_MB'] < 140
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def test_training_is_measured(tmp_path):
+    options = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 2]}
+    weights = tmp_path / 'tiny.pth'
+    save_checkpoint(weights, Restormer(**options).state_dict(), {'type': 'Restormer', **options}, 0)
+    settings = ['--weights', weights, '--steps', 3, '--plain_steps', 2, '--workers', 1, '--json']
+    result = run('train', '--stages', '16x3', '--modes', 'bf16+checkpointing', *settings)
+    answer = json.loads(result.stdout)
+    assert answer['machine']['gflops']['fp32'] > 0
+    assert [(row['stage'], row['mode']) for row in answer['rows']] == [
+        ('16x3', 'plain'),
+        ('16x3', 'bf16+checkpointing'),
+    ]
+    for row in answer['rows']:
+        low, high = row['range']
+        assert 0 < low <= row['seconds'] <= high and 0 < row['data_wait'] < 1
+        assert row['peak_MB'] > row['working_MB'] > 0
+
+
+MACHINE = {'device': 'cpu', 'threads': 1, 'torch': '2', 'gflops': {'fp32': 100.0}}
+MEASURED = {
+    ('plain', 16): {'times': [3.0, 4.0, 5.0], 'waits': [0.1, 0.1, 0.4], 'peak_MB': 900.0, 'working_MB': 600.0},
+    ('fp32', 16): {'times': [1.0, 2.0], 'waits': [0.0, 0.3], 'peak_MB': 500.0, 'working_MB': 200.0},
+    ('plain', 24): {'failed': training.TOO_LARGE},
+    ('fp32', 24): {'times': [2.0], 'waits': [0.0], 'peak_MB': 500.0, 'working_MB': 200.0},
+}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What the processes of the rows would answer."""
+
+    def answer(_, task):
+        return MACHINE if task['what'] == 'machine' else {**MEASURED[task['mode'], task['patch']]}
+
+    monkeypatch.setattr(training, 'run_alone', answer)
+    monkeypatch.setattr(training, 'make_pairs', lambda folder: None)
+    return ['train', '--device', 'cpu', '--stages', '16x4', '24x2', '--modes', 'fp32']
+
+
+def test_every_figure_of_training_follows_from_the_measured_ones(measured, capsys):
+    assert benchmark.main([*measured, '--json']) == 0
+    answer = json.loads(capsys.readouterr().out)
+    plain, single, too_large, alone = answer['rows']
+    assert answer['machine'] == MACHINE
+    assert plain == {
+        'stage': '16x4',
+        'mode': 'plain',
+        'seconds': 4.0,
+        'range': [3.0, 5.0],
+        'samples_per_s': 1.0,
+        'data_wait': pytest.approx(0.05),
+        'peak_MB': 900.0,
+        'working_MB': 600.0,
+        'of_plain_speed': 1.0,
+        'of_plain_memory': 1.0,
+    }
+    assert single['samples_per_s'] == 4 / 1.5 == single['of_plain_speed']
+    assert single['of_plain_memory'] == 200 / 600 and single['data_wait'] == pytest.approx(0.1)
+    assert too_large == {'stage': '24x2', 'mode': 'plain', 'failed': training.TOO_LARGE}
+    assert alone['samples_per_s'] == 1 and 'of_plain_speed' not in alone
+
+
+def test_the_table_of_training_has_a_line_for_each_row(measured, capsys):
+    assert benchmark.main(measured) == 0
+    title, heading, plain, single, too_large, alone = capsys.readouterr().out.splitlines()
+    assert 'matrix product' in title and heading.split()[:2] == ['stage', 'mode']
+    assert len(plain) == len(single) == len(alone) == len(heading)
+    assert single.split() == [
+        '16x4',
+        'fp32',
+        '1.500',
+        '1.000-2.000',
+        '2.67',
+        '2.7x',
+        '10.0%',
+        '200',
+        '1/3.0',
+        '500',
+    ]
+    assert too_large.split(maxsplit=2) == ['24x2', 'plain', 'does not fit into memory']
+    assert alone.split().count('-') == 2
+
+
+def parsed(monkeypatch, *arguments):
+    """The arguments of `train` as its functions get them."""
+    seen = []
+    monkeypatch.setattr(training, 'compare', seen.append)
+    assert benchmark.main(['train', *arguments]) == 0
+    return seen[0]
+
+
+def test_the_stages_of_the_paper_are_those_of_its_recipe(monkeypatch):
+    args = parsed(monkeypatch, '--stages', 'paper', '64x2')
+    assert training.asked_stages(args) == [(128, 8), (160, 5), (192, 4), (256, 2), (320, 1), (384, 1), (64, 2)]
+
+
+def test_the_small_network_is_that_of_the_weights_here(monkeypatch):
+    options = networks.all_options(training.network_file(parsed(monkeypatch)))
+    assert (options['dim'], options['num_blocks'], options['num_refinement_blocks']) == (16, [1, 1, 2, 2], 1)
+    options = networks.all_options(training.network_file(parsed(monkeypatch, '--network', 'full')))
+    assert options['dim'] == 48
+
+
+def test_plain_and_ours_are_the_same_network_at_first(monkeypatch, tmp_path):
+    args = parsed(monkeypatch)
+    run = training.Run('bf16+compile', 128, 20, tmp_path, torch.device('cpu'), 1, 2, 3)
+    options = training.our_options(args, run)
+    assert options['train']['compile'] and not options['train']['activation_checkpointing']
+    assert options['datasets']['train']['dataset_enlarge_ratio'] == 2  # 16 pairs, a batch of 20
+    plain, _ = training.plain_network(args)
+    ours = Restormer(**{name: value for name, value in options['network_g'].items() if name != 'type'})
+    assert {name: p.shape for name, p in plain.named_parameters()} == {
+        name: p.shape for name, p in ours.named_parameters()
+    }
+
+
+def test_what_does_not_fit_into_the_memory_of_a_gpu_is_a_row(monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    monkeypatch.setattr(training, 'our_steps', too_much)
+    task = {'what': 'step', 'mode': 'fp32', 'patch': 16, 'batch': 2, 'folder': ''}
+    assert training.measure(parsed(monkeypatch, '--device', 'cpu'), task) == {'failed': training.TOO_LARGE}
+
+
+def test_a_row_that_was_killed_does_not_end_the_run(monkeypatch):
+    def killed(*_):
+        raise measuring.KilledError('fp32: status -9: killed')
+
+    monkeypatch.setattr(training, 'run_alone', killed)
+    assert 'killed' in training.run_row(parsed(monkeypatch), {})['failed']
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_from_a_pack_is_cheaper_than_from_png():
+    result = run('data', '--patches', 16, 24, '--samples', 9, '--json')
+    answer = json.loads(result.stdout)
+    assert [row['patch'] for row in answer['rows']] == [16, 24]
+    for row in answer['rows']:
+        assert row['of_packed_cost'] == row['png_ms'] / row['packed_ms'] > 1
+        assert row['packed_wall_ms'] > 0 and row['png_wall_ms'] > 0
+
+
+def test_the_files_are_as_large_as_those_of_photographs_and_the_plain_samples_are_pairs(tmp_path):
+    pairs.make_pairs(tmp_path)
+    raw = 3 * pairs.SIDE**2
+    for kind in ('input', 'target'):
+        files = sorted((tmp_path / kind).iterdir())
+        assert len(files) == pairs.COUNT and all(0.5 < file.stat().st_size / raw < 0.7 for file in files)
+    dataset = pairs.PlainPairs(tmp_path, 64)
+    for _ in range(4):
+        lq, gt = (dataset[3][kind] for kind in ('lq', 'gt'))
+        assert lq.shape == gt.shape == (3, 64, 64) and lq.dtype == torch.float32 and lq.is_contiguous()
+        assert lq.min() >= 0 and gt.max() <= 1

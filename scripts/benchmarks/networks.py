@@ -1,0 +1,47 @@
+"""The network that is measured, and its plain formulation."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from basicsr.archs.restormer_arch import Restormer
+from basicsr.utils.checkpoint import build_network, load_weights, network_options
+from basicsr.utils.files import ROOT
+
+
+def all_options(weights: Path | None) -> dict[str, Any]:
+    """All constructor arguments of the network in a file; None: the defaults. Raises CheckpointError, and ValueError
+    on another network."""
+    options = {name: p.default for name, p in inspect.signature(Restormer).parameters.items()}
+    if weights is not None:
+        options |= network_options(load_weights(weights))
+        if options.pop('type', 'Restormer') != 'Restormer':
+            raise ValueError(
+                f'{weights}: found another network; allowed: Restormer, which has a plain formulation'
+            )
+    return options
+
+
+def load_network(weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """In eval mode, with all its constructor's arguments; None: the default one with random weights."""
+    options = all_options(weights)
+    if weights is not None:
+        return build_network(load_weights(weights)), options
+    torch.manual_seed(0)
+    return Restormer(**options).eval(), options
+
+
+def plain(network: nn.Module, options: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network's parameters in the plain formulation."""
+    restormer = runpy.run_path(str(ROOT / 'tests' / 'archs' / 'oracle.py'))['restormer']
+    parameters = dict(network.named_parameters())
+    names = ('num_blocks', 'num_refinement_blocks', 'LayerNorm_type', 'dual_pixel_task')
+    arguments = {name: options[name] for name in names}
+    return lambda x: restormer(parameters, x, **arguments)
