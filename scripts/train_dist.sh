@@ -7,7 +7,7 @@
 # On two nodes, on each of them, with its number in NODE_RANK:
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first.host scripts/train_dist.sh 8 options/Deblurring_Restormer.yml
 #
-# PYTHON is the interpreter (default: python). One process that dies ends all; the others say why.
+# PYTHON is the interpreter (default: python). One process that dies ends all.
 set -euo pipefail
 
 if (($# < 2)) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then

@@ -12,7 +12,7 @@
 #   sbatch --nodes=2 --partition=gpu scripts/train_slurm.sh options/Deblurring_Restormer.yml
 #
 # A job that Slurm stops and starts again goes on where its newest state was saved. PYTHON is the interpreter
-# (default: python). One task that dies ends all; the others say why.
+# (default: python). One task that dies ends all.
 set -euo pipefail
 
 if (($# < 1)); then
@@ -27,4 +27,4 @@ if ((${SLURM_RESTART_COUNT:-0})); then
 fi
 # Slurm runs a copy of this script: the repository is where sbatch was called.
 exec srun --kill-on-bad-exit=1 "${PYTHON:-python}" "${SLURM_SUBMIT_DIR:-.}/basicsr/train.py" \
-    -opt "$options" --launcher slurm "${again[@]}" "$@"
+    -opt "$options" --launcher slurm ${again[@]+"${again[@]}"} "$@"

@@ -182,6 +182,7 @@ def test_going_on_with_another_number_of_processes(runs, alone, accumulate):
     ('act', 'said'),
     [
         ("raise DataError('a.png: is cut short')", ['rank 1: a.png: is cut short'] * 2),
+        ('raise KeyboardInterrupt', ['rank 1: KeyboardInterrupt']),
         ('os.kill(os.getpid(), signal.SIGKILL)', ['SIGKILL']),
     ],
 )

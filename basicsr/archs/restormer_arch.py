@@ -27,9 +27,13 @@ ALIGNED_CHANNELS = 16
 LayerNormType = Literal['WithBias', 'BiasFree']
 
 
+# Asked for once: a compiler cannot look into the question.
+_AUTOCAST = frozenset(kind for kind in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(kind))
+
+
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Switches autocast off, where a device has it: asked for one that has none, PyTorch raises."""
-    if torch.amp.is_autocast_available(device.type):
+    if device.type in _AUTOCAST:
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

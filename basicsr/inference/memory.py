@@ -16,6 +16,7 @@ _CGROUPS = Path('/sys/fs/cgroup')
 _MEMBERSHIP = Path('/proc/self/cgroup')
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_keeps_all = False  # since `keep_all_memory`
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -29,6 +30,8 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device.index)[0] + unused
     if device.type != 'cpu':
         return None
+    if _keeps_all:
+        _c_library().malloc_trim(0)  # what this process has freed is free
     return min([psutil.virtual_memory().available, *_cgroups_leave()])
 
 
@@ -88,13 +91,20 @@ def keep_freed_memory() -> None:
 
 
 def keep_all_memory() -> None:
-    """glibc never hands memory back from now on. A training step frees and takes the same gigabytes again and
+    """glibc hands memory back from now on only where `free_memory` looks. A training step frees and takes the same gigabytes again and
     again, in pieces beyond what `keep_freed_memory` reaches; without this, half of its time goes by in faulting
     their pages in. Nothing happens where the C library has no such setting."""
+    global _keeps_all
     with suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
+        library = _c_library()
+        mallopt, _ = library.mallopt, library.malloc_trim
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        _keeps_all = True
+
+
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from basicsr.data.sources import DataError
 from basicsr.inference.image_files import ImageFileError
 from basicsr.inference.restorer import RestoreError
-from basicsr.models.preflight import MemoryShortageError
+from basicsr.models.preflight import PreflightError
 from basicsr.models.run_directory import RunError
 from basicsr.models.training import TrainingError
 from basicsr.utils.checkpoint import CheckpointError
@@ -25,7 +25,7 @@ STOPS = (
     FloatingPointError,
     ImageFileError,
     LaunchError,
-    MemoryShortageError,
+    PreflightError,
     OSError,
     RestoreError,
     RunError,

@@ -71,6 +71,9 @@ class ImageCleanModel:
         self.parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         self.forward: Callable[[Tensor], Tensor] = self.net
         if train.compile:
+            # Together with DistributedDataParallel the compiler would cut the network into its buckets, and cannot
+            # where activations are computed again.
+            torch._dynamo.config.optimize_ddp = not train.activation_checkpointing
             self.forward = torch.compile(self.net, dynamic=False)
         if process.world_size > 1:
             self.forward = DistributedDataParallel(self.forward, [device] if device.type == 'cuda' else None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import nullcontext
+from math import gcd
 from typing import Any
 
 import torch
@@ -19,33 +21,39 @@ _SMALL_PATCHES = (32, 64)
 _OVER_KEPT = 1.25
 
 
-class MemoryShortageError(RuntimeError):
-    """A stage does not fit into memory; the message says what to lower."""
+class PreflightError(RuntimeError):
+    """A stage cannot be trained as asked; the message says what to change."""
 
 
 def check_memory(model: Any, stages: Stages, batches: TrainingBatches, train_set: Any) -> None:
     """Runs one step of the largest stage that is still to come, without its update: nothing of the run changes.
 
-    Raises MemoryShortageError, in every process, if it does not fit into the memory of one of them.
+    Raises PreflightError, in every process, if it does not fit into the memory of one of them, or if a network that
+    was to be compiled cannot be.
     """
     for stage in _largest(model, stages, batches):
-        keys = batches.micro_batch(1 + sum(stages.iters[:stage]), batches.mine[0])
+        iteration = max(batches.first_iteration, 1 + sum(stages.iters[:stage]))
+        keys = batches.micro_batch(iteration, batches.mine[0])
         batch = collate([train_set[key] for key in keys])
         shortage, taken = _rehearse(model, batch, stage)
         shortages = [text for text in model.process.gather(shortage) if text]
         if shortages:
-            raise MemoryShortageError(_advice(model.options, stages, stage, shortages[0]))
+            raise PreflightError(_advice(model.options, stages, stage, shortages[0]))
         get_logger().info('Stage %d takes the most memory%s: it fits.', stage + 1, taken)
 
 
 def _largest(model: Any, stages: Stages, batches: TrainingBatches) -> list[int]:
-    """The stage with the most pixels in a micro-batch; one each of those with checkpointing and those without."""
+    """The stage with the most pixels in a micro-batch, the one with the larger patch where two are equal; one each of
+    those with checkpointing and those without."""
     first, last = stages.at(batches.first_iteration), stages.at(batches.last_iteration)
     largest: dict[bool, int] = {}
     for stage in range(first, last + 1):
         kind = model.checkpointing(stage)
-        pixels = [stages.batches[s] * stages.patches[s] ** 2 for s in (stage, largest.get(kind, stage))]
-        if kind not in largest or pixels[0] > pixels[1]:
+        size, other = (
+            (stages.batches[s] * stages.patches[s] ** 2, stages.patches[s])
+            for s in (stage, largest.get(kind, stage))
+        )
+        if kind not in largest or size > other:
             largest[kind] = stage
     return sorted(largest.values())
 
@@ -54,7 +62,19 @@ def _rehearse(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None
     """What is missing, if anything; and what the stage takes, for the log, as far as that is known."""
     buffers = [buffer.clone() for buffer in model.net.buffers()]  # statistics, of networks that have some
     try:
-        return _tried(model, batch, stage)
+        return (_tried_on_gpu if model.device.type == 'cuda' else _tried)(model, batch, stage)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            free = free_memory(model.device)
+            there = f', and {_size(free)} are free' if free is not None else ''
+            return f'one step takes more than there is{there}', ''
+        if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+            said = ' '.join(str(error).partition('\n\n')[0].split())
+            raise PreflightError(
+                f'train.compile: found true, but the network cannot be compiled here ({type(error).__name__}: {said}); allowed: false, or a '
+                'machine with the compiler that PyTorch asks for'
+            ) from None
+        raise
     finally:
         model.optimizer.zero_grad()
         with torch.no_grad():
@@ -64,38 +84,52 @@ def _rehearse(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None
             torch.cuda.empty_cache()
 
 
+def _step(model: Any, batch: dict[str, Any], stage: int) -> None:
+    """Without a word to the other processes: one of them may fail."""
+    model.optimizer.zero_grad()
+    with model.forward.no_sync() if model.process.world_size > 1 else nullcontext():
+        model.gradient([batch], 0, stage)
+
+
+def _later(model: Any) -> int:
+    """Bytes that are not there yet in the first step: moments of the optimiser, and gradients beside the
+    activations of a later micro-batch."""
+    size = sum(parameter.nbytes for parameter in model.parameters)
+    return size * (2 * (not model.optimizer.state) + (model.accumulate > 1))
+
+
 def _tried(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
-    device, on_gpu = model.device, model.device.type == 'cuda'
+    """Elsewhere than on a GPU, where to try it out may end with the process killed: it is estimated before, but for
+    activations that are computed again."""
+    taken = ''
+    if not model.checkpointing(stage):
+        estimate = _estimate(model, batch) + _later(model)
+        # The processes of a machine share its memory.
+        everyone = model.process.gather((platform.node(), estimate))
+        here = sum(size for node, size in everyone if node == platform.node())
+        free = free_memory(model.device)
+        if free is not None and here > free:
+            return f'it takes about {_size(here)}, and {_size(free)} are free', ''
+        taken = f', about {_size(estimate)}'
+    _step(model, batch, stage)
+    return None, taken
+
+
+def _tried_on_gpu(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
+    device = model.device
     free = free_memory(device)
-    # What is not there yet: moments of the optimiser, and gradients beside the activations of a later micro-batch.
-    later = _bytes(model.parameters) * (2 * (not model.optimizer.state) + (model.accumulate > 1))
-    estimate = later
-    if device.type == 'cpu' and not model.checkpointing(stage):
-        estimate += _estimate(model, batch)
-        if free is not None and estimate > free:
-            return f'it takes about {_size(estimate)}, and {_size(free)} are free', ''
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    try:
-        with model.forward.no_sync() if model.process.world_size > 1 else nullcontext():
-            model.gradient([batch], 0, stage)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        there = f', and {_size(free)} are free' if free is not None else ''
-        return f'one step takes more than there is{there}', ''
-    if not on_gpu:
-        return None, f', about {_size(estimate)}' if estimate > later else ''
     assert free is not None
-    needed = torch.cuda.max_memory_allocated(device) - before + later
+    before = torch.cuda.memory_allocated(device)
+    _step(model, batch, stage)  # libraries try their ways, with more memory than they will take
+    torch.cuda.reset_peak_memory_stats(device)
+    _step(model, batch, stage)
+    needed = torch.cuda.max_memory_allocated(device) - before + _later(model)
     shortage = f'it takes {_size(needed)}, and {_size(free)} are free' if needed > free else None
     return shortage, f', {_size(needed)} of {_size(free)}'
 
 
 def _estimate(model: Any, batch: dict[str, Any]) -> int:
-    """Bytes that a step takes on a CPU, where to try it out may end with the process killed: from what small
-    patches keep for the gradients, which grows as their area."""
+    """Bytes that a step takes on a CPU: from what small patches keep for the gradients, which grows as their area."""
     samples, patch = len(batch['lq']), batch['lq'].shape[-1]
     small, large = _SMALL_PATCHES
     if patch <= large:
@@ -121,21 +155,22 @@ def _kept(model: Any, batch: dict[str, Any], patch: int) -> int:
     return sum(size for place, size in kept.items() if place not in own)
 
 
-def _bytes(tensors: list[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 def _size(size: float) -> str:
     return f'{size / 1e9:.1f} GB' if size >= 1e9 else f'{size / 1e6:.0f} MB'
 
 
 def _advice(options: Any, stages: Stages, stage: int, shortage: str) -> str:
     train = options.train
-    batch = stages.batches[stage]
+    batch, common = stages.batches[stage], gcd(*stages.batches)
     ways = []
-    if batch > 1:
-        keeps = 'num_gpu' if train.accumulate == 'auto' else 'train.accumulate'
-        ways.append(f'lower mini_batch_sizes (batch_size_per_gpu) and raise {keeps} by the same factor')
+    if common > 1:
+        key = 'num_gpu' if train.accumulate == 'auto' else 'train.accumulate'
+        ways.append(
+            f'divide mini_batch_sizes (batch_size_per_gpu) by {common} and multiply {key} by it, which keeps the '
+            'global batches'
+        )
+    elif batch > 1:
+        ways.append(f'lower its mini_batch_sizes, {batch}, which makes its global batch smaller')
     ways.append('lower gt_sizes (gt_size)')
     if not train.activation_checkpointing:
         ways.append('set train.activation_checkpointing to true')

@@ -64,7 +64,10 @@ def start_worker(_: int) -> None:
 
 
 class Training:
-    """One process's part of a run. `run` trains up to `train.total_iter`, or raises TrainingError."""
+    """One process's part of a run. `run` trains up to `train.total_iter`, or raises TrainingError.
+
+    Raises PreflightError if the largest stage cannot be trained here.
+    """
 
     def __init__(
         self, options: Any, device: torch.device, process: Process, directory: RunDirectory, auto_resume: bool
@@ -97,6 +100,8 @@ class Training:
             self.model.accumulate,
             self.samples,
         )
+        if self.iteration < options.train.total_iter:
+            check_memory(self.model, self.stages, self.batches, self.train_set)
         self.tensorboard = self._open_tensorboard()
 
     # -------------------------------------------------------------- the state of the run
@@ -155,7 +160,6 @@ class Training:
         if self.iteration >= total:
             self.logger.info('Nothing to do: all %d iterations are done.', total)
             return
-        check_memory(self.model, self.stages, self.batches, self.train_set)
         loader = iter(
             training_loader(self.train_set, self.batches, self.loader_options.num_worker_per_gpu, self.device)
         )
@@ -220,10 +224,10 @@ class Training:
         written_for = max(self.options.num_gpu, 1)
         if written_for != total:
             self.logger.warning(
-                'The batch sizes were written for %d GPUs: the global batch is %s of what was meant; '
-                'train.accumulate auto keeps it.',
-                written_for,
+                'The batch sizes were written for num_gpu %d: the global batch is %s of what was meant%s.',
+                self.options.num_gpu,
                 f'{total}/{written_for}',
+                '' if written_for % processes else '; train.accumulate auto keeps it',
             )
 
     def _explain(self, error: NonFiniteError) -> str:

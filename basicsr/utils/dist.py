@@ -73,7 +73,12 @@ def _slurm_environment() -> None:
 
 def _slurm_first_host() -> str:
     command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_JOB_NODELIST']]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]  # noqa: S603
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]  # noqa: S603
+    except (subprocess.CalledProcessError, IndexError, KeyError):
+        raise LaunchError(
+            '--launcher slurm: scontrol does not name the first node; allowed: a start through srun, or MASTER_ADDR'
+        ) from None
 
 
 _STOPPED = 'stopped'  # the key under which a process leaves its last words
@@ -116,7 +121,7 @@ def last_words(process: Process) -> Iterator[None]:
         if _is_of_network(error):
             raise LaunchError(_word_of_others(_store)) from None
         with contextlib.suppress(RuntimeError):  # the process that keeps the words is gone itself
-            _store.compare_set(_STOPPED, '', f'rank {process.rank}: {error or type(error).__name__}')
+            _store.compare_set(_STOPPED, '', f'rank {process.rank}: {str(error) or type(error).__name__}')
         raise
 
 

@@ -1,4 +1,6 @@
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -7,6 +9,7 @@ import torch
 
 from basicsr.inference import memory
 from basicsr.inference.memory import empty, free_memory
+from basicsr.utils.files import ROOT
 
 CPU = torch.device('cpu')
 AVAILABLE = 1000
@@ -232,3 +235,28 @@ def test_a_kernel_that_refuses_huge_pages(monkeypatch):
 
     monkeypatch.setattr(memory.mmap, 'mmap', Refusing)
     assert empty(torch.float32, CPU, 4, 3).zero_().shape == (4, 3)
+
+
+@pytest.mark.skipif(
+    not Path('/proc/self/statm').exists(), reason='the size of a process is read by way of /proc'
+)
+def test_memory_that_training_keeps_is_free_for_those_who_ask():
+    """In a process of its own, as it keeps memory from then on."""
+    script = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import psutil, torch
+from basicsr.inference.memory import free_memory, keep_all_memory
+keep_all_memory()
+size = lambda: psutil.Process().memory_info().rss
+before = size()
+tensors = [torch.ones(4_000_000) for _ in range(50)]
+del tensors
+kept = size()
+free_memory(torch.device('cpu'))
+print(kept - before, size() - before)
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    if kept < 5e8:
+        pytest.skip('this C library has no such setting')
+    assert left < 1e8

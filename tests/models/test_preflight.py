@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import platform
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.stages import TrainingBatches, TrainingOrder, stages_of
 from basicsr.models import preflight
 from basicsr.models.image_clean_model import ImageCleanModel
-from basicsr.models.preflight import MemoryShortageError, check_memory
+from basicsr.models.preflight import PreflightError, check_memory
 from basicsr.utils.dist import Process
 from basicsr.utils.logger import get_logger
 from basicsr.utils.options import load_options
@@ -28,7 +29,7 @@ from basicsr.utils.options import load_options
 def prepare(runs, tmp_path):
     """A model, its stages, the order of its samples, and the set."""
 
-    def prepare(first=1, stages=None, **train):
+    def prepare(first=1, *, stages=None, **train):
         content = options(tmp_path, 'unit', **train)
         if stages:
             names = ('gt_sizes', 'mini_batch_sizes', 'iters')
@@ -60,12 +61,68 @@ def prepare(runs, tmp_path):
 def test_the_largest_stage_to_come_is_tried_of_each_kind(prepare, monkeypatch, first, checkpointing, largest):
     """Stages of 8, 12, 9 and 4 thousand pixels or so."""
     model, *rest = prepare(
-        first, [(16, 32, 5), (32, 12, 6), (48, 4, 5), (64, 1, 4)], activation_checkpointing=checkpointing
+        first,
+        stages=[(16, 32, 5), (32, 12, 6), (48, 4, 5), (64, 1, 4)],
+        activation_checkpointing=checkpointing,
     )
     tried = []
     monkeypatch.setattr(preflight, '_rehearse', lambda _, batch, stage: (tried.append(stage), ''))
     check_memory(model, *rest)
     assert tried == largest
+
+
+def test_of_two_equal_stages_the_one_with_larger_patches_is_tried(prepare, monkeypatch):
+    """In the paper's recipe 4·192² = 1·384²: only the first could do with fewer patches."""
+    model, *rest = prepare(stages=[(32, 4, 5), (64, 1, 5), (16, 8, 5)])
+    tried = []
+    monkeypatch.setattr(preflight, '_rehearse', lambda _, batch, stage: (tried.append(stage), ''))
+    check_memory(model, *rest)
+    assert tried == [1]
+
+
+def test_a_run_that_goes_on_with_larger_batches_has_no_samples_before_its_own(prepare):
+    """Iteration 4 of stage 1 begins with sample 12: as if those before had been larger, it would be 48."""
+    model, stages, _, data = prepare()
+    batches = TrainingBatches(TrainingOrder(6, 5), stages, 4, 9, accumulate=4, first_sample=12)
+    seen = []
+    check_memory(model, stages, batches, Recorder(data, seen))
+    assert seen == [12, 13, 14, 15]
+
+
+class Recorder:
+    """A dataset that remembers the numbers of its samples."""
+
+    def __init__(self, data, seen):
+        self.data, self.seen = data, seen
+
+    def __getitem__(self, key):
+        self.seen.append(key.number)
+        return self.data[key]
+
+
+def test_processes_of_one_machine_share_its_memory(prepare, monkeypatch):
+    model, *rest = prepare()
+    monkeypatch.setattr(preflight, '_estimate', lambda *_: 300)
+    monkeypatch.setattr(preflight, '_later', lambda _: 0)
+    monkeypatch.setattr(preflight, 'free_memory', lambda _: 500)
+    check_memory(model, *rest)
+    three = [('elsewhere', 300), (platform.node(), 300), (platform.node(), 300)]
+    real = Process.gather
+    monkeypatch.setattr(Process, 'gather', lambda self, it: three if isinstance(it, tuple) else real(self, it))
+    with pytest.raises(PreflightError, match='does not fit'):
+        check_memory(model, *rest)
+
+
+def test_a_network_that_cannot_be_compiled_is_a_sentence(prepare, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError('no compiler')
+
+    real = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda net, **how: real(net, backend=refuse, **how))
+    with pytest.raises(
+        PreflightError, match=r'train\.compile: found true, but .*no compiler.*; allowed: false'
+    ):
+        check_memory(*prepare(compile=True))
 
 
 def test_nothing_of_the_run_changes(prepare):
@@ -112,16 +169,20 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 @pytest.mark.parametrize(
     ('train', 'advice'),
     [
-        ({}, ['raise train.accumulate', 'gt_sizes', 'activation_checkpointing', 'bf16']),
+        ({}, ['by 2 and multiply train.accumulate', 'gt_sizes', 'activation_checkpointing', 'bf16']),
         (
             {'accumulate': 'auto', 'precision': 'bf16'},
-            ['raise num_gpu', 'gt_sizes', 'activation_checkpointing'],
+            ['multiply num_gpu', 'gt_sizes', 'activation_checkpointing'],
+        ),
+        (
+            {'stages': [(32, 3, 9), (48, 2, 11)]},
+            ['lower its mini_batch_sizes, 2, which makes its global batch smaller', 'gt_sizes', 'bf16'],
         ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_advice(prepare, monkeypatch, train, advice):
     monkeypatch.setattr(preflight, 'free_memory', lambda _: 5_000_000)
-    with pytest.raises(MemoryShortageError) as caught:
+    with pytest.raises(PreflightError) as caught:
         check_memory(*prepare(**train))
     said = str(caught.value)
     assert said.startswith('Stage 2, with 2 patches of 48 pixels at a time, does not fit into memory: it takes')
@@ -137,7 +198,7 @@ def test_an_allocator_that_fails_is_the_same(prepare, monkeypatch):
 
     monkeypatch.setattr(preflight, '_estimate', lambda *_: 0)
     monkeypatch.setattr(model, 'forward', forward)
-    with pytest.raises(MemoryShortageError, match=r'one step takes more than there is.* To make it fit: lower'):
+    with pytest.raises(PreflightError, match=r'one step takes more than there is.* To make it fit: '):
         check_memory(model, *rest)
     assert all(parameter.grad is None for parameter in model.parameters)
 
@@ -164,7 +225,7 @@ def test_a_run_that_does_not_fit_ends_in_a_sentence_before_its_first_iteration(r
     done = run(command(path))
     assert done.returncode == 1
     assert 'does not fit into memory: it takes about' in done.stdout and 'Traceback' not in done.stdout
-    assert not list((ROOT / 'experiments' / name / 'training_states').iterdir())
+    assert not (ROOT / 'experiments' / name).exists()  # the name is free for another try
 
 
 def test_the_log_says_what_it_takes(runs, caplog):
