@@ -16,31 +16,25 @@ all. Exit status: 0 if it was made, or is whole; 1 if not; 2 on a wrong argument
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import secrets
-import shutil
-import signal
 import sys
-import traceback
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-ROOT = Path(__file__).resolve().parents[1]
+from typing import TYPE_CHECKING, BinaryIO
 
 # Run as a script, Python looks for modules in scripts/, and the package may not be installed.
 if __name__ == '__main__':
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from basicsr.utils.files import absolute, atomic_write, scratch_folder, sync_folder
+from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
     import numpy as np
 
     from basicsr.data.packed_image_dataset import StoredImage, StoredPair
     from basicsr.data.paired_image_dataset import Dataset_PairedImage
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,23 +101,12 @@ def wrong(args: argparse.Namespace) -> str:
     return ''
 
 
-@contextlib.contextmanager
-def ending_cleanly() -> Iterator[None]:
-    """SIGTERM ends the program as Ctrl-C does, through all that tidies up."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 # --- packing ------------------------------------------------------------------------------------------------
 
 
 def pack(args: argparse.Namespace) -> int:
     from basicsr.data.packed_image_dataset import INDEX, PIXELS, PackIndex
     from basicsr.data.paired_image_dataset import Dataset_PairedImage
-    from basicsr.utils.files import atomic_write
 
     output = absolute(args.output)
     if os.path.lexists(output):
@@ -135,7 +118,7 @@ def pack(args: argparse.Namespace) -> int:
         channels=args.channels,
     )
     try:
-        with whole_or_not_at_all(output) as folder:
+        with scratch_folder(output.parent) as folder:
             with (folder / PIXELS).open('xb') as file:
                 pairs = write_all(file, dataset, args.workers)
                 size = file.tell()
@@ -143,57 +126,19 @@ def pack(args: argparse.Namespace) -> int:
                 os.fsync(file.fileno())
             index = PackIndex(args.channels, args.crop_size, args.stride, size, tuple(pairs))
             atomic_write(folder / INDEX, index.encode())
+            folder.rename(output)
+        sync_folder(output.parent)
     except OSError as error:
         raise OSError(f'{args.output}: cannot be written: {error.strerror or error}') from None
     print(f'{index.summary()}, in {args.output}')
     return 0
 
 
-def absolute(path: Path) -> Path:
-    """From the working directory: what the package is given relatively counts from the repository."""
-    return path.expanduser().absolute()
-
-
-@contextlib.contextmanager
-def whole_or_not_at_all(output: Path) -> Iterator[Path]:
-    """A folder to fill, beside `output`, which takes this name at the end, or is removed."""
-    from basicsr.utils.files import sync_folder
-
-    folder = output.parent / f'.{secrets.token_hex(8)}.tmp'
-    try:
-        folder.mkdir()
-        yield folder
-        folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    sync_folder(output.parent)
-
-
 def write_all(file: BinaryIO, dataset: Dataset_PairedImage, workers: int) -> list[StoredPair]:
     """Writes the pixels of every pair."""
-    try:
-        return [write_pair(file, name, images) for name, images in decoded_pairs(dataset, workers)]
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # or it keeps the processes that decode
-        raise
+    from basicsr.data.parallel import in_parallel
 
-
-def decoded_pairs(
-    dataset: Dataset_PairedImage, workers: int
-) -> Iterator[tuple[str, dict[str, tuple[np.ndarray, int]]]]:
-    """Every pair's name and its images, in order; a few pairs at a time are in memory."""
-    from torch.utils.data import DataLoader
-    from tqdm import tqdm
-
-    loader = DataLoader(
-        Decoded(dataset),  # type: ignore[arg-type]
-        batch_size=None,
-        collate_fn=as_it_is,
-        num_workers=min(workers, len(dataset), os.cpu_count() or 1),
-        worker_init_fn=start_worker,
-    )
-    pairs = zip(dataset.names, iter(loader), strict=True)
-    yield from tqdm(pairs, total=len(dataset), desc='packing', unit='pair')
+    return in_parallel(Decoded(dataset), workers, 'packing', lambda pair: write_pair(file, *pair))
 
 
 def write_pair(file: BinaryIO, name: str, images: dict[str, tuple[np.ndarray, int]]) -> StoredPair:
@@ -212,7 +157,7 @@ def write_image(file: BinaryIO, pixels: np.ndarray, crc32: int) -> StoredImage:
 
 
 class Decoded:
-    """The pairs of a dataset, each image with the checksum of its bytes."""
+    """The pairs of a dataset by name, each image with the checksum of its bytes."""
 
     def __init__(self, dataset: Dataset_PairedImage) -> None:
         self.dataset = dataset
@@ -220,27 +165,15 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, tuple[np.ndarray, int]]:
+    def __getitem__(self, index: int) -> tuple[str, dict[str, tuple[np.ndarray, int]]]:
         import numpy as np
 
         from basicsr.data.packed_image_dataset import DTYPES
 
         images = self.dataset.read(index)
         stored = {kind: np.ascontiguousarray(image, DTYPES[image.dtype.name]) for kind, image in images.items()}
-        return {kind: (pixels, zlib.crc32(pixels)) for kind, pixels in stored.items()}
-
-
-def as_it_is(item: Any) -> Any:
-    return item
-
-
-def start_worker(_: int) -> None:
-    import cv2
-
-    # Both may come to all processes at once. It is the main one that ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    cv2.setNumThreads(0)  # as many processes as processors already
+        checked = {kind: (pixels, zlib.crc32(pixels)) for kind, pixels in stored.items()}
+        return self.dataset.names[index], checked
 
 
 # --- checking -----------------------------------------------------------------------------------------------

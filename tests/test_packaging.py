@@ -21,8 +21,15 @@ DISTRIBUTIONS = {
     'typing_extensions': 'pydantic',  # which needs it itself
 }
 OWN = {'basicsr', 'scripts'}
-OPTIONAL = {'onnx', 'onnxruntime'}  # the extra `onnx`: scripts/export_onnx.py says so where they are missing
-SOURCES = sorted([*ROOT.glob('basicsr/**/*.py'), *ROOT.glob('scripts/**/*.py'), ROOT / 'demo.py'])
+# Of the extras `onnx` and `download`: scripts/export_onnx.py and download_data.py say so where they are missing.
+OPTIONAL = {'onnx', 'onnxruntime', 'gdown'}
+PATTERNS = (
+    'basicsr/**/*.py',
+    'scripts/**/*.py',
+    'demo.py',
+    *(f'{task.folder}/*.py' for task in TASKS.values()),
+)
+SOURCES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 OPTION_FILES = sorted(ROOT.glob('options/**/*.yml'))
 PUBLISHED_TESTS = ['GoPro', 'HIDE', 'RealBlur_J', 'RealBlur_R']
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -28,6 +29,19 @@ def crop_windows(height: int, width: int, size: int, stride: int) -> list[Window
         for top in _starts(height, size, stride)
         for left in _starts(width, size, stride)
     ]
+
+
+def named_crops(name: str, height: int, width: int, size: int, stride: int) -> Iterator[tuple[str, Window]]:
+    """The windows of an image, with the names that they have as images of their own: `<name>-<n>`, n from 1."""
+    for number, window in enumerate(crop_windows(height, width, size, stride), 1):
+        yield f'{name}-{number}', window
+
+
+def centre_window(height: int, width: int, size: int) -> Window:
+    """The square of `size` pixels in the middle; where a row or column is over, it is at the bottom or right. A
+    side shorter than `size` is taken whole."""
+    sides = min(height, size), min(width, size)
+    return Window((height - sides[0]) // 2, (width - sides[1]) // 2, *sides)
 
 
 def _starts(length: int, size: int, stride: int) -> list[int]:

@@ -17,7 +17,7 @@ import numpy as np
 from natsort import natsorted
 from torch.utils.data import Dataset
 
-from basicsr.data.crops import Window, crop_windows
+from basicsr.data.crops import Window, named_crops
 from basicsr.data.paired_image_dataset import make_sample
 from basicsr.data.sources import DataError
 from basicsr.data.stages import SampleKey
@@ -79,8 +79,8 @@ class PackIndex:
         if self.crop_size is None or self.stride is None:
             yield Crop(pair.name, pair, Window(0, 0, height, width))
             return
-        for number, window in enumerate(crop_windows(height, width, self.crop_size, self.stride), 1):
-            yield Crop(f'{pair.name}-{number}', pair, window)
+        for name, window in named_crops(pair.name, height, width, self.crop_size, self.stride):
+            yield Crop(name, pair, window)
 
     def summary(self) -> str:
         return f'{len(self.pairs)} pairs, {len(self.crops)} training crops, {self.size / 1e9:.3g} GB'

@@ -91,9 +91,9 @@ def keep_freed_memory() -> None:
 
 
 def keep_all_memory() -> None:
-    """glibc hands memory back from now on only where `free_memory` looks. A training step frees and takes the same gigabytes again and
-    again, in pieces beyond what `keep_freed_memory` reaches; without this, half of its time goes by in faulting
-    their pages in. Nothing happens where the C library has no such setting."""
+    """From now on glibc hands freed memory back only when `free_memory` is asked. A training step frees and takes the
+    same gigabytes again and again, in pieces beyond what `keep_freed_memory` reaches; without this, half of its time
+    goes by in faulting their pages in. Nothing happens where the C library has no such setting."""
     global _keeps_all
     with suppress(AttributeError, OSError, TypeError):
         library = _c_library()

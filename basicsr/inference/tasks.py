@@ -48,5 +48,6 @@ def default_weights(task: str) -> Path:
         if path.is_file():
             return path
     raise CheckpointError(
-        f'{folder} has neither {found.published} nor {found.shipped}: no weights for {found.name}'
+        f'{folder} has neither {found.published} nor {found.shipped}: no weights for {found.name}; '
+        f'python {found.folder}/download_data.py --data weights gets the first'
     )

@@ -69,10 +69,10 @@ def _rehearse(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None
             there = f', and {_size(free)} are free' if free is not None else ''
             return f'one step takes more than there is{there}', ''
         if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
-            said = ' '.join(str(error).partition('\n\n')[0].split())
+            said = ' '.join(f'{type(error).__name__}: {error}'.partition('\n\n')[0].split())
             raise PreflightError(
-                f'train.compile: found true, but the network cannot be compiled here ({type(error).__name__}: {said}); allowed: false, or a '
-                'machine with the compiler that PyTorch asks for'
+                f'train.compile: found true, but the network cannot be compiled here ({said}); allowed: false, or '
+                'a machine with the compiler that PyTorch asks for'
             ) from None
         raise
     finally:

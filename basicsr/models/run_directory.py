@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
-from basicsr.utils.files import atomic_write
+from basicsr.utils.files import atomic_write, remove_leftovers
 from basicsr.utils.logger import get_logger
 
 STATES_KEPT = 2  # the newest, and the one to fall back to
@@ -49,8 +49,7 @@ class RunDirectory:
             except (BlockingIOError, PermissionError):
                 raise RunError(f'{self.root}: another process is training in this folder') from None
             for folder in (self.models, self.states):
-                for leftover in folder.glob('.*.tmp'):  # of a save that a kill interrupted
-                    leftover.unlink()
+                remove_leftovers(folder)  # of a save that a kill interrupted
             yield
 
     # -------------------------------------------------------------- training states

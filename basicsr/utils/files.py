@@ -1,11 +1,14 @@
-"""Where the repository is, and files that are either whole or not there."""
+"""Where the repository is, and files and folders that are either whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +20,11 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return ROOT / Path(path).expanduser()
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """As on a command line: relative paths count from the working directory; `~` is the home folder."""
+    return Path(path).expanduser().absolute()
+
+
 def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
     """Writes bytes, or what `data(file)` writes into the file it is given. Whoever opens `path`, after a kill
     or a power cut too, finds the old file or the new one, never a part. The folder must exist.
@@ -26,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
     path = Path(path)
     # Same folder, as a rename between file systems is not atomic. Not named after `path`, whose name may
     # already be as long as a name can be.
-    temporary = path.parent / f'.{secrets.token_hex(8)}.tmp'
+    temporary = _temporary(path.parent)
     try:
         with temporary.open('xb') as file:
             if callable(data):
@@ -39,6 +47,40 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A new folder in `folder`, removed at the end. What is whole in it is renamed to its place before, as is the
+    new folder itself where all of it is wanted. Raises OSError."""
+    scratch = _temporary(folder)
+    try:
+        scratch.mkdir()
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f'.{secrets.token_hex(8)}.tmp'
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes have left of the above in a folder, where no other may be writing now."""
+    for path in folder.glob('.*.tmp'):
+        if re.fullmatch(r'\.[0-9a-f]{16}\.tmp', path.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raises OSError, as a full disk does, if fewer than `size` bytes are free for a folder that is there."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        needed = f'{size / 1e6:,.0f} MB are needed, and {free / 1e6:,.0f} MB free'
+        raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({needed})')
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from basicsr.data.crops import crop_windows
+from basicsr.data.crops import centre_window, crop_windows, named_crops
 
 
 def test_the_papers_crops_of_a_720p_frame():
@@ -51,3 +51,18 @@ def test_every_pixel_is_in_a_window_and_no_window_comes_twice(shape, stride):
 def test_a_size_or_stride_that_is_none_is_refused(size, stride):
     with pytest.raises(ValueError, match=f'found {size} and {stride}; allowed: 1 or more'):
         crop_windows(9, 9, size, stride)
+
+
+def test_names_count_row_by_row():
+    assert list(named_crops('a-1', 5, 6, size=4, stride=2)) == [
+        ('a-1-1', (0, 0, 4, 4)),
+        ('a-1-2', (0, 2, 4, 4)),
+        ('a-1-3', (1, 0, 4, 4)),
+        ('a-1-4', (1, 2, 4, 4)),
+    ]
+
+
+def test_the_centre():
+    assert centre_window(720, 1280, size=256) == (232, 512, 256, 256)
+    assert centre_window(9, 6, size=4) == (2, 1, 4, 4)
+    assert centre_window(3, 5, size=4) == (0, 0, 3, 4)

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from basicsr.utils.files import ROOT, atomic_write, resolve
+from basicsr.utils.files import ROOT, absolute, atomic_write, remove_leftovers, resolve, scratch_folder
 
 
 def test_root_is_the_repository():
@@ -14,6 +14,7 @@ def test_relative_paths_count_from_the_root_wherever_one_stands(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert resolve('options/a.yml') == ROOT / 'options' / 'a.yml'
     assert resolve(tmp_path / 'a.yml') == tmp_path / 'a.yml'
+    assert absolute('options/a.yml') == tmp_path / 'options' / 'a.yml'
 
 
 @pytest.mark.parametrize('data', [b'new', lambda file: file.write(b'new')])
@@ -58,3 +59,27 @@ def test_the_file_has_the_rights_of_any_new_file(tmp_path):
     (tmp_path / 'plain').write_bytes(b'')
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ('atomic', 'plain')}
     assert len(modes) == 1
+
+
+def test_a_scratch_folder_is_gone_unless_it_was_given_a_name(tmp_path):
+    with scratch_folder(tmp_path) as folder:
+        (folder / 'file').write_bytes(b'')
+        (folder / 'file').rename(tmp_path / 'kept')
+        (folder / 'lost').write_bytes(b'')
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path):
+        raise KeyboardInterrupt
+    with scratch_folder(tmp_path) as folder:
+        folder.rename(tmp_path / 'named')
+    assert {path.name for path in tmp_path.iterdir()} == {'kept', 'named'}
+
+
+def test_what_kills_have_left_is_removed_and_nothing_else(tmp_path):
+    atomic_write(tmp_path / 'file', b'whole')
+    with scratch_folder(tmp_path) as folder:
+        pass
+    folder.mkdir()
+    (folder / 'file').write_bytes(b'')
+    (tmp_path / '.0123456789abcdef.tmp').write_bytes(b'')
+    (tmp_path / '.mine.tmp').write_bytes(b'')
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {'file', '.mine.tmp'}
