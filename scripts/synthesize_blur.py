@@ -1,31 +1,47 @@
-"""Make a small set of blurred and sharp pairs, without downloading anything: the real photographs inside the
-scikit-image wheel, blurred by synthetic camera shake. It is for trying the training out; it is no benchmark.
+"""Make a set of blurred and sharp pairs by synthetic camera shake, without downloading anything: of the real
+photographs inside the scikit-image wheel, to try the training out (it is no benchmark), or of your own.
 
     python scripts/synthesize_blur.py                      # → datasets/synthetic_blur in the repository
     python scripts/synthesize_blur.py --output my_set --blur_length 10 20 --per_image 20
+    python scripts/synthesize_blur.py --output my_set --model shake6d --sharp_dir PHOTOGRAPHS --sheet look.png
 
 The set is `<output>/{train,val}/{input,target}/<photograph>-<n>.png` (n from 1; input is the blurred image),
 and `<output>/settings.json`, written last, says how it was made. The same settings give the same bytes; a
-larger --per_image adds pairs and leaves the first ones as they were.
+larger --per_image adds pairs and leaves the first ones as they were. With --sharp_dir all is in `train`.
 
-No photograph is in both train and val, but blur is: pair n of every photograph has kernel n, as in the
-benchmark of Levin et al. (CVPR 2009; 4 photographs × 8 kernels). So a few kernels make a set that a small
-network learns in minutes, and the score on val tells how it does on new photographs, not on new blur.
+`--model kernel` blurs a whole photograph with one kernel. No built-in photograph is in both train and val, but
+blur is: pair n of every photograph has kernel n, as in the benchmark of Levin et al. (CVPR 2009; 4 photographs
+× 8 kernels). So a few kernels make a set that a small network learns in minutes, and the score on val tells how
+it does on new photographs, not on new blur.
+
+`--model shake6d` moves a camera, and objects before it, through the scene, anew for each pair; this is much more
+like real blur (basicsr/data/synthetic_blur.py). Dataset_SyntheticBlur makes such pairs while it trains, without a
+set on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+# Run as a script, Python looks for modules in scripts/, and the package may not be installed.
+if __name__ == '__main__':
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import cv2
 import numpy as np
 import skimage
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from basicsr.data.parallel import in_parallel
+from basicsr.data.sources import DataError, FolderSource, decode
+from basicsr.data.synthetic_blur import BlurParameters, blurred_pair, random_trajectory, to_linear, to_srgb
+from basicsr.utils.files import absolute
 
 # Files that the wheels of scikit-image 0.22 to 0.26 hold; the grey ones become RGB.
 # A scene stands on one side only: motorcycle_left and motorcycle_right are the two views of a stereo pair.
@@ -44,12 +60,13 @@ PHOTOGRAPHS = {
 }
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / 'datasets' / 'synthetic_blur'
 SETTINGS_FILE = 'settings.json'
-RECIPE = 1  # raise it when the same arguments no longer give the same bytes, so that older sets are noticed
+# Raise a number when the same arguments no longer give the same bytes, so that older sets are noticed.
+RECIPE = 1
+SHAKE_RECIPE = 1
+MODELS = ('kernel', 'shake6d')
+BLUR_LENGTH, NOISE = (8.0, 12.0), 1.0  # of kernels
 
-TRAJECTORY_STEPS = 1000  # positions in one exposure; far below a pixel apart for any sensible blur
-JERKS = 1.0  # sudden changes of direction, on average, in one exposure
-TREMOR = 1.5  # random acceleration over one exposure, relative to the first speed
-SPRING = 4.0  # pull back to the first position: the hand tries to hold still
+SHEET_SIDE, SHEET_PAIRS, SHEET_ROW = 256, 12, 2  # pixels of a picture; pairs; pairs in a row
 
 
 class Pair(NamedTuple):
@@ -63,35 +80,6 @@ class Pair(NamedTuple):
 
 
 # --- blur ---------------------------------------------------------------------------------------------------
-
-
-def random_trajectory(rng: np.random.Generator, length: float) -> NDArray[np.float64]:
-    """Positions (steps, 2), in pixels, of a shaken camera at equal intervals of time; the path's length is
-    `length` and its mean position is (0, 0).
-
-    In the manner of Boracchi & Foi, "Modeling the performance of image restoration from motion blur" (IEEE
-    TIP 2012): a particle that has inertia is driven by Gaussian tremor and rare jerks and pulled back to where
-    it started. Where it lingers the kernel is bright.
-    """
-    dt = 1 / TRAJECTORY_STEPS
-    tremor = TREMOR * np.sqrt(dt) * rng.standard_normal((TRAJECTORY_STEPS, 2))
-    jerked = rng.random(TRAJECTORY_STEPS) < JERKS * dt
-    jerks = 2 * rng.standard_normal((TRAJECTORY_STEPS, 2))
-
-    angle = rng.uniform(0, 2 * np.pi)
-    velocity = np.array([np.cos(angle), np.sin(angle)])
-    position = np.zeros(2)
-    positions = np.empty((TRAJECTORY_STEPS, 2))
-    for step in range(TRAJECTORY_STEPS):
-        positions[step] = position
-        velocity = velocity + tremor[step] - SPRING * dt * position
-        if jerked[step]:
-            velocity = velocity + jerks[step]
-        position = position + dt * velocity
-
-    travelled = np.linalg.norm(np.diff(positions, axis=0), axis=1).sum()
-    positions *= length / travelled
-    return positions - positions.mean(axis=0)
 
 
 def rasterise(positions: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -118,19 +106,6 @@ def random_kernel(rng: np.random.Generator, length: float) -> NDArray[np.float64
     `length` is how far the camera's view travels during the exposure, in pixels, along its path; 0 is no blur.
     """
     return rasterise(random_trajectory(rng, length))
-
-
-def to_linear(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """sRGB in 0…255 → linear light in [0, 1] (IEC 61966-2-1)."""
-    srgb = np.arange(256) / 255
-    table = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    return table[image]
-
-
-def to_srgb(light: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Linear light in [0, 1] → sRGB in [0, 255], not rounded."""
-    light = light.clip(0, 1)
-    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 def blur(
@@ -171,19 +146,106 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     path.write_bytes(data.tobytes())  # cv2.imwrite returns False when the disk is full; this raises
 
 
-def all_pairs(per_image: int) -> list[Pair]:
-    return [
-        Pair(split, photograph, number)
-        for split, photographs in PHOTOGRAPHS.items()
-        for photograph in photographs
-        for number in range(1, per_image + 1)
-    ]
+class Photographs(NamedTuple):
+    """The built-in ones, or those of a folder; (H, W, 3) in OpenCV's channel order, by file name."""
+
+    splits: dict[str, tuple[str, ...]]
+    folder: FolderSource | None = None
+
+    @classmethod
+    def of(cls, sharp_dir: Path | None) -> Photographs:
+        """Raises DataError, and FileNotFoundError, if one is absent."""
+        if sharp_dir is None:
+            for names in PHOTOGRAPHS.values():
+                for name in names:
+                    read_photograph(name)
+            return cls(PHOTOGRAPHS)
+        folder = FolderSource(absolute(sharp_dir))
+        if not folder.names:
+            raise DataError(f'{sharp_dir}: there is no image in it')
+        return cls({'train': tuple(Path(folder.where(name)).name for name in folder.names)}, folder)
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        if self.folder is None:
+            return read_photograph(name)
+        stem = Path(name).stem
+        pixels = decode(self.folder.read(stem), self.folder.where(stem), channels=3)[:, :, ::-1]
+        return (pixels / 257).round().astype(np.uint8) if pixels.dtype == np.uint16 else pixels
+
+    def pairs(self, per_image: int) -> list[Pair]:
+        return [
+            Pair(split, photograph, number)
+            for split, photographs in self.splits.items()
+            for photograph in photographs
+            for number in range(1, per_image + 1)
+        ]
+
+    def folders(self, output: Path) -> Iterator[Path]:
+        for split in self.splits:
+            yield output / split / 'input'
+            yield output / split / 'target'
 
 
-def image_folders(output: Path) -> Iterator[Path]:
-    for split in PHOTOGRAPHS:
-        yield output / split / 'input'
-        yield output / split / 'target'
+class KernelBlur(NamedTuple):
+    blur_length: tuple[float, float]
+    noise: float
+
+    def pair(
+        self, photographs: Photographs, pair: Pair, seed: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        # A random stream for each kernel and each pair, so that none depends on which others are made.
+        kernel_rng = np.random.default_rng([seed, pair.number])
+        kernel = random_kernel(kernel_rng, kernel_rng.uniform(*self.blur_length))
+        noise_rng = np.random.default_rng([seed, pair.number, *pair.photograph.encode()])
+        sharp = photographs.read(pair.photograph)
+        return blur(sharp, kernel, self.noise, noise_rng), sharp
+
+    def settings(self) -> dict[str, Any]:
+        return {'blur_length': [float(value) for value in self.blur_length], 'noise': float(self.noise)}
+
+
+class ShakeBlur(NamedTuple):
+    parameters: BlurParameters
+
+    def pair(
+        self, photographs: Photographs, pair: Pair, seed: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        def another(rng: np.random.Generator) -> NDArray[np.uint8]:
+            """Of the same split."""
+            names = photographs.splits[pair.split]
+            return photographs.read(names[int(rng.integers(len(names)))])[:, :, ::-1]
+
+        rng = np.random.default_rng([seed, pair.number, *pair.photograph.encode()])
+        sharp = photographs.read(pair.photograph)[:, :, ::-1]
+        blurred, sharp = blurred_pair(sharp, rng, self.parameters, other=another)
+        return blurred[:, :, ::-1], sharp[:, :, ::-1]
+
+    def settings(self) -> dict[str, Any]:
+        values = {name: _listed(value) for name, value in asdict(self.parameters).items()}
+        return {'model': 'shake6d', 'shake_recipe': SHAKE_RECIPE, 'parameters': values}
+
+
+def _listed(value: Any) -> Any:
+    return [float(each) for each in value] if isinstance(value, tuple | list) else float(value)
+
+
+class Written:
+    """`written[i]` writes a pair."""
+
+    def __init__(
+        self, output: Path, photographs: Photographs, model: KernelBlur | ShakeBlur, per_image: int, seed: int
+    ) -> None:
+        self.output, self.photographs, self.model, self.seed = output, photographs, model, seed
+        self.pairs = photographs.pairs(per_image)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> None:
+        pair = self.pairs[index]
+        blurred, sharp = self.model.pair(self.photographs, pair, self.seed)
+        for role, image in (('input', blurred), ('target', sharp)):
+            write_png(self.output / pair.split / role / pair.name, image)
 
 
 def is_complete(output: Path, pairs: list[Pair]) -> bool:
@@ -192,10 +254,11 @@ def is_complete(output: Path, pairs: list[Pair]) -> bool:
     )
 
 
-def clear(output: Path) -> None:
+def clear(output: Path, photographs: Photographs) -> None:
     """Delete an earlier set. Raises FileExistsError, and deletes nothing, if its folders hold anything else."""
-    stems = {Path(name).stem for names in PHOTOGRAPHS.values() for name in names}
-    found = [path for folder in image_folders(output) if folder.is_dir() for path in sorted(folder.iterdir())]
+    stems = {Path(name).stem for names in photographs.splits.values() for name in names}
+    folders = [folder for folder in photographs.folders(output) if folder.is_dir()]
+    found = [path for folder in folders for path in sorted(folder.iterdir())]
     for path in found:
         stem, _, number = path.stem.rpartition('-')
         if not (path.is_file() and path.suffix == '.png' and stem in stems and number.isdecimal()):
@@ -205,72 +268,128 @@ def clear(output: Path) -> None:
         path.unlink()
 
 
+def write_sheet(path: Path, output: Path, pairs: list[Pair]) -> None:
+    """The middles of some pairs, sharp and then blurred, in rows."""
+    chosen = [
+        pairs[place] for place in np.linspace(0, len(pairs) - 1, min(len(pairs), SHEET_PAIRS)).astype(int)
+    ]
+    pictures = [
+        _middle(cv2.imread(str(output / pair.split / role / pair.name)))
+        for pair in chosen
+        for role in ('target', 'input')
+    ]
+    in_row = min(2 * SHEET_ROW, len(pictures))
+    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % in_row)
+    rows = [np.hstack(pictures[start : start + in_row]) for start in range(0, len(pictures), in_row)]
+    write_png(path, np.vstack(rows))
+
+
+def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    square = np.zeros((SHEET_SIDE, SHEET_SIDE, 3), np.uint8)
+    height, width = (min(side, SHEET_SIDE) for side in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    square[:height, :width] = image[top : top + height, left : left + width]
+    return square
+
+
+def blur_model(
+    model: str, blur_length: tuple[float, float] | None, noise: float | None, shake: tuple[float, float] | None
+) -> KernelBlur | ShakeBlur:
+    """Raises ValueError on arguments that make no sense, or belong to another model."""
+    if model not in MODELS:
+        raise ValueError(f'model: found {model}; allowed: {", ".join(MODELS)}')
+    foreign = {'shake': shake} if model == 'kernel' else {'blur_length': blur_length, 'noise': noise}
+    for name, value in foreign.items():
+        if value is not None:
+            raise ValueError(f'{name}: found {value}; allowed: nothing, with the model {model}')
+    if model == 'shake6d':
+        parameters = BlurParameters()
+        return ShakeBlur(parameters if shake is None else replace(parameters, shake=tuple(shake)))
+    low, high = BLUR_LENGTH if blur_length is None else blur_length
+    noise = NOISE if noise is None else noise
+    if not 0 <= low <= high < 1000:
+        raise ValueError(f'blur_length: found {low:g} {high:g}; allowed: 0 ≤ lo ≤ hi < 1000 pixels')
+    if not 0 <= noise <= 255:
+        raise ValueError(f'noise: found {noise:g}; allowed: 0 to 255')
+    return KernelBlur((low, high), noise)
+
+
 def synthesize(
     output: str | Path = DEFAULT_OUTPUT,
     seed: int = 0,
     per_image: int = 2,
-    blur_length: tuple[float, float] = (8.0, 12.0),
-    noise: float = 1.0,
+    blur_length: tuple[float, float] | None = None,
+    noise: float | None = None,
     overwrite: bool = False,
+    sharp_dir: str | Path | None = None,
+    model: str = 'kernel',
+    shake: tuple[float, float] | None = None,
+    workers: int = 0,
+    sheet: str | Path | None = None,
 ) -> dict[str, int]:
     """Make the set, or leave it alone if it is there with the same settings.
 
     Args:
         output: folder of the set.
-        seed: of kernels and noise.
-        per_image: number of kernels, and so of blurred versions of every photograph.
-        blur_length: least and largest length of the camera's path, in pixels; uniform between them.
-        noise: standard deviation in steps of 1/255.
+        seed: of all that is random.
+        per_image: blurred versions of every photograph; with kernels: their number.
+        blur_length: kernels: least and largest length of the camera's path, in pixels, uniform between them; none:
+            BLUR_LENGTH.
+        noise: kernels: standard deviation in steps of 1/255; none: NOISE.
         overwrite: replace a set that has other settings.
+        sharp_dir: folder of photographs; none: the built-in ones.
+        model: one of MODELS.
+        shake: shake6d: least and largest length of the camera's path, in % of a picture's longer side; none: that of
+            BlurParameters.
+        workers: processes; 0: this one alone. The bytes do not depend on it.
+        sheet: PNG file to write, of some sharp and blurred pictures side by side.
 
-    Returns the number of pairs written, {'train': n, 'val': m}; both are 0 if the set was there already.
+    Returns the number of pairs written, {'train': n, 'val': m}; all are 0 if the set was there already.
     Raises FileExistsError if there is a set with other settings (unless `overwrite`) or someone's own images,
-    ValueError on arguments that make no sense.
+    ValueError on arguments that make no sense and on photographs that cannot be read.
     """
-    low, high = blur_length
-    if not 0 <= low <= high < 1000:
-        raise ValueError(f'blur_length: found {low:g} {high:g}; allowed: 0 ≤ lo ≤ hi < 1000 pixels')
-    if not 0 <= noise <= 255:
-        raise ValueError(f'noise: found {noise:g}; allowed: 0 to 255')
+    blurring = blur_model(model, blur_length, noise, shake)
     if per_image < 1:
         raise ValueError(f'per_image: found {per_image}; allowed: 1 or more')
     if seed < 0:
         raise ValueError(f'seed: found {seed}; allowed: 0 or more')
+    if workers < 0:
+        raise ValueError(f'workers: found {workers}; allowed: 0 or more')
 
     output = Path(output)
+    photographs = Photographs.of(None if sharp_dir is None else Path(sharp_dir))
     settings = {
         'recipe': RECIPE,
-        'photographs': {split: list(names) for split, names in PHOTOGRAPHS.items()},
+        'photographs': {split: list(names) for split, names in photographs.splits.items()},
         'seed': seed,
         'per_image': per_image,
-        'blur_length': [float(low), float(high)],
-        'noise': float(noise),
+        **blurring.settings(),
+        **({} if photographs.folder is None else {'sharp_dir': str(photographs.folder.root)}),
     }
-    pairs = all_pairs(per_image)
+    written = Written(output, photographs, blurring, per_image, seed)
+    made = _make(output, settings, written, workers, overwrite)
+    if sheet is not None:
+        write_sheet(Path(sheet), output, written.pairs)
+    return {split: made * per_image * len(names) for split, names in photographs.splits.items()}
+
+
+def _make(output: Path, settings: dict[str, Any], written: Written, workers: int, overwrite: bool) -> bool:
+    """False: it was there already."""
     settings_path = output / SETTINGS_FILE
     if settings_path.is_file() and not overwrite:
         if json.loads(settings_path.read_text(encoding='utf-8')) != settings:
             raise FileExistsError(f'{output} holds a set made with other settings; --overwrite replaces it')
-        if is_complete(output, pairs):
-            return dict.fromkeys(PHOTOGRAPHS, 0)
-
-    photographs = {name: read_photograph(name) for names in PHOTOGRAPHS.values() for name in names}
-    clear(output)
-    for folder in image_folders(output):
+        if is_complete(output, written.pairs):
+            return False
+    clear(output, written.photographs)
+    for folder in written.photographs.folders(output):
         folder.mkdir(parents=True, exist_ok=True)
-    for pair in tqdm(pairs, desc='synthesize_blur', unit='pair'):
-        # A random stream for each kernel and each pair, so that none depends on which others are made.
-        kernel_rng = np.random.default_rng([seed, pair.number])
-        kernel = random_kernel(kernel_rng, kernel_rng.uniform(low, high))
-        noise_rng = np.random.default_rng([seed, pair.number, *pair.photograph.encode()])
-        sharp = photographs[pair.photograph]
-        write_png(output / pair.split / 'input' / pair.name, blur(sharp, kernel, noise, noise_rng))
-        write_png(output / pair.split / 'target' / pair.name, sharp)
+    in_parallel(written, workers, 'synthesize_blur', lambda _: None)
 
     unfinished = settings_path.with_suffix('.tmp')
     unfinished.write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
     unfinished.replace(settings_path)
-    return {split: sum(pair.split == split for pair in pairs) for split in PHOTOGRAPHS}
+    return True
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -278,21 +397,33 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__.partition('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument('--output', type=Path, default=DEFAULT_OUTPUT, help='folder of the set')
-    parser.add_argument('--seed', type=int, default=0, help='of kernels and noise')
-    parser.add_argument('--per_image', type=int, default=2, help='kernels, and pairs from each photograph')
+    parser.add_argument('--sharp_dir', type=Path, help='folder of photographs; none: built-in ones')
+    parser.add_argument('--model', choices=MODELS, default='kernel', help='how to blur')
+    parser.add_argument('--seed', type=int, default=0, help='of all that is random')
+    parser.add_argument('--per_image', type=int, default=2, help='pairs from each photograph')
     parser.add_argument(
-        '--blur_length', type=float, nargs=2, default=(8.0, 12.0), metavar=('LO', 'HI'),
-        help="length of the camera's path in pixels",
+        '--blur_length', type=float, nargs=2, metavar=('LO', 'HI'),
+        help=f"kernel: length of the camera's path in pixels; none: {BLUR_LENGTH[0]:g} {BLUR_LENGTH[1]:g}",
     )  # fmt: skip
-    parser.add_argument('--noise', type=float, default=1.0, help='standard deviation, in steps of 1/255')
+    parser.add_argument(
+        '--noise', type=float, help=f'kernel: standard deviation, in steps of 1/255; none: {NOISE:g}'
+    )
+    parser.add_argument(
+        '--shake', type=float, nargs=2, metavar=('LO', 'HI'),
+        help="shake6d: length of the camera's path, in %% of a picture's longer side; none: "
+        + ' '.join(f'{value:g}' for value in BlurParameters().shake),
+    )  # fmt: skip
+    parser.add_argument('--workers', type=int, default=0, help='processes; 0: this one alone')
+    parser.add_argument('--sheet', type=Path, help='PNG file to write: sharp and blurred pictures side by side')
     parser.add_argument('--overwrite', action='store_true', help='replace a set made with other settings')
     args = parser.parse_args(arguments)
     try:
         counts = synthesize(**vars(args))
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         parser.exit(1, f'{parser.prog}: {error}\n')
     if any(counts.values()):
-        print(f'{args.output}: {counts["train"]} training and {counts["val"]} validation pairs')
+        titles = {'train': 'training', 'val': 'validation'}
+        print(f'{args.output}: {" and ".join(f"{n} {titles[split]}" for split, n in counts.items())} pairs')
     else:
         print(f'{args.output}: already there with these settings, nothing to do')
 

@@ -105,7 +105,9 @@ class _Checks:
         self.train_set = datasets.get('train', {})
         self.test_sets = {phase: dataset for phase, dataset in datasets.items() if phase != 'train'}
         self.used_sets = datasets if purpose == 'train' else self.test_sets
-        self.pack_channels: dict[str, int] = {}  # of the packed sets; known when they have been opened
+        self.built_channels: dict[
+            str, int
+        ] = {}  # of sets that have no such key; known when they have been opened
 
     def run(self) -> Iterator[Mistake]:
         yield from self._sections()
@@ -177,7 +179,11 @@ class _Checks:
                 allowed = 'a file' if self.purpose == 'test' else 'a file, or ~ for none'
                 parts = _in_repository(file)
                 published = parts[1:2] == ('pretrained_models',)
-                hint = f', and {parts[0]}/pretrained_models/README.md says how to get it' if published else ''
+                hint = (
+                    f'; python {parts[0]}/download_data.py --data weights gets the published one'
+                    if published
+                    else ''
+                )
                 text = f'found {show(file)}, where there is no file; allowed: {allowed}{hint}'
                 yield Mistake(('path', name), text)
         groups: dict[str, list[tuple[Key, str]]] = {}
@@ -230,8 +236,9 @@ class _Checks:
             except Exception as error:
                 yield _refusal(key, section, error)
             else:
-                if dataset['type'] == 'Dataset_PackedImage':
-                    self.pack_channels[phase] = built.channels
+                channels = getattr(built, 'channels', None)
+                if dataset['type'] != 'Dataset_PairedImage' and isinstance(channels, int):
+                    self.built_channels[phase] = channels
                 if phase == 'train' and (*key, 'dataset_enlarge_ratio') not in self.wrong:
                     yield from self._enough(length * dataset.get('dataset_enlarge_ratio', 1))
 
@@ -334,7 +341,7 @@ class _Checks:
             yield Mistake(
                 (*key, 'reduction'), 'found "none"; allowed: "mean" or "sum", as training needs one number'
             )
-        is_grey = 1 in (self.train_set.get('channels'), self.pack_channels.get('train'))
+        is_grey = 1 in (self.train_set.get('channels'), self.built_channels.get('train'))
         if getattr(loss, 'toY', False) is True and is_grey:
             yield Mistake((*key, 'toY'), 'found true; allowed: false, as datasets.train has 1 channel')
 
@@ -371,7 +378,7 @@ class _Checks:
         """Of the images of a set of ours; None if that is not known."""
         if dataset.get('type') == 'Dataset_PairedImage':
             return dataset.get('channels', 3)
-        return self.pack_channels.get(phase)
+        return self.built_channels.get(phase)
 
     def _sizes(self) -> Iterator[tuple[Key, int]]:
         """Whatever becomes the side of an image that the network sees."""
@@ -386,8 +393,8 @@ class _Checks:
     def _metrics(self) -> Iterator[Mistake]:
         """Each is tried on a small image, with the channels and the type of those it will get."""
         measured = [dataset for dataset in self.test_sets.values() if dataset.get('dataroot_gt')]
-        packed = {self.pack_channels[phase] for phase in self.test_sets if phase in self.pack_channels}
-        channels = sorted({dataset.get('channels', 3) for dataset in measured} | packed)
+        others = {self.built_channels[phase] for phase in self.test_sets if phase in self.built_channels}
+        channels = sorted({dataset.get('channels', 3) for dataset in measured} | others)
         for name, section in (_at(self.data, 'val', 'metrics') or {}).items():
             key = ('val', 'metrics', name)
             metric = checked_section(METRIC_REGISTRY, _at(self.all, *key), MetricOptions)
@@ -461,7 +468,10 @@ def _how_to_get(name: str) -> str:
         return 'the pairs that python scripts/synthesize_blur.py makes'
     if parts[1:2] == ('Datasets',) and len(parts) > 3:  # <task>/Datasets/<train, val or test>/<set>
         data = f'the {parts[3].removesuffix(".pack")} data'
-        return f'{pack}{data}, and {parts[0]}/README.md says how to get and prepare them'
+        return (
+            f'{pack}{data}, which python {parts[0]}/download_data.py gets, and {parts[0]}/README.md says how to '
+            'prepare them'
+        )
     return f'{pack}pairs of images' if pack else ''
 
 

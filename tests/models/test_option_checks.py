@@ -89,7 +89,9 @@ def test_without_the_data_one_sentence_says_what_to_do(tmp_path, monkeypatch, ca
     assert said.startswith(
         f'{PUBLISHED}:18: datasets.train.dataroot_gt: found "./Motion_Deblurring/Datasets/train/'
     )
-    assert 'the GoPro data, and Motion_Deblurring/README.md says how to get' in said
+    assert (
+        'the GoPro data, which python Motion_Deblurring/download_data.py gets, and Motion_Deblurring/' in said
+    )
     assert 'python scripts/synthesize_blur.py, then ' in said
     assert 'python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml' in said
     for key in ('datasets.train.dataroot_lq', 'datasets.val.dataroot_gt', 'datasets.val.dataroot_lq'):
@@ -115,10 +117,10 @@ def test_without_data_or_weights_test_files_say_where_they_come_from(tmp_path, m
     with pytest.raises(OptionError) as caught:
         read_options(ROOT / 'options' / 'test' / f'Deblurring_{name}.yml', [], 'test')
     data, weights = caught.value.mistakes
-    assert f'the {name} data, and Motion_Deblurring/README.md says' in data
+    assert f'the {name} data, which python Motion_Deblurring/download_data.py gets' in data
     assert 'quickstart' not in data
     assert 'path.pretrain_network_g: found ' in weights
-    assert 'Motion_Deblurring/pretrained_models/README.md' in weights
+    assert 'python Motion_Deblurring/download_data.py --data weights gets' in weights
 
 
 def test_without_its_data_the_quickstart_says_how_to_make_them(tmp_path, monkeypatch):
@@ -227,7 +229,7 @@ datasets:train=5
     datasets.train: found 5; allowed: a mapping
 
 datasets:val:type=5
-    datasets.val.type: found 5; allowed: "Dataset_PackedImage", "Dataset_PairedImage"
+    datasets.val.type: found 5; allowed: "Dataset_Mixed", "Dataset_PackedImage", "Dataset_PairedImage"
 
 datasets:train:dataroot_lq=no/where
     datasets.train.dataroot_lq: found "no/where", where there is no fol
@@ -566,8 +568,8 @@ def test_a_pack_that_is_not_there_says_how_to_make_it(check, packed, monkeypatch
         'datasets.val.dataroot); allowed: the pack that python scripts/prepare_data.py makes of pairs of images'
     )
     (said,) = check(packed, 'datasets:train:dataroot=Motion_Deblurring/Datasets/train/NoSuchSet.pack')
-    assert 'allowed: the pack that python scripts/prepare_data.py makes of the NoSuchSet data, and ' in said
-    assert 'Motion_Deblurring/README.md says how to get and prepare them; to try training without ' in said
+    assert 'allowed: the pack that python scripts/prepare_data.py makes of the NoSuchSet data, which ' in said
+    assert 'Motion_Deblurring/README.md says how to prepare them; to try training without ' in said
     (said,) = check(packed, 'datasets:val:dataroot=some/set')
     assert said.endswith('found "some/set", where there is no folder; allowed: one that is there')
 

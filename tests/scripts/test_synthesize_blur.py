@@ -285,6 +285,117 @@ def test_senseless_arguments_are_refused_before_any_work(tmp_path, arguments):
     assert not (tmp_path / 'set').exists()
 
 
+# --- photographs of one's own, and a moving camera ----------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / 'photographs'
+    folder.mkdir()
+    image = synthesize_blur.read_photograph('astronaut.png')[:, :, ::-1]
+    for name, top in (('a.jpg', 0), ('b.v2.png', 100), ('c.webp', 200)):
+        Image.fromarray(image[top : top + 96, 150:270]).save(folder / name, quality=95)
+    return folder
+
+
+def test_a_camera_in_motion(tmp_path, photographs):
+    made = synthesize_blur.synthesize(tmp_path / 'set', sharp_dir=photographs, model='shake6d', shake=(5, 5))
+    assert made == {'train': 6}
+    files = contents(tmp_path / 'set')
+    names = {f'{stem}-{n}.png' for stem in ('a', 'b.v2', 'c') for n in (1, 2)}
+    assert {str(path) for path in files} == {
+        'settings.json',
+        *(f'train/{role}/{name}' for role in ('input', 'target') for name in names),
+    }
+    for name in names:
+        sharp, blurred = (
+            np.asarray(Image.open(tmp_path / 'set/train' / role / name)) for role in ('target', 'input')
+        )
+        assert sharp.shape == blurred.shape and 40 <= len(sharp) <= 96
+        assert np.abs(blurred.astype(int) - sharp).mean() > 1
+        # the astronaut's colours, in the order of the file
+        assert (
+            sharp.mean(axis=(0, 1)).argmax()
+            == np.asarray(Image.open(photographs / 'c.webp')).mean((0, 1)).argmax()
+        )
+
+
+def test_a_camera_in_motion_before_the_built_in_photographs(tmp_path, small):
+    assert synthesize_blur.synthesize(tmp_path, model='shake6d', per_image=1) == {'train': 1, 'val': 1}
+    assert synthesize_blur.synthesize(tmp_path, model='shake6d', per_image=1) == {'train': 0, 'val': 0}
+    with pytest.raises(FileExistsError, match='--overwrite'):
+        synthesize_blur.synthesize(tmp_path, per_image=1)
+
+
+def test_kernels_on_photographs_of_ones_own(tmp_path, photographs):
+    synthesize_blur.synthesize(
+        tmp_path / 'set', sharp_dir=photographs, per_image=1, blur_length=(0, 0), noise=0
+    )
+    for role in ('input', 'target'):
+        found = np.asarray(Image.open(tmp_path / f'set/train/{role}/b.v2-1.png'))
+        np.testing.assert_array_equal(found, np.asarray(Image.open(photographs / 'b.v2.png')))
+
+
+def test_processes_write_the_same_bytes(tmp_path, photographs):
+    for workers in ('0', '2'):
+        command = [
+            '--output',
+            tmp_path / workers,
+            '--sharp_dir',
+            photographs,
+            '--model',
+            'shake6d',
+            '--workers',
+            workers,
+        ]
+        subprocess.run([sys.executable, SCRIPT, *command], check=True, capture_output=True)
+    assert contents(tmp_path / '0') == contents(tmp_path / '2')
+
+
+def test_photographs_that_are_none(tmp_path, photographs):
+    (photographs / 'a.jpg').write_bytes(b'none')
+    with pytest.raises(ValueError, match=r'a\.jpg: is empty, cut short, or not an image'):
+        synthesize_blur.synthesize(tmp_path / 'set', sharp_dir=photographs, model='shake6d')
+    (tmp_path / 'empty').mkdir()
+    for name, text in (('nowhere', 'cannot be read as a folder'), ('empty', 'there is no image in it')):
+        with pytest.raises(ValueError, match=text):
+            synthesize_blur.synthesize(tmp_path / 'other', sharp_dir=tmp_path / name)
+    assert not (tmp_path / 'other').exists()
+
+
+def test_the_sheet_shows_sharp_and_blurred(tmp_path, photographs):
+    sheet = tmp_path / 'look.png'
+    settings = {'sharp_dir': photographs, 'per_image': 1, 'sheet': sheet}
+    synthesize_blur.synthesize(tmp_path / 'set', **settings)
+    found = np.asarray(Image.open(sheet))
+    assert found.shape == (2 * 256, 4 * 256, 3)  # three pairs, two in a row
+    target, blurred = (
+        np.asarray(Image.open(tmp_path / f'set/train/{role}/b.v2-1.png')) for role in ('target', 'input')
+    )
+    np.testing.assert_array_equal(found[:96, 512:632], target)
+    np.testing.assert_array_equal(found[:96, 768:888], blurred)
+    assert not found[256:, 512:].any()
+    sheet.unlink()
+    assert synthesize_blur.synthesize(tmp_path / 'set', **settings) == {'train': 0} and sheet.exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'text'),
+    [
+        ({'model': 'other'}, 'model: found other; allowed: kernel, shake6d'),
+        ({'shake': (1, 2)}, 'shake: found .*; allowed: nothing, with the model kernel'),
+        ({'model': 'shake6d', 'noise': 1}, 'noise: found 1; allowed: nothing, with the model shake6d'),
+        ({'model': 'shake6d', 'blur_length': (1, 2)}, 'blur_length: found .*; allowed: nothing'),
+        ({'model': 'shake6d', 'shake': (3, 2)}, r'shake: found \[3, 2\]; allowed: \[lo, hi\]'),
+        ({'workers': -1}, 'workers: found -1; allowed: 0 or more'),
+    ],
+)
+def test_arguments_that_do_not_fit_the_model_are_refused(tmp_path, arguments, text):
+    with pytest.raises(ValueError, match=text):
+        synthesize_blur.synthesize(tmp_path / 'set', **arguments)
+    assert not (tmp_path / 'set').exists()
+
+
 # --- command line -------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,321 @@
+"""Pairs that are made when they are asked for, and sets of several kinds in one."""
+
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.data.sources import DataError
+from basicsr.data.stages import SampleKey
+from basicsr.data.synthetic_blur import BlurParameters
+from basicsr.data.synthetic_blur_dataset import ROUNDS, Dataset_Mixed, Dataset_SyntheticBlur
+from basicsr.models.option_checks import read_options
+from basicsr.utils.options import OptionError, json_schema
+
+KEY = SampleKey(index=1, number=5, patch=32, seed=9)
+
+
+def write_photographs(folder, *names):
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        noise = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / name), cv2.GaussianBlur(noise, (0, 0), 2))
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_photographs(tmp_path / 'photographs', 'a.png', 'b.jpg', 'c.webp')
+
+
+@pytest.fixture
+def other_folder(tmp_path):
+    return write_photographs(tmp_path / 'others', 'd.png', 'e.png')
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Real ones, for Dataset_PairedImage."""
+    return {
+        f'dataroot_{kind}': write_photographs(tmp_path / kind, *(f'{n}.png' for n in range(5)))
+        for kind in ('lq', 'gt')
+    }
+
+
+def same(one, other):
+    return one['name'] == other['name'] and all(torch.equal(one[kind], other[kind]) for kind in ('lq', 'gt'))
+
+
+def differ(one, other):
+    return not torch.equal(one['lq'], other['lq'])
+
+
+# --- synthetic ----------------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_a_pair_of_patches(folder):
+    dataset = Dataset_SyntheticBlur(dataroot_gt=folder)
+    assert (len(dataset), dataset.channels) == (3, 3)
+    for number in range(8):
+        sample = dataset[KEY._replace(number=number, index=number % 3)]
+        assert sample['name'] == 'abc'[number % 3]
+        for kind in ('lq', 'gt'):
+            assert sample[kind].dtype == torch.uint8 and sample[kind].shape == (3, 32, 32)
+
+
+def test_the_key_says_all(folder):
+    dataset, again = (Dataset_SyntheticBlur(dataroot_gt=folder) for _ in range(2))
+    dataset[KEY._replace(number=3)]  # nothing is remembered
+    assert same(dataset[KEY], again[KEY])
+    for other in (KEY._replace(number=6), KEY._replace(seed=8), KEY._replace(index=2)):
+        assert differ(dataset[KEY], dataset[other])
+
+
+def test_workers_make_the_same_bytes(folder):
+    code = (
+        'import zlib; from basicsr.data.stages import SampleKey; '
+        'from basicsr.data.synthetic_blur_dataset import Dataset_SyntheticBlur; '
+        f'sample = Dataset_SyntheticBlur(dataroot_gt={folder!r}, foreground=1)[SampleKey{tuple(KEY)}]; '
+        'checksum = zlib.crc32(sample["lq"].numpy().tobytes() + sample["gt"].numpy().tobytes())'
+    )
+    here = {}
+    exec(code, here)
+    there = subprocess.run(
+        [sys.executable, '-c', f'{code}; print(checksum)'], capture_output=True, text=True, check=True
+    )
+    assert int(there.stdout) == here['checksum']
+
+
+def test_a_whole_pair_depends_on_its_index_alone(folder):
+    dataset, again = (Dataset_SyntheticBlur(dataroot_gt=folder, scale=[1, 1]) for _ in range(2))
+    pairs = [dataset[index] for index in range(3)]
+    assert all(same(again[index], pairs[index]) for index in (2, 0, 1))
+    assert all(pair[kind].shape == (3, 60, 80) for pair in pairs for kind in ('lq', 'gt'))
+    assert list(range(3)) == [index for index, _ in enumerate(dataset)]  # an index too large ends it
+
+
+def test_colours_are_in_the_order_of_the_file(tmp_path):
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[..., 2] = 200  # red, to OpenCV
+    (tmp_path / 'red').mkdir()
+    cv2.imwrite(str(tmp_path / 'red/red.png'), image)
+    dataset = Dataset_SyntheticBlur(dataroot_gt=str(tmp_path / 'red'), gain=[1, 1])
+    assert dataset[0]['gt'].flatten(1).float().mean(dim=1).tolist() == [200, 0, 0]
+
+
+def test_16_bit_photographs_become_8_bit(tmp_path):
+    (tmp_path / 'deep').mkdir()
+    cv2.imwrite(str(tmp_path / 'deep/a.png'), np.full((40, 40, 3), 257 * 120, np.uint16))
+    dataset = Dataset_SyntheticBlur(dataroot_gt=str(tmp_path / 'deep'), gain=[1, 1])
+    assert dataset[0]['gt'].unique().tolist() == [120]
+
+
+def test_kept_photographs_give_the_same_samples(folder):
+    dataset, kept = (Dataset_SyntheticBlur(dataroot_gt=folder, in_memory=keep) for keep in (False, True))
+    assert same(dataset[KEY], kept[KEY]) and same(dataset[0], kept[0])
+    assert same(pickle.loads(pickle.dumps(kept))[KEY], kept[KEY])
+
+
+def test_augmentation_is_one_symmetry_for_both(folder):
+    plain, augmented = (
+        Dataset_SyntheticBlur(dataroot_gt=folder, geometric_augs=augs) for augs in (False, True)
+    )
+    turned = 0
+    for number in range(10):
+        one, other = plain[KEY._replace(number=number)], augmented[KEY._replace(number=number)]
+        symmetries = [
+            lambda image, k=k, mirror=mirror: torch.rot90(image.flip(2) if mirror else image, k, (1, 2))
+            for k in range(4) for mirror in (False, True)
+        ]  # fmt: skip
+        found = [all(torch.equal(f(one[kind]), other[kind]) for kind in ('lq', 'gt')) for f in symmetries]
+        assert any(found)
+        turned += not found[0]
+    assert turned > 3
+
+
+def test_several_folders_are_one_set(folder, other_folder):
+    dataset = Dataset_SyntheticBlur(dataroot_gt=[folder, other_folder])
+    assert [dataset[index]['name'] for index in range(len(dataset))] == ['a', 'b', 'c', 'd', 'e']
+    assert dataset.files(1).endswith('photographs/b.jpg') and dataset.files(4).endswith('others/e.png')
+
+
+def test_mistakes_in_the_folders_are_sentences(tmp_path, folder):
+    with pytest.raises(DataError, match=r'dataroot_gt: found ".*nowhere", where there is no folder; allowed: '):
+        Dataset_SyntheticBlur(dataroot_gt=[folder, str(tmp_path / 'nowhere')])
+    with pytest.raises(DataError, match='dataroot_gt: found an empty list; allowed: '):
+        Dataset_SyntheticBlur(dataroot_gt=[])
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(DataError, match='empty: there is no image in it'):
+        Dataset_SyntheticBlur(dataroot_gt=str(tmp_path / 'empty'))
+    (tmp_path / 'photographs' / 'b.jpg').write_bytes(b'no image')
+    with pytest.raises(DataError, match=r'b\.jpg: is empty, cut short, or not an image'):
+        Dataset_SyntheticBlur(dataroot_gt=folder)[1]
+
+
+def test_every_parameter_is_a_key_with_a_description():
+    parameters = inspect.signature(BlurParameters).parameters
+    described = json_schema()['$defs']['Dataset_SyntheticBlur']['properties']
+    for name in [*parameters, 'dataroot_gt', 'geometric_augs', 'in_memory']:
+        assert len(described[name]['description']) > 10
+    assert described['shake']['default'] == list(parameters['shake'].default)
+
+
+# --- mixed --------------------------------------------------------------------------------------------------
+
+
+def mixed(folder, pairs, weights, **changes):
+    return Dataset_Mixed(
+        [
+            {'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder, 'weight': weights[0], **changes},
+            {'type': 'Dataset_PairedImage', **pairs, 'weight': weights[1]},
+        ]
+    )
+
+
+@pytest.mark.parametrize('weights', [(1, 1), (3, 1), (0.5, 4.5)])
+def test_sets_are_drawn_by_weight(folder, pairs, weights):
+    dataset = mixed(folder, pairs, weights)
+    count, expected = 4000, weights[0] / sum(weights)
+    keys = [SampleKey(0, number, 32, 100) for number in range(count)]
+    choices = [np.random.Generator(key.generator().bit_generator.jumped()) for key in keys]
+    found = np.mean([dataset._drawn(choice) is dataset.sets[0] for choice in choices])
+    assert found == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / count))
+
+
+def test_the_samples_are_those_of_the_sets(folder, pairs):
+    dataset = mixed(folder, pairs, (1, 1))
+    own = (Dataset_SyntheticBlur(dataroot_gt=folder), Dataset_PairedImage(**pairs))
+    seen = set()
+    for number in range(12):
+        key = SampleKey(number, number, 32, 4)
+        found = [same(dataset[key], each[key._replace(index=number % len(each))]) for each in own]
+        assert sum(found) == 1
+        seen.add(found.index(True))
+    assert seen == {0, 1}
+
+
+def test_the_choice_is_independent_of_what_is_drawn_for_the_sample():
+    first, choices = [], []
+    for number in range(2000):
+        key = SampleKey(0, number, 32, 1)
+        first.append(key.generator().random())
+        choices.append(np.random.Generator(key.generator().bit_generator.jumped()).random())
+    assert abs(np.corrcoef(first, choices)[0, 1]) < 0.08
+
+
+def test_an_epoch_has_every_pair_about_as_often(folder, pairs):
+    dataset = mixed(folder, pairs, (1, 1))
+    assert len(dataset) == ROUNDS * 5
+    visits = np.bincount([index % 3 for index in range(len(dataset))])
+    assert visits.max() - visits.min() <= 1
+    assert re.search(r'photographs/c\.webp or .*lq/2\.png$', dataset.files(17))
+    assert same(dataset[3], dataset[3]) and dataset.channels == 3
+
+
+def bad(**changes):
+    section = {'type': 'Dataset_SyntheticBlur', 'dataroot_gt': '{folder}', **changes}
+    return {key: value for key, value in section.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ('section', 'text'),
+    [
+        ('x', 'found "x" as set 1; allowed: a mapping with type and weight'),
+        (bad(weight=0), 'found 0 as the weight of set 1; allowed: above 0'),
+        (bad(weight='2'), 'found "2" as the weight'),
+        (
+            bad(type='Dataset_Mixed'),
+            'found "Dataset_Mixed" as the type of set 1; allowed: .*Dataset_PairedImage',
+        ),
+        (bad(type=None), 'found null as the type'),
+        (
+            bad(blurr=3),
+            r'.*set 1 \(Dataset_SyntheticBlur\): blurr: found an unknown key; allowed: type, weight, shake',
+        ),
+        (bad(dataroot_gt=None), '.*dataroot_gt: found nothing; allowed: a value'),
+        (bad(dataroot_gt='nowhere'), '.*dataroot_gt: found "nowhere", where there is no folder'),
+        (bad(shake=[5, 4]), r'.*shake: found \[5, 4\]; allowed: \[lo, hi\] with'),
+        (bad(shake=5), r'.*shake: found 5; allowed: tuple\[float, float\]'),
+        (bad(in_memory='yes'), '.*in_memory: found "yes"; allowed: bool'),
+        ({'type': 'Dataset_PairedImage', 'dataroot_lq': '{folder}'}, '.*dataroot_gt: found nothing'),
+    ],
+)
+def test_mistakes_in_the_sets_are_sentences(folder, section, text):
+    if isinstance(section, dict):
+        section = {key: folder if value == '{folder}' else value for key, value in section.items()}
+    with pytest.raises(DataError, match=f'^sets: {text}'):
+        Dataset_Mixed([section])
+
+
+@pytest.mark.parametrize('sets', [[], {}, 'x', None])
+def test_no_sets_are_refused(sets):
+    with pytest.raises(DataError, match=r'^sets: found .*; allowed: a list of sets'):
+        Dataset_Mixed(sets)
+
+
+def test_sets_of_grey_and_coloured_images_are_not_mixed(folder, pairs):
+    grey = {'type': 'Dataset_PairedImage', **pairs, 'channels': 1}
+    with pytest.raises(DataError, match='found images of 3 and 1 channels; allowed: the same number'):
+        Dataset_Mixed([{'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder}, grey])
+
+
+def test_photographs_are_kept_in_the_sets_that_can(folder, pairs):
+    dataset = Dataset_Mixed(mixed_sections(folder, pairs), in_memory=True)
+    assert [len(each._kept) for each in dataset.sets] == [3, 5]
+
+
+def mixed_sections(folder, pairs):
+    return [{'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder}, {'type': 'Dataset_PairedImage', **pairs}]
+
+
+# --- option files -------------------------------------------------------------------------------------------
+
+OPTIONS = """
+name: mine
+num_gpu: 0
+network_g: {{type: Restormer}}
+train:
+  total_iter: 4
+  optim_g: {{type: AdamW, lr: 3e-4}}
+  scheduler: {{type: CosineAnnealingRestartCyclicLR, periods: [4], restart_weights: [1], eta_mins: [1e-6]}}
+  pixel_opt: {{type: L1Loss}}
+datasets:
+  train: {{gt_size: 32, batch_size_per_gpu: 2, {train}}}
+"""
+
+
+def options(tmp_path, train):
+    path = tmp_path / 'mine.yml'
+    path.write_text(OPTIONS.format(train=train))
+    return read_options(path, [], 'train')
+
+
+def test_both_can_stand_in_an_option_file(tmp_path, folder):
+    read = options(tmp_path, f'type: Dataset_SyntheticBlur, dataroot_gt: [{folder}], shake: [0, 3], jpeg: 1')
+    assert tuple(read.datasets['train'].shake) == (0, 3)
+    one = f'{{type: Dataset_SyntheticBlur, dataroot_gt: {folder}, weight: 2.5, fov: [50, 60]}}'
+    assert len(options(tmp_path, f'type: Dataset_Mixed, sets: [{one}, {one}]').datasets['train'].sets) == 2
+
+
+@pytest.mark.parametrize(
+    ('train', 'text'),
+    [
+        ('type: Dataset_SyntheticBlur, dataroot_gt: nowhere', 'train.dataroot_gt: found "nowhere", where there is'),
+        ('type: Dataset_SyntheticBlur, dataroot_gt: [nowhere]', 'train.dataroot_gt: found "nowhere", where there is'),
+        ('type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, fov: [9, 2]', r'train.fov: found \[9.*; allowed: \[lo, hi'),
+        ('type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, jpeg: x', 'train.jpeg: found "x"; allowed: a number'),
+        ('type: Dataset_Mixed, sets: []', r'train.sets: found \[\]; allowed: a list of sets'),
+        ('type: Dataset_Mixed, sets: [{type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, fow: 3}]',
+         'train.sets: found a mistake in set 1 .*fow: found an unknown key; allowed: '),
+    ],
+)  # fmt: skip
+def test_mistakes_in_an_option_file_name_the_key(tmp_path, folder, train, text):
+    with pytest.raises(OptionError, match=f'datasets.{text}'):
+        options(tmp_path, train.replace('FOLDER', folder))
