@@ -31,6 +31,7 @@ from typing import Any
 # Run as a script, Python puts basicsr/ itself in front, where `data` or `utils` would shadow other packages.
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import basicsr  # noqa: F401 - before PyTorch, as it says how its threads wait
 
 import torch
 import yaml

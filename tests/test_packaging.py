@@ -140,3 +140,18 @@ def test_option_files_of_tests_are_of_the_published_network(name):
     metrics = {key: metric.type for key, metric in options.val.metrics.items()}
     wanted = {'psnr': 'calculate_psnr', 'ssim_3d': 'calculate_ssim_3d', 'ssim_2d': 'calculate_ssim'}
     assert metrics.items() >= wanted.items()
+
+
+@pytest.mark.parametrize(
+    ('given', 'spins'), [({}, '1000'), ({'GOMP_SPINCOUNT': '7'}, '7'), ({'OMP_WAIT_POLICY': 'active'}, None)]
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given, spins):
+    names = ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    script = (
+        "import os, sys, basicsr; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == str(spins), done.stderr

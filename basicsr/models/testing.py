@@ -84,7 +84,12 @@ def as_table(result: Evaluation) -> str:
     columns = list(result.means)
     rows = [[image['name'], *(f'{image[column]:.4f}' for column in columns)] for image in result.images]
     rows = [['image', *columns], *rows, ['mean', *(f'{result.means[column]:.4f}' for column in columns)]]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    lines = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    lines = fixed_width(rows)
     rule = '-' * len(lines[0])
     return '\n'.join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def fixed_width(rows: list[list[str]]) -> list[str]:
+    """A line for each row: the first column to the left, the others to the right."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]

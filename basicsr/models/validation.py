@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
@@ -98,29 +98,44 @@ def evaluate(
     process = process or Process()
     mine: list[tuple[int, dict[str, Any]]] = []
     sample = None
-    indices = range(process.rank, len(dataset), process.world_size)
-    for index in tqdm(
-        indices, desc=title, unit='image', leave=False, disable=None if process.is_main else True
-    ):
-        pair = dataset[index]
-        images = {'restored': _restored(restore, pair['lq'], dataset, index), 'lq': pair['lq']}
+    indices = tqdm(
+        range(process.rank, len(dataset), process.world_size),
+        desc=title,
+        unit='image',
+        leave=False,
+        disable=None if process.is_main else True,
+    )
+    for index, pair, restored in restore_pairs(restore, dataset, indices, folder):
+        images = {'restored': restored, 'lq': pair['lq']}
         values: dict[str, Any] = {'name': pair['name']}
         if 'gt' in pair:
             images['gt'] = pair['gt']
-            values |= _measure(images['restored'], pair['gt'], metrics, rounded)
+            values |= _measure(restored, pair['gt'], metrics, rounded)
             if measure_input:
                 scores = _measure(pair['lq'], pair['gt'], metrics, rounded)
                 values |= {f'input_{name}': score for name, score in scores.items()}
-        if folder is not None:
-            path = folder / f'{pair["name"]}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)  # the keys of an LMDB may have slashes
-            write_png(path, _drawable(_levels(images['restored'], _is_deep(pair['lq']))))
         if index == 0:
             sample = {kind: _levels(image, deep=False) for kind, image in images.items()}
         mine.append((index, values))
     everyone = chain.from_iterable(process.gather(mine))
     results = [values for _, values in sorted(everyone, key=itemgetter(0))]
-    return Evaluation(results, _means(results), sample)
+    return Evaluation(results, means(results), sample)
+
+
+def restore_pairs(
+    restore: Callable[[Tensor], Tensor], dataset: Any, indices: Iterable[int], folder: Path | None = None
+) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
+    """Restores images of a set whole, one when it is asked for: its index, `dataset[index]`, and the result,
+    (C, H, W) in [0, 1] on the CPU, which is also written into `folder` if there is one. Arguments and errors as of
+    `evaluate`."""
+    for index in indices:
+        pair = dataset[index]
+        restored = _restored(restore, pair['lq'], dataset, index)
+        if folder is not None:
+            path = folder / f'{pair["name"]}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)  # the keys of an LMDB may have slashes
+            write_png(path, _drawable(_levels(restored, _is_deep(pair['lq']))))
+        yield index, pair, restored
 
 
 def _restored(restore: Callable[[Tensor], Tensor], lq: Tensor, dataset: Any, index: int) -> Tensor:
@@ -133,12 +148,17 @@ def _restored(restore: Callable[[Tensor], Tensor], lq: Tensor, dataset: Any, ind
 def _measure(image: Tensor, gt: Tensor, metrics: dict[str, Metric], rounded: bool) -> dict[str, float]:
     """Both (C, H, W), uint8 or in [0, 1]."""
     if rounded:
-        arrays = [_levels(each, _is_deep(gt)) for each in (image, gt)]
+        arrays = levels_like(gt, image, gt)
         data_range = float(np.iinfo(arrays[1].dtype).max)
     else:
         arrays = [_to_array(to_float(each).double()) for each in (image, gt)]
         data_range = 1.0
     return {name: metric(*arrays, data_range) for name, metric in metrics.items()}
+
+
+def levels_like(gt: Tensor, *images: Tensor) -> list[np.ndarray]:
+    """Each (C, H, W), uint8 or in [0, 1] → (H, W, C), rounded to the levels of the file that `gt` was read from."""
+    return [_levels(image, _is_deep(gt)) for image in images]
 
 
 def _is_deep(image: Tensor) -> bool:
@@ -158,8 +178,9 @@ def _to_array(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
 
 
-def _means(images: list[dict[str, Any]]) -> dict[str, float]:
-    names = [name for name in images[0] if name != 'name']
+def means(images: list[dict[str, Any]]) -> dict[str, float]:
+    """Of every number; what is a text or a yes or no in each image has none."""
+    names = [name for name, value in images[0].items() if not isinstance(value, (str, bool))]
     return {name: float(np.mean([image[name] for image in images])) for name in names}
 
 

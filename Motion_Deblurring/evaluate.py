@@ -1,0 +1,537 @@
+"""Measures a network, or images restored elsewhere, on the test sets, beside the published figures.
+
+    python Motion_Deblurring/evaluate.py                                     # all test sets, the published weights
+    python Motion_Deblurring/evaluate.py --datasets GoPro HIDE --weights FILE --tlc
+    python Motion_Deblurring/evaluate.py --datasets GoPro --restored_dir FOLDER    # no network: images of FOLDER
+    python Motion_Deblurring/evaluate.py --input_dir A --target_dir B --limit 20   # pairs of one's own
+
+GoPro and HIDE (protocol gopro): PSNR, SSIM-3D (MATLAB's ssim of an RGB array, the papers') and SSIM-2D (of each
+colour). RealBlur (protocol realblur): PSNR and SSIM after alignment to the target, as published, with the number of
+images whose alignment did not converge (they are measured where they are), and PSNR without alignment, on luma and on
+RGB. All of 8-bit images (16 where the target has them), as mean over the images, for the blurred image and the result.
+
+Images are restored in single precision and in strips of a fixed height, and measured meanwhile by --workers
+processes, on whose number nothing depends. Exit status: 0 if all was measured, 1 if something was not, 2 on a wrong
+argument or if there is nothing to measure, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+# Run as a script, Python looks for modules in Motion_Deblurring/, and the package may not be installed.
+if __name__ == '__main__':
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from basicsr.utils.files import ROOT, absolute, atomic_write
+from basicsr.utils.signals import ending_cleanly
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from basicsr.data.paired_image_dataset import Dataset_PairedImage
+    from basicsr.inference import Restorer
+    from basicsr.models.validation import Evaluation
+
+DATA = ROOT / 'Motion_Deblurring' / 'Datasets' / 'test'
+TASK = 'motion_deblurring'
+DOWNLOAD = 'python Motion_Deblurring/download_data.py --data'
+
+
+class Figure(NamedTuple):
+    """`key` is its name in JSON; published figures have so many `digits`."""
+
+    key: str
+    title: str
+    digits: int
+
+
+PROTOCOLS = {
+    'gopro': (Figure('psnr', 'PSNR', 2), Figure('ssim_3d', 'SSIM-3D', 3), Figure('ssim_2d', 'SSIM-2D', 3)),
+    'realblur': (
+        Figure('psnr_aligned', 'PSNR, aligned', 2),
+        Figure('ssim_aligned', 'SSIM, aligned', 3),
+        Figure('psnr_y', 'PSNR of luma', 2),
+        Figure('psnr', 'PSNR', 2),
+    ),
+}
+ALIGNED = 'aligned'  # in the JSON, of each image: whether its alignment converged
+TEST_SETS = {'GoPro': 'gopro', 'HIDE': 'gopro', 'RealBlur_J': 'realblur', 'RealBlur_R': 'realblur'}
+OWN_PAIRS = 'pairs'  # the name of --input_dir and --target_dir as a set
+
+# Of networks trained on GoPro alone: arXiv 2111.09881, and with the same weights arXiv 2112.04491.
+PUBLISHED = {
+    'Restormer': {
+        'GoPro': {'psnr': 32.92, 'ssim_3d': 0.961},
+        'HIDE': {'psnr': 31.22, 'ssim_3d': 0.942},
+        'RealBlur_J': {'psnr_aligned': 28.96, 'ssim_aligned': 0.879, 'psnr_y': 28.44},
+        'RealBlur_R': {'psnr_aligned': 36.19, 'ssim_aligned': 0.957, 'psnr_y': 35.91},
+    },
+    'Restormer + TLC': {'GoPro': {'psnr': 33.57}, 'HIDE': {'psnr': 31.49}},
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description='Measure a network, or images restored elsewhere, on the test sets, beside the published figures.'
+    )
+    pairs = p.add_argument_group('what to measure on')
+    pairs.add_argument(
+        '--datasets',
+        nargs='+',
+        type=test_set,
+        metavar='SET',
+        help=f'one or more of {", ".join(TEST_SETS)} (any letter case); default: all that are there',
+    )
+    pairs.add_argument(
+        '--data_dir',
+        type=Path,
+        default=DATA,
+        metavar='FOLDER',
+        help='where <SET>/input and <SET>/target are; default: Motion_Deblurring/Datasets/test of the repository',
+    )
+    pairs.add_argument('--input_dir', type=Path, metavar='FOLDER', help="blurred images of one's own")
+    pairs.add_argument(
+        '--target_dir', type=Path, metavar='FOLDER', help='sharp images of the same names as the blurred ones'
+    )
+    pairs.add_argument(
+        '--protocol',
+        choices=tuple(PROTOCOLS),
+        help='how to measure --input_dir and --target_dir: realblur aligns; default: gopro',
+    )
+    pairs.add_argument(
+        '--limit', type=int, metavar='N', help='only the first N images of each set, for a quick look'
+    )
+    what = p.add_argument_group('what to measure')
+    what.add_argument(
+        '--weights',
+        type=Path,
+        metavar='FILE',
+        help="a checkpoint, of this repository's training or a published one; default: the published one",
+    )
+    what.add_argument(
+        '--tlc',
+        nargs='?',
+        type=int,
+        const=True,
+        metavar='WINDOW',
+        help='attention over local windows (TLC, arXiv 2112.04491) of 384 pixels, as published, or as many as you '
+        'say: a multiple of 8',
+    )
+    what.add_argument(
+        '--precision', help='fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
+    )
+    what.add_argument('--device', help='auto, the default (a GPU if there is one), cpu, cuda or cuda:<number>')
+    what.add_argument(
+        '--restored_dir',
+        type=Path,
+        metavar='FOLDER',
+        help='measure images restored elsewhere, with the names of the sharp ones, in <FOLDER>/<SET> or, for one set, '
+        'in FOLDER itself',
+    )
+    how = p.add_argument_group('how')
+    how.add_argument(
+        '--workers',
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar='N',
+        help='processes that measure; default: as many as there are processors',
+    )
+    how.add_argument(
+        '--save_dir', type=Path, metavar='FOLDER', help='also write the results, as <FOLDER>/<SET>/<name>.png'
+    )
+    how.add_argument(
+        '--json', type=Path, metavar='FILE', help='also write all figures, those of each image, too'
+    )
+    return p
+
+
+def test_set(name: str) -> str:
+    """In any letter case."""
+    found = {known.lower(): known for known in TEST_SETS}.get(name.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f'found {name}; allowed: {", ".join(TEST_SETS)}')
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser()
+    args = arguments.parse_args(argv)
+    if mistake := wrong(args):
+        arguments.error(mistake)
+    # Here, not above: --help answers at once, and the processes that measure need none of it.
+    from basicsr.models.entry_point import STOPS
+
+    try:
+        with ending_cleanly():
+            return evaluate_all(args, arguments)
+    except STOPS as error:
+        arguments.exit(1, f'{arguments.prog}: {error}\n')
+    except KeyboardInterrupt:
+        return 130
+
+
+def wrong(args: argparse.Namespace) -> str:
+    """What is wrong with the arguments as a whole; '' if nothing is."""
+    if (args.input_dir is None) != (args.target_dir is None):
+        return 'found one of --input_dir and --target_dir; allowed: both or neither'
+    if args.input_dir and args.datasets:
+        return '--datasets: found together with --input_dir; allowed: one of them'
+    if args.protocol and not args.input_dir:
+        return '--protocol: found without --input_dir; allowed: with it, as each test set has its own'
+    given = [
+        f'--{name}'
+        for name in ('weights', 'tlc', 'precision', 'device', 'save_dir')
+        if getattr(args, name) is not None
+    ]
+    if args.restored_dir and given:
+        return f'--restored_dir: found {", ".join(given)} beside it; allowed: without, as nothing is restored'
+    for name in ('workers', 'limit'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            return f'--{name}: found {value}; allowed: 1 or more'
+    if args.json and (args.json.is_dir() or not absolute(args.json).parent.is_dir()):
+        return f'--json: found {args.json}; allowed: a file in a folder that is there'
+    return ''
+
+
+def evaluate_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from basicsr.inference import RestoreError
+
+    places, missing = chosen_places(args)
+    for sentence in missing:
+        print(sentence, file=sys.stderr, flush=True)
+    if not places:
+        arguments.exit(2, f'{arguments.prog}: there is nothing to measure on\n')
+    sets = [TestSet(place, args.limit) for place in places]  # all of them, before any work
+    restorer: Restorer | None = None
+    about: dict[str, Any] = {'limit': args.limit}
+    if args.restored_dir:
+        about['restored_dir'] = str(args.restored_dir)
+    else:
+        try:
+            restorer, weights = build_restorer(args)
+        except (ValueError, RestoreError) as error:
+            arguments.error(str(error))
+        print(f'weights: {weights}')
+        print(f'device: {restorer.device}, {restorer.precision}{", TLC" if args.tlc else ""}', flush=True)
+        about |= {'weights': weights, 'precision': restorer.precision, 'tlc': args.tlc or False}
+
+    results: dict[str, Any] = {}
+    # Not forked: a copy of a process that has threads, or a GPU, may wait for ever.
+    with ProcessPoolExecutor(args.workers, get_context('spawn'), start_worker) as pool:
+        try:
+            for one in sets:
+                result = evaluate(one, restorer, pool, args.workers)
+                print(f'\n{title(one)}\n{table(one, result)}', flush=True)
+                results[one.name] = as_data(one, result)
+                if args.json:  # after each: the next may take hours
+                    text = json.dumps({**about, 'datasets': results}, indent=1)
+                    atomic_write(absolute(args.json), text.encode())
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return 1 if args.datasets and missing else 0
+
+
+# --- what to measure on -------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Folders of a set; `restored`: where its restored images are, if a network is not to make them; `save`: where to
+    write those that it makes."""
+
+    name: str
+    protocol: str
+    input: Path
+    target: Path
+    restored: Path | None = None
+    save: Path | None = None
+
+
+class TestSet:
+    """The first `count` pairs of a place are measured. Raises DataError on images without a partner."""
+
+    def __init__(self, place: Place, limit: int | None) -> None:
+        from basicsr.data.paired_image_dataset import Dataset_PairedImage
+        from basicsr.data.sources import DataError
+
+        self.place, self.name, self.protocol = place, place.name, place.protocol
+        self.pairs = Dataset_PairedImage(str(place.input), str(place.target))
+        self.count = min(limit or len(self.pairs), len(self.pairs))
+        self.restored: Dataset_PairedImage | None = None
+        if place.restored is not None:
+            self.restored = Dataset_PairedImage(str(place.restored))
+            self._check(self.restored.names, place.restored)
+        if place.save is not None and place.save.resolve() in (place.input.resolve(), place.target.resolve()):
+            raise DataError(
+                f'--save_dir: found {place.save}, where images of the set are; allowed: another place'
+            )
+
+    def _check(self, restored: list[str], folder: Path) -> None:
+        from basicsr.data.sources import DataError, listed
+
+        wanted = self.pairs.names
+        problems = {
+            'missing': [name for name in wanted[: self.count] if name not in set(restored)],
+            'without a partner of the same name': [name for name in restored if name not in set(wanted)],
+        }
+        said = [
+            f'{len(names)} restored image{"s are" if len(names) > 1 else " is"} {what}: {listed(names)}'
+            for what, names in problems.items()
+            if names
+        ]
+        if said:
+            raise DataError(f'{folder}: {"; ".join(said)}')
+
+
+def chosen_places(args: argparse.Namespace) -> tuple[list[Place], list[str]]:
+    """Those that are there, and a sentence for each that is not."""
+    if args.input_dir:
+        folders = absolute(args.input_dir), absolute(args.target_dir)
+        places, missing = [Place(OWN_PAIRS, args.protocol or 'gopro', *folders)], []
+    else:
+        data = absolute(args.data_dir)
+        names = list(dict.fromkeys(args.datasets or TEST_SETS))
+        missing = [
+            f'{name}: skipped, as {data / name} is not there; {DOWNLOAD} {name} gets it'
+            for name in names
+            if not (data / name).is_dir()
+        ]
+        places = [
+            Place(name, TEST_SETS[name], data / name / 'input', data / name / 'target')
+            for name in names
+            if (data / name).is_dir()
+        ]
+    if args.save_dir:
+        places = [place._replace(save=absolute(args.save_dir) / place.name) for place in places]
+    if args.restored_dir:
+        root = absolute(args.restored_dir)
+        found = {place: root / place.name for place in places}
+        if len(places) == 1 and not found[places[0]].is_dir():
+            found[places[0]] = root
+        missing += [
+            f'{place.name}: skipped, as {folder} is not there'
+            for place, folder in found.items()
+            if not folder.is_dir()
+        ]
+        places = [place._replace(restored=folder) for place, folder in found.items() if folder.is_dir()]
+    return places, missing
+
+
+# --- what to measure ----------------------------------------------------------------------------------------
+
+
+def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str]:
+    """And the weights it has. Raises CheckpointError, DeviceError, ValueError, RestoreError."""
+    from basicsr.inference import Restorer
+    from basicsr.inference.tasks import TASKS
+    from basicsr.utils.checkpoint import CheckpointError, build_network, load_weights
+
+    path = args.weights
+    if path is None:
+        task = TASKS[TASK]
+        path = ROOT / task.folder / 'pretrained_models' / task.published
+        if not path.is_file():
+            raise CheckpointError(
+                f'{path}: found no published weights; allowed: these, which {DOWNLOAD} weights gets, or others '
+                'with --weights'
+            )
+    weights = load_weights(path)
+    restorer = Restorer(
+        build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=args.tlc, fixed_strips=True
+    )
+    if restorer.channels != 3:
+        raise ValueError(f'{path}: found a network that takes {restorer.channels} channels; allowed: 3')
+    return restorer, f'{weights.path}' + (f' ({weights.key})' if weights.key else '')
+
+
+def restored_images(one: TestSet, restorer: Restorer | None) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
+    """As `restore_pairs` gives them; without a restorer from the files. Raises what it raises."""
+    from basicsr.data.paired_image_dataset import to_float
+    from basicsr.data.sources import DataError
+    from basicsr.models.validation import restore_pairs
+
+    if restorer is not None:
+        yield from restore_pairs(restorer.restore, one.pairs, range(one.count), one.place.save)
+        return
+    assert one.restored is not None
+    numbers = {name: number for number, name in enumerate(one.restored.names)}
+    for index in range(one.count):
+        number = numbers[one.pairs.names[index]]
+        pair, restored = one.pairs[index], one.restored[number]['lq']
+        if restored.shape != pair['gt'].shape:
+            found, allowed = ('{2}x{1}'.format(*image.shape) for image in (restored, pair['gt']))
+            raise DataError(
+                f'{one.restored.files(number)}: found {found}; allowed: the size of its target, {allowed}'
+            )
+        yield index, pair, to_float(restored)
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+
+def evaluate(one: TestSet, restorer: Restorer | None, pool: Executor, workers: int) -> Evaluation:
+    """Raises DataError, RestoreError, ImageFileError, FloatingPointError, ChildProcessError."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    from tqdm import tqdm
+
+    from basicsr.data.sources import DataError
+    from basicsr.models.validation import Evaluation, levels_like, means
+
+    def jobs() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        for _, pair, restored in restored_images(one, restorer):
+            images = levels_like(pair['gt'], restored, pair['lq'], pair['gt'])
+            yield one.protocol, dict(zip(('restored', 'lq', 'gt'), images, strict=True))
+
+    rows: list[dict[str, Any]] = []
+    measured = in_order(pool, jobs(), 2 * workers)
+    try:
+        for figures in tqdm(measured, one.name, one.count, unit='image', leave=False, disable=None):
+            rows.append({'name': one.pairs.names[len(rows)], **figures})
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            f'{one.name}: a process that measures has died, perhaps for want of memory; fewer --workers take less'
+        ) from None
+    except MeasureError as error:
+        raise DataError(f'{one.pairs.files(len(rows))}: {error}') from None
+    return Evaluation(rows, means(rows))
+
+
+class MeasureError(ValueError):
+    """Images that cannot be measured."""
+
+
+def in_order(pool: Executor, jobs: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[dict[str, Any]]:
+    """`measure(*job)` of each; no more than `ahead` jobs are waiting at a time, as each holds images."""
+    waiting: deque[Any] = deque()
+    for job in jobs:
+        waiting.append(pool.submit(measure, *job))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def start_worker() -> None:
+    """Of a process that measures."""
+    from multiprocessing import parent_process
+
+    import cv2
+
+    cv2.setNumThreads(1)  # the other processors have processes of their own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the main process that ends the others
+
+    def end_with_parent() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def measure(protocol: str, images: dict[str, np.ndarray]) -> dict[str, float | bool]:
+    """Figures of `restored` and, as `input_<key>`, of `lq` against `gt`. All (H, W, 3), uint8 or uint16."""
+    try:
+        result, blurred = (figures_of(protocol, images[kind], images['gt']) for kind in ('restored', 'lq'))
+    except ValueError as error:
+        raise MeasureError(str(error)) from None
+    except MemoryError:
+        raise MeasureError('cannot be measured in the memory there is; fewer --workers take less') from None
+    return {**result, **{f'input_{key}': value for key, value in blurred.items()}}
+
+
+def figures_of(protocol: str, image: np.ndarray, target: np.ndarray) -> dict[str, float | bool]:
+    from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim, calculate_ssim_3d
+    from basicsr.metrics.realblur import calculate_aligned
+
+    psnr = calculate_psnr(image, target)
+    if protocol == 'gopro':
+        return {
+            'psnr': psnr,
+            'ssim_3d': calculate_ssim_3d(image, target),
+            'ssim_2d': calculate_ssim(image, target),
+        }
+    aligned = calculate_aligned(image, target)
+    return {
+        'psnr_aligned': aligned.psnr,
+        'ssim_aligned': aligned.ssim,
+        'psnr_y': calculate_psnr(image, target, test_y_channel=True),
+        'psnr': psnr,
+        ALIGNED: aligned.converged,
+    }
+
+
+# --- what is said -------------------------------------------------------------------------------------------
+
+
+def title(one: TestSet) -> str:
+    there = len(one.pairs)
+    if one.count == there:
+        return f'{one.name}: {there:,} images'
+    apart = '; the published figures are of all' if published(one) else ''
+    return f'{one.name}: the first {one.count:,} of {there:,} images alone (--limit){apart}'
+
+
+def published(one: TestSet) -> dict[str, dict[str, float]]:
+    """Of each method with any for this set."""
+    return {method: sets[one.name] for method, sets in PUBLISHED.items() if one.name in sets}
+
+
+def table(one: TestSet, result: Evaluation) -> str:
+    """A line for each figure: of the blurred images, of the results, and as published, if it is."""
+    from basicsr.models.testing import fixed_width
+
+    methods = published(one)
+    rows = [['', 'blurred', 'result', *(f'{method}, published' for method in methods)]]
+    for key, name, digits in PROTOCOLS[one.protocol]:
+        ours = [f'{result.means[start + key]:.4f}' for start in ('input_', '')]
+        theirs = [f'{figures[key]:.{digits}f}' if key in figures else '-' for figures in methods.values()]
+        rows.append([name, *ours, *theirs])
+    if lost := not_aligned(one, result):
+        rows.append(['images not aligned', *map(str, lost.values()), *('-' for _ in methods)])
+    return '\n'.join(fixed_width(rows))
+
+
+def not_aligned(one: TestSet, result: Evaluation) -> dict[str, int]:
+    """How many blurred images, and how many results; nothing if this protocol does not align."""
+    if one.protocol != 'realblur':
+        return {}
+    return {
+        what: sum(not image[start + ALIGNED] for image in result.images)
+        for what, start in (('blurred', 'input_'), ('result', ''))
+    }
+
+
+def as_data(one: TestSet, result: Evaluation) -> dict[str, Any]:
+    """For JSON."""
+    lost = not_aligned(one, result)
+    return {
+        'protocol': one.protocol,
+        'input_dir': str(one.place.input),
+        'target_dir': str(one.place.target),
+        'images_there': len(one.pairs),
+        'published': published(one),
+        'mean': result.means,
+        **({'not_aligned': lost} if lost else {}),
+        'images': result.images,
+    }
+
+
+if __name__ == '__main__':
+    sys.exit(main())
