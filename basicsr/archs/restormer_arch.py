@@ -343,7 +343,7 @@ class Restormer(nn.Module):
 
     checkpointing = False
     """Training keeps the input of every block alone, and computes the rest again for the gradients (Chen et al.,
-    arXiv 1604.06174): a fraction of the memory, for a third more time. May be switched between steps."""
+    arXiv 1604.06174): a fraction of the memory, for one more forward pass. May be switched between steps."""
 
     def __init__(
         self,

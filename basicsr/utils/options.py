@@ -195,7 +195,7 @@ class TrainOptions(Section):
     compile: bool = False
     """torch.compile of the network: takes minutes at the start of every stage, and saves time in each step."""
     activation_checkpointing: bool | list[bool] = False
-    """Compute activations again for the gradients instead of keeping them: much less memory, a third more time; a
+    """Compute activations again for the gradients instead of keeping them: much less memory, one more forward pass; a
     list: for each stage."""
     ema_decay: Share = 0.0
     """Of the averaged weights; 0: no average."""
