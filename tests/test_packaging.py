@@ -155,3 +155,11 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(given, spins):
         [sys.executable, '-c', script], env=environment, capture_output=True, text=True, cwd=ROOT
     )
     assert done.stdout.strip() == str(spins), done.stderr
+
+
+def test_the_chinese_readme_has_the_same_commands_word_for_word():
+    english, chinese = (
+        re.findall(r'```(?:bash|python|yaml)\n.*?```', (ROOT / name).read_text(encoding='utf-8'), re.DOTALL)
+        for name in ('README.md', 'README_CN.md')
+    )
+    assert english == chinese and len(english) > 5
