@@ -88,10 +88,15 @@ class AttentionStatistics(NamedTuple):
         return AttentionStatistics(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+def _records_gradients() -> bool:
+    """Not where the network is traced, for an export, with gradients switched on."""
+    return torch.is_grad_enabled() and not torch.jit.is_tracing()
+
+
 def _by_hand() -> bool:
-    """Whether to use gradients that are written out. A compiler finds them by itself, and without gradients (an
-    export) the plain operations will do."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether to use gradients that are written out. A compiler finds them by itself, and without gradients the plain
+    operations will do."""
+    return _records_gradients() and not torch.compiler.is_compiling()
 
 
 def _sums(qk_BCHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -236,7 +241,7 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not _records_gradients():
             return self.project_out(_gated(self.dwconv(self.project_in(x_BCHW))))
         # The gradients of an odd number of channels take several times as long: append some that are 0.
         weight, bias = padded_halves(self.project_in)
