@@ -106,7 +106,7 @@ def _sums(qk_BCHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     # Head by head: as one batch of B·h the heads would have to be copied apart.
     heads = zip(q_BCN.chunk(num_heads, 1), k_BCN.chunk(num_heads, 1), strict=True)
     # The sum of squares goes over one axis at a time, as over both it runs on few threads.
-    return torch.stack([q @ k.mT for q, k in heads], 1), full_BCHW.square().sum(3).sum(2)
+    return torch.stack([q @ k.transpose(-2, -1) for q, k in heads], 1), full_BCHW.square().sum(3).sum(2)
 
 
 class _Sums(torch.autograd.Function):
@@ -195,7 +195,7 @@ class MDTA(nn.Module):
 
     def apply_attention(self, matrix_BCC: Tensor, v_BCHW: Tensor) -> Tensor:
         v_BNC = v_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
-        out_BNC = v_BNC @ matrix_BCC.to(v_BNC.dtype).mT
+        out_BNC = v_BNC @ matrix_BCC.to(v_BNC.dtype).transpose(-2, -1)
         if self.project_out.bias is not None:
             out_BNC = out_BNC + self.project_out.bias.to(out_BNC.dtype)
         return out_BNC.unflatten(1, v_BCHW.shape[2:]).permute(0, 3, 1, 2)
