@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from basicsr.utils.arguments import too_small
 from basicsr.utils.files import ROOT, absolute, atomic_write
 from basicsr.utils.signals import ending_cleanly
 
@@ -197,10 +198,8 @@ def wrong(args: argparse.Namespace) -> str:
     ]
     if args.restored_dir and given:
         return f'--restored_dir: found {", ".join(given)} beside it; allowed: without, as nothing is restored'
-    for name in ('workers', 'limit'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            return f'--{name}: found {value}; allowed: 1 or more'
+    if mistake := too_small(args, workers=1, limit=1):
+        return mistake
     if args.json and (args.json.is_dir() or not absolute(args.json).parent.is_dir()):
         return f'--json: found {args.json}; allowed: a file in a folder that is there'
     return ''

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from basicsr.utils.arguments import too_small
 from basicsr.utils.files import ROOT, absolute, remove_leftovers
 from basicsr.utils.signals import ending_cleanly
 
@@ -91,9 +92,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     args = arguments.parse_args(argv)
-    for name, least in (('crop_size', 1), ('stride', 1), ('workers', 0)):
-        if getattr(args, name) < least:
-            arguments.error(f'--{name}: found {getattr(args, name)}; allowed: {least} or more')
+    if mistake := too_small(args, crop_size=1, stride=1, workers=0):
+        arguments.error(mistake)
     try:
         with ending_cleanly():
             return cut_all(args)

@@ -42,14 +42,7 @@ from basicsr.models.option_checks import read_options
 from basicsr.models.run_directory import RunDirectory, RunError
 from basicsr.models.training import Training
 from basicsr.utils.device import resolve_device
-from basicsr.utils.dist import (
-    LAUNCHERS,
-    Process,
-    find_process,
-    join,
-    last_words,
-    leave,
-)
+from basicsr.utils.dist import LAUNCHERS, Process, find_process, join, last_words, leave
 from basicsr.utils.files import ROOT, atomic_write
 from basicsr.utils.logger import get_logger, log_to_console, log_to_file
 from basicsr.utils.options import OptionError, read_yaml, without_effect

@@ -37,6 +37,7 @@ from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.parallel import in_parallel
 from basicsr.data.sources import DataError
 from basicsr.metrics.psnr_ssim import calculate_psnr
+from basicsr.utils.arguments import too_small
 from basicsr.utils.files import absolute
 
 Floats = NDArray[np.floating[Any]]
@@ -181,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     parser.add_argument('--workers', type=int, default=0, help='processes; 0: this one alone')
     args = parser.parse_args(argv)
-    if args.workers < 0:
-        parser.error(f'--workers: found {args.workers}; allowed: 0 or more')
+    if mistake := too_small(args, workers=0):
+        parser.error(mistake)
     try:
         sets = {str(folder): statistics(folder, args.workers) for folder in args.sets}
     except DataError as error:

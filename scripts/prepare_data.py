@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, BinaryIO
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from basicsr.utils.arguments import too_small
 from basicsr.utils.files import absolute, atomic_write, scratch_folder, sync_folder
 from basicsr.utils.signals import ending_cleanly
 
@@ -94,11 +95,7 @@ def wrong(args: argparse.Namespace) -> str:
         return f'--output: found {args.output}; allowed: a name that ends in .pack'
     if (args.crop_size is None) != (args.stride is None):
         return 'found one of --crop_size and --stride; allowed: both or neither'
-    for name, least in (('crop_size', 1), ('stride', 1), ('workers', 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            return f'--{name}: found {value}; allowed: {least} or more'
-    return ''
+    return too_small(args, crop_size=1, stride=1, workers=0)
 
 
 # --- packing ------------------------------------------------------------------------------------------------

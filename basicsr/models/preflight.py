@@ -104,10 +104,10 @@ def _tried(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, s
     taken = ''
     if not model.checkpointing(stage):
         estimate = _estimate(model, batch) + _later(model)
+        free = free_memory(model.device)  # before any process goes on, and takes of it
         # The processes of a machine share its memory.
         everyone = model.process.gather((platform.node(), estimate))
         here = sum(size for node, size in everyone if node == platform.node())
-        free = free_memory(model.device)
         if free is not None and here > free:
             return f'it takes about {_size(here)}, and {_size(free)} are free', ''
         taken = f', about {_size(estimate)}'
