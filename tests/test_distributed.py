@@ -28,7 +28,7 @@ FAKE_SCONTROL = '#!/usr/bin/env bash\n[[ "$*" == "show hostnames node" ]] && ech
 
 # Runs train.py with a change to one process: what it does in iteration 6.
 STOP_ONE = """
-import os, signal, sys
+import os, signal, sys, time
 from basicsr.data.sources import DataError
 from basicsr.models.image_clean_model import ImageCleanModel
 real = ImageCleanModel.step
@@ -38,7 +38,9 @@ def step(self, batches, iteration, *rest):
     real(self, batches, iteration, *rest)
 ImageCleanModel.step = step
 from basicsr.train import main
-sys.exit(main(sys.argv[1:]))
+status = main(sys.argv[1:])
+time.sleep(5)  # the launcher ends the others when one is gone: first they find out for themselves
+sys.exit(status)
 """
 
 

@@ -211,22 +211,30 @@ def _gated(hidden_BKHW: Tensor) -> Tensor:
     return F.gelu(gate) * value
 
 
+def _gated_at_once(hidden_BKHW: Tensor) -> Tensor:
+    """`_gated`, without gradients."""
+    gate, value = hidden_BKHW.chunk(2, dim=1)
+    # On a processor the function takes four times as long over half of the channels as over a copy of them.
+    return torch.ops.aten.gelu_(gate.clone(memory_format=torch.channels_last)).mul_(value)
+
+
 class _Gated(torch.autograd.Function):
-    """`_gated`, that keeps nothing but its input, and writes the gradient into one tensor."""
+    """`_gated`, that keeps nothing but its input."""
 
     @staticmethod
     def forward(ctx: Any, hidden_BKHW: Tensor) -> Tensor:
         ctx.save_for_backward(hidden_BKHW)
-        return _gated(hidden_BKHW)
+        return _gated_at_once(hidden_BKHW)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (hidden_BKHW,) = ctx.saved_tensors
         gate, value = hidden_BKHW.chunk(2, dim=1)
+        gate = gate.contiguous(memory_format=torch.channels_last)
         hidden_grad = torch.empty_like(hidden_BKHW)
         gate_grad, value_grad = hidden_grad.chunk(2, dim=1)
         torch.mul(F.gelu(gate), grad, out=value_grad)
-        torch.ops.aten.gelu_backward.grad_input(grad * value, gate, grad_input=gate_grad)
+        gate_grad.copy_(torch.ops.aten.gelu_backward(grad * value, gate))
         return hidden_grad
 
 
