@@ -4,10 +4,11 @@
       blurred: their mean → saturation → noise → camera curve → JPEG
       sharp:   the frame at the middle of the exposure → saturation → camera curve
 
-Frames are averaged, as in Nah et al., "Deep multi-scale convolutional neural network for dynamic scene deblurring"
-(CVPR 2017), and in linear light with saturation and noise after it, as in Rim et al., "Realistic blur synthesis for
-learning image deblurring" (ECCV 2022). The camera moves with 6 degrees of freedom, so that the blur varies over the
-picture, on paths in the manner of Boracchi & Foi (IEEE TIP 2012).
+Frames are averaged in linear light, with saturation and noise after it, as in Rim et al., "Realistic blur
+synthesis for learning image deblurring" (ECCV 2022). Pairs of a `video` are made as those of GoPro were (Nah et al.,
+"Deep multi-scale convolutional neural network for dynamic scene deblurring", CVPR 2017): a few frames, averaged as the
+camera shows them. The camera moves with 6 degrees of freedom, so that the blur varies over the picture, on paths in the
+manner of Boracchi & Foi (IEEE TIP 2012).
 
 Images are RGB: (H, W, 3). All that is random comes from the generator given.
 """
@@ -76,6 +77,9 @@ class BlurParameters:
         shot_noise: standard deviation of the sensor's noise at full light that grows as the root of light, in full
             scales (Foi et al., IEEE TIP 2008).
         read_noise: standard deviation of the noise that is there without light, in full scales of linear light.
+        video: chance that a pair is made as those of GoPro: the mean of a few frames of a video, as it is shown and not
+            in linear light, so without saturation, highlights and noise (Nah et al., CVPR 2017).
+        video_frames: how many frames.
         jpeg: chance that the blurred picture is compressed.
         jpeg_quality: of the compression, 1 to 100.
     """
@@ -94,6 +98,8 @@ class BlurParameters:
     highlight_gain: tuple[float, float] = _range(1, 8, 1, 1000)
     shot_noise: tuple[float, float] = _range(0, 0.015, 0, 1)
     read_noise: tuple[float, float] = _range(0, 0.002, 0, 1)
+    video: float = _chance(0.5)
+    video_frames: tuple[int, int] = _range(7, 13, 1, 1000)
     jpeg: float = _chance(0.2)
     jpeg_quality: tuple[int, int] = _range(70, 98, 1, 100)
 
@@ -134,6 +140,7 @@ def to_srgb(light: Floats) -> Floats:
 
 
 _LIGHT = to_linear(np.arange(256, dtype=np.uint8)).astype(np.float32)
+_SHOWN = (np.arange(256) / 255).astype(np.float32)
 _LEVELS = 65535  # of a table: at most 0.03 of a level of sRGB off, before rounding
 _SRGB = to_srgb(np.arange(_LEVELS + 1) / _LEVELS).round().astype(np.uint8)
 
@@ -141,6 +148,11 @@ _SRGB = to_srgb(np.arange(_LEVELS + 1) / _LEVELS).round().astype(np.uint8)
 def develop(light: Light) -> Image:
     """Saturation, the camera's curve, and rounding to 8 bits."""
     return _SRGB[(light.clip(0, 1) * _LEVELS + 0.5).astype(np.uint16)]
+
+
+def show(picture: Light) -> Image:
+    """Of what has the camera's curve already: rounded to 8 bits."""
+    return (picture * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def brighten_highlights(light: Light, gain: float) -> None:
@@ -277,6 +289,13 @@ def frames(H: Floats, points: Floats) -> tuple[Floats, Floats]:
     return np.add.reduceat(H, starts, axis=0) / moments[:, None, None], moments / len(H)
 
 
+def moments_of(H: Floats, count: int) -> tuple[Floats, Floats]:
+    """As `frames`, but `count` moments at equal intervals of time, the middle of the exposure among them if there is
+    an odd number."""
+    middles = (np.arange(count) + 0.5) / count * len(H)
+    return H[middles.astype(int)], np.full(count, 1 / count)
+
+
 def average(layer: Light, H: Floats, shares: Floats, width: int, height: int) -> Light:
     """The mean of frames (height, width, C) of a layer, weighted by `shares`; pixel (x, y, 1) of a frame is at
     H·(x, y, 1) in the layer, which goes on by reflection beyond its border."""
@@ -334,6 +353,24 @@ def random_mask(rng: np.random.Generator, width: int, height: int, size: float) 
     return ((field - rng.uniform(0.3, 1.5)) * (size / MASK_EDGE) + 0.5).clip(0, 1)
 
 
+class Sensor(NamedTuple):
+    """What becomes of the light of a scene. Frames of a video are averaged as they are shown."""
+
+    gain: float = 1.0
+    highlight_gain: float = 1.0
+    video_frames: int = 0  # 0: no video, one long exposure
+
+
+def random_sensor(rng: np.random.Generator, parameters: BlurParameters) -> Sensor:
+    if rng.random() < parameters.video:
+        low, high = parameters.video_frames
+        return Sensor(video_frames=int(rng.integers(low, high, endpoint=True)))
+    gain, highlight_gain = rng.uniform(*parameters.gain), 1.0
+    if rng.random() < parameters.highlights:
+        highlight_gain = rng.uniform(*parameters.highlight_gain)
+    return Sensor(gain, highlight_gain)
+
+
 class Layer(NamedTuple):
     """What moves as a whole: light (h, w, 4), red, green and blue times opacity, and opacity; in a window of the
     view."""
@@ -348,15 +385,15 @@ class Layer(NamedTuple):
         return average(self.light, to_layer @ H @ from_patch, shares, patch.width, patch.height)
 
 
-def layer_of(part: Image, window: Window, opacity: Light | None, gain: float, highlight_gain: float) -> Layer:
+def layer_of(part: Image, window: Window, opacity: Light | None, sensor: Sensor) -> Layer:
     """`part` and `opacity` (none: 1) are those of the window."""
     light = np.empty(
         (*part.shape[:2], 4), np.float32
     )  # OpenCV is twice as fast with four channels as with three
-    light[..., :3] = cv2.LUT(part, _LIGHT)
-    if highlight_gain != 1:
-        brighten_highlights(light[..., :3], highlight_gain)
-    light[..., :3] *= gain
+    light[..., :3] = cv2.LUT(part, _SHOWN if sensor.video_frames else _LIGHT)
+    if sensor.highlight_gain != 1:
+        brighten_highlights(light[..., :3], sensor.highlight_gain)
+    light[..., :3] *= sensor.gain
     light[..., 3] = 1
     if opacity is not None:
         light *= opacity[..., None]
@@ -394,32 +431,37 @@ def blurred_pair(
         window = Window(left, top, patch, patch)
 
     camera = random_shake(rng, parameters, width, height)
-    gains = rng.uniform(*parameters.gain), 1.0
-    if rng.random() < parameters.highlights:
-        gains = gains[0], rng.uniform(*parameters.highlight_gain)
+    sensor = random_sensor(rng, parameters)
 
     H = camera.homographies()
     around = window.grown(_margin(H, window))
-    scene = layer_of(cut(image, around, scale), around, None, *gains)
-    blurred, sharp = _exposed(scene, H, window)
+    scene = layer_of(cut(image, around, scale), around, None, sensor)
+    blurred, sharp = _exposed(scene, H, window, sensor.video_frames)
     if rng.random() < parameters.foreground:
         photograph = image if other is None else other(rng)
-        layer, H = random_object(photograph, rng, parameters, camera, window, scale, gains)
-        for picture, front in zip((blurred, sharp), _exposed(layer, H, window), strict=True):
+        layer, H = random_object(photograph, rng, parameters, camera, window, scale, sensor)
+        fronts = _exposed(layer, H, window, sensor.video_frames)
+        for picture, front in zip((blurred, sharp), fronts, strict=True):
             picture *= 1 - front[..., 3:]
             picture += front
 
-    shot, read = rng.uniform(*parameters.shot_noise), rng.uniform(*parameters.read_noise)
-    result = develop(add_noise(blurred[..., :3], rng, shot, read))
+    blurred, sharp = blurred[..., :3], sharp[..., :3]
+    finish = show if sensor.video_frames else develop
+    if not sensor.video_frames:
+        blurred = add_noise(
+            blurred, rng, rng.uniform(*parameters.shot_noise), rng.uniform(*parameters.read_noise)
+        )
+    result = finish(blurred)
     if rng.random() < parameters.jpeg:
         low, high = parameters.jpeg_quality
         result = compress(result, int(rng.integers(low, high, endpoint=True)))
-    return result, develop(sharp[..., :3])
+    return result, finish(sharp)
 
 
-def _exposed(layer: Layer, H: Floats, patch: Window) -> tuple[Light, Light]:
+def _exposed(layer: Layer, H: Floats, patch: Window, video_frames: int) -> tuple[Light, Light]:
     """The patch, averaged over the exposure, and at its middle."""
-    blurred = layer.average(*frames(H, grid(*patch)), patch)
+    moments = moments_of(H, video_frames) if video_frames else frames(H, grid(*patch))
+    blurred = layer.average(*moments, patch)
     return blurred, layer.average(H[len(H) // 2][None], np.ones(1), patch)
 
 
@@ -430,7 +472,7 @@ def random_object(
     camera: Camera,
     patch: Window,
     scale: float,
-    gains: tuple[float, float],
+    sensor: Sensor,
 ) -> tuple[Layer, Floats]:
     """Something nearer than the scene that moves by itself, and its homographies (T, 3, 3)."""
     percent = 2 * max(camera.centre) / 100
@@ -448,4 +490,4 @@ def random_object(
     left = int(rng.integers(max(width - around.width, 0) + 1))
     top = int(rng.integers(max(height - around.height, 0) + 1))
     part = cut(photograph, Window(left, top, around.width, around.height), scale)
-    return layer_of(part, around, mask, *gains), H
+    return layer_of(part, around, mask, sensor), H

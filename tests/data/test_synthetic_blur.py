@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from basicsr.data import synthetic_blur as blur
-from basicsr.data.synthetic_blur import BlurParameters, Camera, Window, blurred_pair
+from basicsr.data.synthetic_blur import BlurParameters, Camera, Sensor, Window, blurred_pair
 
 STILL = BlurParameters(
     shake=(0, 0), scale=(1, 1), foreground=0, gain=(1, 1), highlights=0, shot_noise=(0, 0),
-    read_noise=(0, 0), jpeg=0,
+    read_noise=(0, 0), jpeg=0, video=0,
 )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_a_constant_photograph_stays_constant(value):
 
 def test_roll_leaves_the_middle_sharp(photograph):
     window = Window(0, 0, 200, 150)
-    layer = blur.layer_of(photograph, window, None, 1.0, 1.0)
+    layer = blur.layer_of(photograph, window, None, Sensor())
     H, shares = blur.frames(rolling(0.15).homographies(), blur.grid(*window))
     rolled = blur.develop(layer.average(H, shares, window)[..., :3])
     middle, corner = (slice(65, 85), slice(90, 110)), (slice(0, 20), slice(0, 20))
@@ -201,9 +201,9 @@ def test_a_patch_is_blurred_as_the_whole_is(photograph):
     camera = blur.random_shake(np.random.default_rng(5), moving, 200, 150)
     H = camera.homographies()
     whole, patch = Window(0, 0, 200, 150), Window(70, 50, 48, 40)
-    everything = blur.layer_of(photograph, whole, None, 1.0, 1.0)
+    everything = blur.layer_of(photograph, whole, None, Sensor())
     around = patch.grown(blur._margin(H, patch))
-    part = blur.layer_of(blur.cut(photograph, around, 1.0), around, None, 1.0, 1.0)
+    part = blur.layer_of(blur.cut(photograph, around, 1.0), around, None, Sensor())
     some = blur.frames(H, blur.grid(*whole))
     np.testing.assert_allclose(part.average(*some, patch), everything.average(*some, patch), atol=1e-4)
 
@@ -264,7 +264,7 @@ def test_highlights_leave_streaks():
     window = Window(0, 0, 61, 21)
     found = []
     for gain in (1.0, 10.0):
-        layer = blur.layer_of(image, window, None, 1.0, gain)
+        layer = blur.layer_of(image, window, None, Sensor(highlight_gain=gain))
         H, shares = blur.frames(translations(np.linspace(-12.5, 12.5, 400)), blur.grid(*window))
         found.append(blur.develop(layer.average(H, shares, window)[..., :3])[10, 22:39])
     assert found[0].max() < 140 and found[1].min() == 255
@@ -293,6 +293,40 @@ def test_noise_and_compression_spare_the_sharp_picture(photograph):
     lq, gt = blurred_pair(photograph, np.random.default_rng(0), spoilt)
     np.testing.assert_array_equal(gt, photograph)
     assert 15 < psnr(lq, gt) < 40
+
+
+@pytest.mark.parametrize('count', [7, 8, 9])
+def test_a_video_is_averaged_as_it_is_shown(photograph, count):
+    """Frames that are whole pixels apart: the mean of as many shifted copies, of their levels and not their light."""
+    window = Window(20, 20, 100, 100)
+    layer = blur.layer_of(photograph, Window(0, 0, 200, 150), None, Sensor(video_frames=count))
+    H = translations(np.repeat(np.arange(count) - count // 2, 10))  # each of `count` places as long
+    lq, gt = blur._exposed(layer, H, window, count)
+    copies = [
+        photograph[20:120, 20 + shift : 120 + shift] for shift in range(-(count // 2), count - count // 2)
+    ]
+    np.testing.assert_allclose(255 * lq[..., :3], np.mean(copies, axis=0), atol=1e-3)
+    np.testing.assert_array_equal(blur.show(gt[..., :3]), photograph[20:120, 20:120])
+
+
+def test_pairs_of_a_video_keep_the_mean_and_those_of_light_become_brighter():
+    """Black and white stripes: half of the levels, or half of the light."""
+    stripes = np.zeros((120, 160, 3), np.uint8)
+    stripes[:, ::2] = 255
+    moving = replace(STILL, shake=(12, 12), exposure=(0.01, 0.01), roll=(0, 0))
+    for seed in range(4):
+        levels, light = (
+            blurred_pair(stripes, np.random.default_rng(seed), replace(moving, video=video), 64)[0].mean()
+            for video in (1, 0)
+        )
+        assert levels == pytest.approx(127.5, abs=4)
+        assert light == pytest.approx(188, abs=8)
+
+
+def test_a_video_has_no_noise_and_no_saturation(photograph):
+    spoilt = replace(STILL, video=1, gain=(3, 3), shot_noise=(0.1, 0.1), highlights=1, highlight_gain=(9, 9))
+    for picture in blurred_pair(photograph, np.random.default_rng(0), spoilt):
+        np.testing.assert_array_equal(picture, photograph)
 
 
 def test_gain_saturates():
