@@ -16,6 +16,7 @@ from basicsr.data.paired_image_dataset import to_float
 from basicsr.data.stages import accumulation, mixup_generator
 from basicsr.inference import Restorer
 from basicsr.models.lr_scheduler import SCHEDULERS, learning_rate
+from basicsr.models.optimizers import OPTIMIZERS
 from basicsr.models.pretrained import load_pretrained
 from basicsr.models.validation import build_restorer
 from basicsr.utils.checkpoint import save_checkpoint
@@ -23,8 +24,6 @@ from basicsr.utils.device import resolve_precision
 from basicsr.utils.dist import Process
 from basicsr.utils.options import arguments, build
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
-
-OPTIMIZERS = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW}
 
 # With fp16: as many steps in a row without a finite gradient end the run. Each halves the factor of the loss, which
 # begins at 2^16: if it is that small, the factor is not to blame.

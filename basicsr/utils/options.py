@@ -157,6 +157,12 @@ class AdamWOptions(AdamOptions):
     weight_decay: Rate = 0.01
 
 
+class MuonOptions(AdamWOptions):
+    type: Literal['Muon']
+    momentum: Share = 0.95
+    """Of the matrices; the betas are of all other weights."""
+
+
 class LoggerOptions(Section):
     print_freq: PositiveInt = 100
     """Iterations between log lines."""
@@ -376,7 +382,7 @@ def _options_model(registered: tuple[Any, ...]) -> type[BaseModel]:
         'TrainOptions',
         __base__=TrainOptions,
         scheduler=(_choice(_component(name, cls) for name, cls in SCHEDULERS.items()), ...),
-        optim_g=(_choice((AdamWOptions, AdamOptions)), ...),
+        optim_g=(_choice((AdamWOptions, AdamOptions, MuonOptions)), ...),
         pixel_opt=(_components(LOSS_REGISTRY), ...),
     )
     return create_model(

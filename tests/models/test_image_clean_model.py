@@ -84,7 +84,7 @@ def test_steps_are_adamw_with_a_clipped_gradient(make, clip):
     assert model.read_log()['grad_norm'] > 0.01  # so that clipping was put to the test
 
 
-@pytest.mark.parametrize('kind', ['AdamW', 'Adam'])
+@pytest.mark.parametrize('kind', ['AdamW', 'Adam', 'Muon'])
 def test_from_the_first_bad_step_on_nothing_changes(make, kind):
     model = make(optim_g={'type': kind, 'lr': 1e-3}, ema_decay=0.5)
     model.step([batch(1)], 1)

@@ -253,7 +253,7 @@ NETWORK = (
         ('lr: 3e-4', 'lr: .nan', '18: train.optim_g.lr: found NaN; allowed: a finite number'),
         ('lr: 3e-4', 'lr: 1, betas: [0.9]', '18: train.optim_g.betas: found [0.9]; allowed: 2 items'),
         ('lr: 3e-4', 'lr: 1, betas: [0.9, 1]', '18: train.optim_g.betas.1: found 1; allowed: less than 1'),
-        ('AdamW', 'Adamw', '18: train.optim_g.type: found "Adamw"; allowed: "AdamW", "Adam"'),
+        ('AdamW', 'Adamw', '18: train.optim_g.type: found "Adamw"; allowed: "AdamW", "Adam", "Muon"'),
         ('type: Restormer', 'type: 5', '10: network_g.type: found 5; allowed: "Restormer"'),
         ('type: L1Loss', 'reduction: mean', '19: train.pixel_opt.type: found nothing; allowed: …'),
         (

@@ -1,0 +1,98 @@
+"""Optimisers. All follow the protocol of `torch.amp.GradScaler`: with the tensor `found_inf` 1 a step changes nothing,
+and that is decided on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the odd polynomial, from Jordan et al.
+NEWTON_SCHULZ_STEPS = 5
+UPDATE_RMS = 0.2  # root mean square of an update by AdamW, about; from Liu et al.
+SMALLEST_MATRIX = 16  # rows and columns; below, as for everything that is no matrix, AdamW does as well
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """(n, rows, columns) → U Vᵀ of each one's singular value decomposition U S Vᵀ, roughly: singular values between
+    0.7 and 1.2, by products of matrices alone. What is 0 stays 0."""
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if is_tall else x
+
+
+class Muon(torch.optim.AdamW):
+    """Momentum whose direction is made orthogonal, for the weights of convolutions that mix channels, as matrices
+    (out, in·kh·kw); AdamW for all others (depthwise convolutions, norms, biases, temperatures).
+
+    Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with updates as large as
+    those of AdamW, so that both take one learning rate: Liu et al., "Muon is scalable for LLM training" (arXiv
+    2502.16982). The arguments are those of AdamW, and `momentum`.
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(self, params: Iterable[nn.Parameter], momentum: float = 0.95, **adamw: Any) -> None:
+        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+        for parameter in params:
+            groups[_is_matrix(parameter)].append(parameter)
+        super().__init__(
+            [{'params': group, 'orthogonal': key} for key, group in groups.items() if group], **adamw
+        )
+        for group in self.param_groups:
+            if group['orthogonal']:
+                group['momentum'] = momentum
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group['orthogonal']]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group['orthogonal']:
+                self._step_of_matrices(group)
+
+    def _step_of_matrices(self, group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for parameter in group['params']:
+            if parameter.grad is not None:
+                by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)  # type: ignore[arg-type]
+        for shape, parameters in by_shape.items():
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    # A state without steps is not one to AdamW.
+                    first = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    self.state[parameter].update(step=first, momentum_buffer=torch.zeros_like(parameter))
+            buffers = [self.state[parameter]['momentum_buffer'] for parameter in parameters]
+            gradient = torch.stack([parameter.grad for parameter in parameters]).view(-1, *shape)
+            before = torch.stack(buffers).view(-1, *shape)
+            mean = before.lerp(gradient, 1 - group['momentum'])
+            update = orthogonal(gradient.lerp(mean, group['momentum']))
+            taken = 1.0
+            if self.found_inf is not None:
+                taken = 1.0 - self.found_inf
+                mean, update = torch.where(taken > 0, mean, before), torch.where(taken > 0, update, 0.0)
+            decay = 1.0 - taken * group['lr'] * group['weight_decay']
+            size = -group['lr'] * UPDATE_RMS * max(shape) ** 0.5
+            for parameter, buffer, new, change in zip(parameters, buffers, mean, update, strict=True):
+                self.state[parameter]['step'] += taken
+                buffer.copy_(new.view_as(buffer))
+                parameter.mul_(decay).add_(change.view_as(parameter), alpha=size)
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and min(parameter.flatten(1).shape) >= SMALLEST_MATRIX
+
+
+OPTIMIZERS = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW, 'Muon': Muon}

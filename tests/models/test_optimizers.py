@@ -1,0 +1,124 @@
+"""Muon against singular value decompositions and AdamW."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from basicsr.models.optimizers import Muon, orthogonal
+
+LR, DECAY, MOMENTUM = 0.05, 0.1, 0.9
+
+
+def polynomial(singular_values):
+    """What five steps of the iteration make of singular values whose squares sum to 1."""
+    for _ in range(5):
+        s = singular_values
+        singular_values = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return singular_values
+
+
+def by_decomposition(matrix):
+    U, S, Vt = np.linalg.svd(matrix, full_matrices=False)
+    return U @ np.diag(polynomial(S / np.linalg.norm(S))) @ Vt
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(16, 24, 1),
+        nn.Conv2d(24, 24, 3, padding=1, groups=24),
+        nn.Conv2d(24, 32, 3, padding=1, bias=False),
+        nn.Conv2d(32, 3, 1),
+    ).double()
+
+
+def with_gradients(net, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return net
+
+
+def muon(net):
+    return Muon(net.parameters(), lr=LR, weight_decay=DECAY, momentum=MOMENTUM, fused=True)
+
+
+@pytest.mark.parametrize('shape', [(1, 16, 16), (3, 20, 48), (2, 70, 16)])
+def test_orthogonal_keeps_directions_and_makes_their_sizes_alike(shape):
+    matrices = np.random.default_rng(0).standard_normal(shape)
+    found = orthogonal(torch.from_numpy(matrices))
+    for matrix, one in zip(matrices, found.numpy(), strict=True):
+        np.testing.assert_allclose(one, by_decomposition(matrix), atol=1e-9)
+        assert np.linalg.svd(one)[1].min() > 0.3 and np.linalg.svd(one)[1].max() < 1.3
+
+
+def test_orthogonal_of_nothing_is_nothing():
+    assert not orthogonal(torch.zeros(2, 16, 20)).any()
+
+
+def test_steps_are_those_of_the_papers(net):
+    """Three steps of each weight, by itself: of a matrix by decompositions, of all others by AdamW."""
+    expected = {name: parameter.detach().numpy().copy() for name, parameter in net.named_parameters()}
+    momenta = {name: np.zeros_like(value) for name, value in expected.items()}
+    plain = copy.deepcopy(net)
+    adamw = torch.optim.AdamW(plain.parameters(), lr=LR, weight_decay=DECAY)
+    optimizer = muon(net)
+    for step in range(3):
+        with_gradients(net, step)
+        with_gradients(plain, step)
+        for name in ('0.weight', '2.weight'):
+            gradient = net.get_parameter(name).grad.numpy()
+            momenta[name] = MOMENTUM * momenta[name] + (1 - MOMENTUM) * gradient
+            ahead = MOMENTUM * momenta[name] + (1 - MOMENTUM) * gradient
+            matrix = ahead.reshape(len(ahead), -1)
+            size = 0.2 * np.sqrt(max(matrix.shape))
+            change = by_decomposition(matrix).reshape(ahead.shape) * size
+            expected[name] = expected[name] * (1 - LR * DECAY) - LR * change
+        optimizer.step()
+        adamw.step()
+    for name, parameter in net.named_parameters():
+        wanted = expected[name] if name in ('0.weight', '2.weight') else plain.get_parameter(name).detach()
+        np.testing.assert_allclose(parameter.detach(), wanted, atol=1e-9, err_msg=name)
+
+
+def test_an_update_is_as_large_as_one_of_adamw():
+    weight = nn.Parameter(torch.zeros(64, 96, 1, 1))
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    Muon([weight], lr=1.0, weight_decay=0.0).step()
+    assert 0.1 < weight.square().mean().sqrt() < 0.3
+
+
+def test_a_masked_step_changes_nothing(net):
+    optimizer = muon(net)
+    with_gradients(net, 0)
+    optimizer.step()
+    before = copy.deepcopy((net.state_dict(), optimizer.state_dict()['state']))
+    with_gradients(net, 1)
+    net[2].weight.grad[0, 0, 0, 0] = float('nan')
+    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())
+    optimizer.step()
+    torch.testing.assert_close((net.state_dict(), optimizer.state_dict()['state']), before, rtol=0, atol=0)
+
+    optimizer.found_inf = torch.zeros(())
+    with_gradients(net, 2)
+    optimizer.step()
+    assert all((a != b).any() for a, b in zip(net.state_dict().values(), before[0].values(), strict=True))
+
+
+def test_its_state_goes_on_with_the_same_bits(net):
+    other = copy.deepcopy(net)
+    optimizer = muon(net)
+    for step in range(2):
+        with_gradients(net, step)
+        optimizer.step()
+    other.load_state_dict(net.state_dict())
+    again = muon(other)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for model, opt in ((net, optimizer), (other, again)):
+        with_gradients(model, 5)
+        opt.step()
+    torch.testing.assert_close(net.state_dict(), other.state_dict(), rtol=0, atol=0)
