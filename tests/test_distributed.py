@@ -130,7 +130,7 @@ def test_one_by_four_two_by_two_and_four_by_one_are_the_same_run(
 
 
 def test_two_processes_killed_and_resumed_end_with_the_same_bits(runs, tmp_path):
-    """Packed data, a worker each, accumulation, averaged weights, mixup."""
+    """Packed data, a worker each, accumulation, averaged weights, mixup, Muon."""
     pack = tmp_path / 'pairs.pack'
     made = run(
         [
@@ -144,7 +144,8 @@ def test_two_processes_killed_and_resumed_end_with_the_same_bits(runs, tmp_path)
         _, path = runs.option_file()
         train = yaml.safe_load(path.read_text())['datasets']['train']
         data = {key: value for key, value in train.items() if not key.startswith('dataroot')}
-        return option_file(runs, {**data, 'type': 'Dataset_PackedImage', 'dataroot': str(pack)})
+        data.update(type='Dataset_PackedImage', dataroot=str(pack))
+        return option_file(runs, data, optim_g={'type': 'Muon', 'lr': 1e-3})
 
     whole, path = packed()
     assert by_torchrun(2, path).returncode == 0
