@@ -6,6 +6,8 @@
 A set is a folder with the folders `input` (blurred) and `target` (sharp), whose images have the same names.
 
 - **PSNR** of the blurred image against the sharp one, in dB: mean and quantiles over the images.
+- **Level**: mean of the blurred image less that of the sharp one, in levels of 0 to 255. Averaging in linear light
+  makes pictures brighter, the more so the more contrast it takes away; averaging as they are shown does not.
 - **Extent of the blur**, in pixels: the standard deviation of the Gaussian that leaves as much of the sharp image's
   gradient (its energy, the mean of the squared magnitude) as there is in the blurred one. It needs no alignment, and
   is not changed by a shift; noise and compression make it a little smaller. An edge that moves by L
@@ -62,6 +64,7 @@ class Statistics:
         blurred, sharp = luma(images['lq']), luma(images['gt'])
         return {
             'psnr': float(calculate_psnr(images['lq'], images['gt'], crop_border=0)),
+            'level': float(blurred.mean() - sharp.mean()),
             'extents': extents(blurred, sharp),
             'blurred_gradients': histogram(blurred),
             'sharp_gradients': histogram(sharp),
@@ -122,6 +125,7 @@ def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         'pairs': len(pairs),
         'psnr': _distribution(psnrs),
+        'level': _distribution(np.array([pair['level'] for pair in pairs])),
         'extent': {
             **_distribution(np.concatenate(tiles)),
             'within an image': float(np.mean(spreads)) if spreads else 0.0,
@@ -155,6 +159,7 @@ def statistics(folder: Path, workers: int = 0) -> dict[str, Any]:
 
 TITLES = {
     'psnr': 'PSNR of the blurred image, dB',
+    'level': 'level, blurred less sharp',
     'extent': 'extent of the blur, pixels',
     'blurred_gradients': 'gradients of blurred images, %',
     'sharp_gradients': 'gradients of sharp images, %',

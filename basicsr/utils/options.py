@@ -605,6 +605,7 @@ def override(file: OptionFile, setting: str) -> OptionFile:
         if not equals or not all(key):
             raise OptionError([f'--force_yml: found {show(setting)}; allowed: KEY:SUBKEY=VALUE'])
         value = _parse(text, f'--force_yml: {dotted(key)}: {show(text)}', with_line=False)
+        key = _with_places(data, key)
         data = _with(data, key, value.data)
         lines = {known: line for known, line in lines.items() if known[: len(key)] != key}
         lines |= {key[:depth]: None for depth in range(1, len(key) + 1) if key[:depth] not in lines}
@@ -614,14 +615,33 @@ def override(file: OptionFile, setting: str) -> OptionFile:
     return OptionFile(file.source, data, lines, mistakes, misread)
 
 
+def _with_places(data: Any, key: Key) -> Key:
+    """Numbers for the parts of a key that are places in a list."""
+    found: list[Any] = []
+    for part in key:
+        if isinstance(data, list):
+            part = int(part) if part.isdecimal() else part
+            data = data[part] if isinstance(part, int) and part < len(data) else None
+        else:
+            data = data.get(part) if isinstance(data, dict) else None
+        found.append(part)
+    return tuple(found)
+
+
 def _with(data: Any, key: Key, value: Any, above: Key = ()) -> Any:
     if not key:
         return value
-    if not isinstance(data, dict | None):
-        there = f'found {show(data)} at {dotted(above)}; allowed: a mapping there'
-        raise OptionError([f'--force_yml: {dotted((*above, *key))}: {there}'])
-    data = data or {}
-    return {**data, key[0]: _with(data.get(key[0]), key[1:], value, (*above, key[0]))}
+    first, below, here = key[0], key[1:], (*above, key[0])
+    if isinstance(data, dict | None):
+        data = data or {}
+        return {**data, first: _with(data.get(first), below, value, here)}
+    allowed = 'a mapping there'
+    if isinstance(data, list):
+        if isinstance(first, int) and first < len(data):
+            return [*data[:first], _with(data[first], below, value, here), *data[first + 1 :]]
+        allowed = f'a place in the list, from 0 to {len(data) - 1}' if data else 'a list that is not empty'
+    there = f'found {show(data)} at {dotted(above)}; allowed: {allowed}'
+    raise OptionError([f'--force_yml: {dotted((*above, *key))}: {there}'])
 
 
 def without_effect(data: dict[str, Any]) -> list[str]:

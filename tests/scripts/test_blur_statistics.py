@@ -74,6 +74,7 @@ def test_the_psnr_of_a_set(tmp_path):
     found = blur_statistics.statistics(tmp_path)
     one, other = 20 * np.log10(255 / 10), 20 * np.log10(255 / 20)
     assert found['psnr']['mean'] == found['psnr']['50 %'] == pytest.approx((one + other) / 2)
+    assert found['level']['mean'] == pytest.approx(15) and found['level']['90 %'] == pytest.approx(19)
     assert found['pairs'] == 2 and np.isnan(found['extent']['mean'])  # nothing to measure blur by
 
 

@@ -484,6 +484,7 @@ def test_files_that_cannot_be_opened(tmp_path, content):
         ('dist_params:port=1234', ('dist_params', 'port'), 1234),
         ('val:metrics:ssim:type=calculate_ssim', ('val', 'metrics', 'ssim', 'type'), 'calculate_ssim'),
         ('network_g:heads=[1,2,4,8]', ('network_g', 'heads'), [1, 2, 4, 8]),
+        ('train:scheduler:periods:0=120', ('train', 'scheduler', 'periods'), [120]),
         ('val:metrics={}', ('val', 'metrics'), {}),
         (' train:total_iter = 7 ', ('train', 'total_iter'), 7),
     ],
@@ -520,6 +521,18 @@ def test_force_yml_fills_a_section_that_is_null(load):
             'train:total_iter=__import__("os")',
             '--force_yml: train.total_iter: found "__import__(\\"os\\")"; allowed: an',
         ),
+        (
+            'train:scheduler:periods:0=x',
+            '--force_yml: train.scheduler.periods.0: found "x"; allowed: an integer',
+        ),
+        (
+            'train:scheduler:periods:1=5',
+            '--force_yml: train.scheduler.periods.1: found [100] at train.scheduler.periods; allowed: a place in the '
+            'list, from 0 to 0',
+        ),
+        ('train:scheduler:periods:x=5', '--force_yml: train.scheduler.periods.x: found [100] at'),
+        ('train:scheduler:periods:-1=5', '--force_yml: train.scheduler.periods.-1: found [100] at'),
+        ('train:scheduler:periods:0:z=5', '--force_yml: train.scheduler.periods.0.z: found 100 at'),
         ('network_g:heads=[1, x]', '--force_yml: network_g.heads.1: found "x"; allowed: an integer'),
         ('train:optim_g={lr: 1}', '--force_yml: train.optim_g.type: found nothing; allowed: '),
         ('train:optim_g={type: Adam, lr: 1, lr: 2}', '--force_yml: train.optim_g.lr: found again, '),
