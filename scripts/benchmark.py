@@ -95,7 +95,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         '--network',
         choices=('small', 'full'),
         default='small',
-        help='that of the weights in this repository, or of 26.1 M, with random weights; default: %(default)s',
+        help='of 1.1 M or of 26.1 M parameters, with random weights; default: %(default)s',
     )
     command.add_argument('--weights', type=Path, metavar='FILE', help='instead: start from a file of weights')
     command.add_argument(

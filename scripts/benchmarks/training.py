@@ -26,7 +26,6 @@ from basicsr.models.option_checks import read_options
 from basicsr.models.training import build_dataset, start_worker, training_loader
 from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import Process
-from basicsr.utils.files import ROOT
 from scripts.benchmarks.measuring import KilledError, Memory, check_modes, machine, run_alone, title, wait_for
 from scripts.benchmarks.networks import all_options, load_network, plain
 from scripts.benchmarks.pairs import (
@@ -39,7 +38,7 @@ from scripts.benchmarks.pairs import (
 )
 from scripts.benchmarks.table import Column, Report, Row, fraction, multiple, seconds, whole
 
-SMALL = ROOT / 'Motion_Deblurring' / 'pretrained_models' / 'motion_deblurring_compact.pth'
+SMALL = {'dim': 16, 'num_blocks': [1, 1, 2, 2], 'num_refinement_blocks': 1, 'heads': [1, 2, 4, 8]}
 CLIP_NORM = 0.01  # the recipe's, in which it has no key
 WARM_UP = 2  # steps that are not counted: libraries choose their ways, the optimiser makes its state
 TOO_LARGE = 'does not fit into memory'
@@ -89,16 +88,17 @@ def asked_stages(args: argparse.Namespace) -> list[tuple[int, int]]:
 
 
 def check_channels(args: argparse.Namespace) -> None:
-    options = all_options(network_file(args))
+    options = asked_options(args)
     channels = (options['inp_channels'], options['out_channels'])
     if channels != (3, 3):
         found = ' and '.join(map(str, channels))
         raise ValueError(f'{args.weights}: found {found} channels in and out; allowed: 3 and 3')
 
 
-def network_file(args: argparse.Namespace) -> Path | None:
-    """Which file says what the network is like; None: the constructor's defaults."""
-    return args.weights or (SMALL if args.network == 'small' else None)
+def asked_options(args: argparse.Namespace) -> dict[str, Any]:
+    """All of the constructor's arguments: as a file of weights says, or by name."""
+    options = all_options(args.weights)
+    return options | SMALL if args.network == 'small' and not args.weights else options
 
 
 def run_row(args: argparse.Namespace, task: dict[str, Any]) -> Row:
@@ -205,7 +205,7 @@ def plain_steps(args: argparse.Namespace, run: Run) -> Row:
 def plain_network(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     if args.weights:
         return load_network(args.weights)
-    options = all_options(network_file(args))
+    options = asked_options(args)
     torch.manual_seed(0)
     return Restormer(**options), options
 
@@ -235,7 +235,7 @@ def our_options(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     precision, *ways = run.mode.split('+')
     network = {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in all_options(network_file(args)).items()
+        for name, value in asked_options(args).items()
     }
     train_set = {
         'type': 'Dataset_PackedImage',

@@ -197,11 +197,16 @@ def test_the_stages_of_the_paper_are_those_of_its_recipe(monkeypatch):
     assert training.asked_stages(args) == [(128, 8), (160, 5), (192, 4), (256, 2), (320, 1), (384, 1), (64, 2)]
 
 
-def test_the_small_network_is_that_of_the_weights_here(monkeypatch):
-    options = networks.all_options(training.network_file(parsed(monkeypatch)))
-    assert (options['dim'], options['num_blocks'], options['num_refinement_blocks']) == (16, [1, 1, 2, 2], 1)
-    options = networks.all_options(training.network_file(parsed(monkeypatch, '--network', 'full')))
-    assert options['dim'] == 48
+@pytest.mark.parametrize(('name', 'parameters'), [('small', 1_114_883), ('full', 26_126_644)])
+def test_networks_by_name(monkeypatch, name, parameters):
+    network, _ = training.plain_network(parsed(monkeypatch, '--network', name))
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+def test_weights_say_which_network_they_are_for(monkeypatch):
+    options = training.asked_options(parsed(monkeypatch, '--weights', str(WEIGHTS)))
+    assert options['dim'] == networks.all_options(WEIGHTS)['dim']
+    assert options['num_blocks'] == networks.all_options(WEIGHTS)['num_blocks'] != training.SMALL['num_blocks']
 
 
 def test_plain_and_ours_are_the_same_network_at_first(monkeypatch, tmp_path):
