@@ -66,6 +66,7 @@ SHAKE_RECIPE = 1
 MODELS = ('kernel', 'shake6d')
 BLUR_LENGTH, NOISE = (8.0, 12.0), 1.0  # of kernels
 
+SHEET_SUFFIXES = ('.png', '.jpg')
 SHEET_SIDE, SHEET_PAIRS, SHEET_ROW = 256, 12, 2  # pixels of a picture; pairs; pairs in a row
 
 
@@ -281,7 +282,9 @@ def write_sheet(path: Path, output: Path, pairs: list[Pair]) -> None:
     in_row = min(2 * SHEET_ROW, len(pictures))
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % in_row)
     rows = [np.hstack(pictures[start : start + in_row]) for start in range(0, len(pictures), in_row)]
-    write_png(path, np.vstack(rows))
+    encoded, data = cv2.imencode(path.suffix, np.vstack(rows))
+    assert encoded
+    path.write_bytes(data.tobytes())
 
 
 def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -342,7 +345,7 @@ def synthesize(
         shake: shake6d: least and largest length of the camera's path, in % of a picture's longer side; none: that of
             BlurParameters.
         workers: processes; 0: this one alone. The bytes do not depend on it.
-        sheet: PNG file to write, of some sharp and blurred pictures side by side.
+        sheet: picture to write, of some sharp and blurred pictures side by side.
 
     Returns the number of pairs written, {'train': n, 'val': m}; all are 0 if the set was there already.
     Raises FileExistsError if there is a set with other settings (unless `overwrite`) or someone's own images,
@@ -355,6 +358,8 @@ def synthesize(
         raise ValueError(f'seed: found {seed}; allowed: 0 or more')
     if workers < 0:
         raise ValueError(f'workers: found {workers}; allowed: 0 or more')
+    if sheet is not None and Path(sheet).suffix not in SHEET_SUFFIXES:
+        raise ValueError(f'sheet: found {sheet}; allowed: a file ending in {" or ".join(SHEET_SUFFIXES)}')
 
     output = Path(output)
     photographs = Photographs.of(None if sharp_dir is None else Path(sharp_dir))
@@ -414,7 +419,9 @@ def main(arguments: list[str] | None = None) -> None:
         + ' '.join(f'{value:g}' for value in BlurParameters().shake),
     )  # fmt: skip
     parser.add_argument('--workers', type=int, default=0, help='processes; 0: this one alone')
-    parser.add_argument('--sheet', type=Path, help='PNG file to write: sharp and blurred pictures side by side')
+    parser.add_argument(
+        '--sheet', type=Path, help='.png or .jpg to write: sharp and blurred pictures side by side'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace a set made with other settings')
     args = parser.parse_args(arguments)
     try:

@@ -234,8 +234,7 @@ def our_options(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     options = recipe()
     precision, *ways = run.mode.split('+')
     network = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in asked_options(args).items()
+        name: list(value) if isinstance(value, tuple) else value for name, value in asked_options(args).items()
     }
     train_set = {
         'type': 'Dataset_PackedImage',

@@ -378,6 +378,10 @@ def test_the_sheet_shows_sharp_and_blurred(tmp_path, photographs):
     sheet.unlink()
     assert synthesize_blur.synthesize(tmp_path / 'set', **settings) == {'train': 0} and sheet.exists()
 
+    synthesize_blur.synthesize(tmp_path / 'set', **{**settings, 'sheet': tmp_path / 'look.jpg'})
+    with Image.open(tmp_path / 'look.jpg') as again:
+        assert again.format == 'JPEG' and again.size == (4 * 256, 2 * 256)
+
 
 @pytest.mark.parametrize(
     ('arguments', 'text'),
@@ -388,6 +392,7 @@ def test_the_sheet_shows_sharp_and_blurred(tmp_path, photographs):
         ({'model': 'shake6d', 'blur_length': (1, 2)}, 'blur_length: found .*; allowed: nothing'),
         ({'model': 'shake6d', 'shake': (3, 2)}, r'shake: found \[3, 2\]; allowed: \[lo, hi\]'),
         ({'workers': -1}, 'workers: found -1; allowed: 0 or more'),
+        ({'sheet': 'look.webp'}, 'sheet: found look.webp; allowed: a file ending in .png or .jpg'),
     ],
 )
 def test_arguments_that_do_not_fit_the_model_are_refused(tmp_path, arguments, text):
