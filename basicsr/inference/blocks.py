@@ -244,4 +244,6 @@ class FeedForward:
         strips = cut(self.separable.channels)
         for (top, bottom, _), hidden_nWK in self.separable.strips(x_HWC, strips, workspace):
             gate_NK, value_NK = hidden_nWK.flatten(0, 1).chunk(2, 1)
-            self.project_out.add_to(x_HWC[top:bottom].view(-1, x_HWC.shape[-1]), F.gelu(gate_NK).mul_(value_NK))
+            # Of a copy, as in training: a processor takes half as long again over half of the channels.
+            gated_NK = torch.ops.aten.gelu_(gate_NK.clone(memory_format=torch.contiguous_format)).mul_(value_NK)
+            self.project_out.add_to(x_HWC[top:bottom].view(-1, x_HWC.shape[-1]), gated_NK)
