@@ -37,6 +37,8 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
             record['iter'], record['kind']
         except (ValueError, TypeError, KeyError):
+            if number == len(lines):  # a kill can cut the last line, and a run may be about to write it
+                return
             raise HistoryError(f'{path}: line {number} is not a line of a history') from None
         yield record
 

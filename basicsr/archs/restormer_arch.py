@@ -234,7 +234,8 @@ class _Gated(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden_BKHW)
         gate_grad, value_grad = hidden_grad.chunk(2, dim=1)
         torch.mul(F.gelu(gate), grad, out=value_grad)
-        gate_grad.copy_(torch.ops.aten.gelu_backward(grad * value, gate))
+        grad = grad * value
+        gate_grad.copy_(torch.ops.aten.gelu_backward.grad_input(grad, gate, grad_input=grad))
         return hidden_grad
 
 

@@ -19,7 +19,7 @@ from basicsr.models.lr_scheduler import SCHEDULERS, learning_rate
 from basicsr.models.optimizers import OPTIMIZERS
 from basicsr.models.pretrained import load_pretrained
 from basicsr.models.validation import build_restorer
-from basicsr.utils.checkpoint import save_checkpoint
+from basicsr.utils.checkpoint import CheckpointError, save_checkpoint
 from basicsr.utils.device import resolve_precision
 from basicsr.utils.dist import Process
 from basicsr.utils.options import arguments, build
@@ -237,8 +237,15 @@ class ImageCleanModel:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state['net'])
-        self.optimizer.load_state_dict(state['optimizer'])
+        """Raises CheckpointError on the state of another network or optimiser."""
+        try:
+            self.net.load_state_dict(state['net'])
+            self.optimizer.load_state_dict(state['optimizer'])
+        except (RuntimeError, ValueError):
+            raise CheckpointError(
+                'the state to go on from is of another network or optimiser; allowed: the network_g and optim_g.type '
+                'that it was saved with, or a new run from its weights (path.pretrain_network_g)'
+            ) from None
         if len(state['averaged']) == len(self.averaged):
             for mine, saved in zip(self.averaged, state['averaged'], strict=True):
                 mine.copy_(saved)

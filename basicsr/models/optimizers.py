@@ -17,10 +17,11 @@ SMALLEST_MATRIX = 16  # rows and columns; below, as for everything that is no ma
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """(n, rows, columns) → U Vᵀ of each one's singular value decomposition U S Vᵀ, roughly: singular values between
-    0.7 and 1.2, by products of matrices alone. What is 0 stays 0."""
+    0.7 and 1.2, by products of matrices alone. What is 0 stays 0, and what is next to nothing, small."""
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    # The clamp is where the squares under the root begin to vanish.
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.mT
@@ -75,13 +76,13 @@ class Muon(torch.optim.AdamW):
                     first = torch.zeros((), dtype=torch.float32, device=parameter.device)
                     self.state[parameter].update(step=first, momentum_buffer=torch.zeros_like(parameter))
             buffers = [self.state[parameter]['momentum_buffer'] for parameter in parameters]
-            gradient = torch.stack([parameter.grad for parameter in parameters]).view(-1, *shape)
-            before = torch.stack(buffers).view(-1, *shape)
+            gradient = torch.stack([parameter.grad.flatten(1) for parameter in parameters])
+            before = torch.stack([buffer.flatten(1) for buffer in buffers])
             mean = before.lerp(gradient, 1 - group['momentum'])
             update = orthogonal(gradient.lerp(mean, group['momentum']))
             taken = 1.0
             if self.found_inf is not None:
-                taken = 1.0 - self.found_inf
+                taken = 1.0 - self.found_inf.to(gradient.dtype)
                 mean, update = torch.where(taken > 0, mean, before), torch.where(taken > 0, update, 0.0)
             decay = 1.0 - taken * group['lr'] * group['weight_decay']
             size = -group['lr'] * UPDATE_RMS * max(shape) ** 0.5
@@ -92,7 +93,8 @@ class Muon(torch.optim.AdamW):
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and min(parameter.flatten(1).shape) >= SMALLEST_MATRIX
+    # The weight of a depthwise convolution has one input channel.
+    return parameter.ndim > 1 and parameter.shape[1] > 1 and min(parameter.flatten(1).shape) >= SMALLEST_MATRIX
 
 
 OPTIMIZERS = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW, 'Muon': Muon}

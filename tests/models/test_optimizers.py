@@ -60,6 +60,34 @@ def test_orthogonal_of_nothing_is_nothing():
     assert not orthogonal(torch.zeros(2, 16, 20)).any()
 
 
+@pytest.mark.parametrize('size', [1e-45, 1e-30, 1e-25, 1e-22, 1e-19, 1e15])
+def test_orthogonal_of_any_size_is_finite(size):
+    found = orthogonal(torch.full((1, 16, 20), size))
+    assert found.isfinite().all() and torch.linalg.matrix_norm(found, 2) < 1.3
+
+
+def test_matrices_of_one_shape_that_are_weights_of_several():
+    weights = [nn.Parameter(torch.randn(32, 36, 1, 1)), nn.Parameter(torch.randn(32, 4, 3, 3))]
+    weights.append(nn.Parameter(torch.randn(32, 36)))
+    alone = [nn.Parameter(weight.detach().clone()) for weight in weights]
+    for weight, other in zip(weights, alone, strict=True):
+        weight.grad = torch.randn_like(weight)
+        other.grad = weight.grad.clone()
+        Muon([other], lr=LR).step()
+    Muon(weights, lr=LR).step()
+    for weight, other in zip(weights, alone, strict=True):
+        torch.testing.assert_close(weight, other)
+
+
+def test_depthwise_convolutions_are_no_matrices():
+    weight = nn.Parameter(torch.randn(32, 1, 7, 7))
+    plain = nn.Parameter(weight.detach().clone())
+    weight.grad = plain.grad = torch.randn_like(weight)
+    Muon([weight], lr=LR, weight_decay=DECAY).step()
+    torch.optim.AdamW([plain], lr=LR, weight_decay=DECAY).step()
+    torch.testing.assert_close(weight, plain)
+
+
 def test_steps_are_those_of_the_papers(net):
     """Three steps of each weight, by itself: of a matrix by decompositions, of all others by AdamW."""
     expected = {name: parameter.detach().numpy().copy() for name, parameter in net.named_parameters()}
@@ -67,6 +95,7 @@ def test_steps_are_those_of_the_papers(net):
     plain = copy.deepcopy(net)
     adamw = torch.optim.AdamW(plain.parameters(), lr=LR, weight_decay=DECAY)
     optimizer = muon(net)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.zeros(())  # nothing is masked
     for step in range(3):
         with_gradients(net, step)
         with_gradients(plain, step)

@@ -174,6 +174,22 @@ def test_every_state_damaged_is_not_a_fresh_start(runs, said):
     assert 'every state is damaged' in said()
 
 
+@pytest.mark.parametrize(
+    'setting', ['train:optim_g:type=Muon', 'network_g:dim=16', 'network_g:num_blocks=[1,1,1,2]']
+)
+def test_a_state_of_another_network_or_optimiser_is_refused(runs, said, setting):
+    name, path = runs.option_file(total_iter=2)
+    assert entry.main(['-opt', str(path)]) == 0
+    before = sorted((file, file.stat().st_mtime_ns) for file in run_folder(name).glob('*/*.*'))
+    assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', setting, 'train:total_iter=4']) == 1
+    assert 'is of another network or optimiser; allowed: the network_g and optim_g.type that it was' in said()
+    assert [kept for kept in before if 'tb_logger' not in str(kept)] == sorted(
+        (file, file.stat().st_mtime_ns)
+        for file in run_folder(name).glob('*/*.*')
+        if 'tb_logger' not in str(file)
+    )
+
+
 def test_resume_state_of_another_run(runs):
     first, path = runs.option_file()
     assert entry.main(['-opt', str(path)]) == 0

@@ -43,6 +43,12 @@ def test_runs_follow_one_another_and_gains_are_over_the_input(runs):
     assert not any(kind.startswith('input') for kind, _ in drawn)
 
 
+def test_a_last_line_that_a_kill_has_cut_is_left_out(runs):
+    with (runs[1] / 'history.jsonl').open('a') as history:
+        history.write('{"iter": 6, "ki')
+    assert plot_training.curves(runs)['train', 'loss'] == ([10, 20, 25], [0.5, 0.4, 0.3])
+
+
 @pytest.mark.parametrize('name', ['curves.png', 'curves.svg'])
 def test_a_picture(runs, tmp_path, name):
     pytest.importorskip('matplotlib')
@@ -70,11 +76,11 @@ def test_a_run_without_validation(tmp_path):
             'history.jsonl: cannot be read (No such file or directory); allowed: the folder of a run',
         ),
         (
-            '{"iter": 1, "kind": "train"}\n{"iter": ',
+            '{"iter": 1, "kind": "train"}\nx\n{}',
             'c.png',
             'history.jsonl: line 2 is not a line of a history',
         ),
-        ('[]\n', 'c.png', 'history.jsonl: line 1 is not a line of a history'),
+        ('[]\n{}', 'c.png', 'history.jsonl: line 1 is not a line of a history'),
         ('{"iter": 1, "kind": "val_a", "psnr": 3}\n', 'c.png', 'nothing has been logged of its training'),
         ('{"iter": 1, "kind": "train", "loss": 1, "lr": 1}\n', 'no/c.png', 'c.png: cannot be written'),
         ('', 'c.txt', 'c.txt; allowed: a file ending in .png or .svg'),
