@@ -63,10 +63,16 @@ def parser() -> argparse.ArgumentParser:
         nargs='?',
         type=int,
         const=True,
-        default=False,
         metavar='WINDOW',
         help='attention over local windows (TLC, arXiv 2112.04491), which suits weights trained on patches; of '
-        '384 pixels, or as many as you say: a multiple of 8',
+        '384 pixels, or as many as you say: a multiple of 8. Default: with the weights of this repository alone',
+    )
+    p.add_argument(
+        '--no-tlc',
+        dest='tlc',
+        action='store_const',
+        const=False,
+        help='attention over the whole image, whatever the weights',
     )
     p.add_argument(
         '--tile',
@@ -105,19 +111,21 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
 
     from basicsr.inference.image_files import ImageFileError, list_images, output_names, read_image, write_png
     from basicsr.inference.restorer import RestoreError, Restorer
-    from basicsr.inference.tasks import default_weights, find_task
+    from basicsr.inference.tasks import default_weights, find_task, is_best_with_tlc
     from basicsr.utils.checkpoint import build_network, load_weights
 
     warnings.filterwarnings('ignore', module='PIL')  # what it says of broken files, the demo says in a sentence
     try:
         task = find_task(args.task)
         inputs = list_images(args.input_dir)
-        weights = load_weights(args.weights or default_weights(task.name))
+        weights_file = args.weights or default_weights(task.name)
+        weights = load_weights(weights_file)
         used = f'weights: {weights.path}' + (f' ({weights.key})' if weights.key else '')
+        tlc = is_best_with_tlc(weights_file) if args.tlc is None else args.tlc
         net = build_network(weights)
         del weights  # the network has its own copy
         restorer = Restorer(
-            net, args.device, args.precision, tlc=args.tlc, tile=args.tile, tile_overlap=args.tile_overlap
+            net, args.device, args.precision, tlc=tlc, tile=args.tile, tile_overlap=args.tile_overlap
         )
         restorer.check_channels()
         folder = args.result_dir / task.name
@@ -129,7 +137,7 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
         arguments.error(f'--result_dir {args.result_dir} cannot be made: {error.strerror or error}')
 
     print(used)
-    print(f'device: {restorer.device}, {restorer.precision}', flush=True)
+    print(f'device: {restorer.device}, {restorer.precision}' + (', TLC' if tlc else ''), flush=True)
 
     names = output_names(inputs)
     protected = {_identity(path) for path in inputs} - {None}

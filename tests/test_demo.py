@@ -16,6 +16,7 @@ from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference import Restorer, restorer
 from basicsr.inference.image_files import read_image, write_png
 from basicsr.inference.strips import StripEngine
+from basicsr.inference.tasks import TASKS
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.files import ROOT
 
@@ -161,11 +162,26 @@ def lively(tmp_path):
     return net, path
 
 
+def test_the_weights_of_the_repository_are_used_with_tlc(run, tmp_path, capsys):
+    shipped = TASKS['motion_deblurring'].shipped_file
+    pixels = noise(24, 400, 3)
+    write_png(tmp_path / 'in' / 'a.png', pixels)
+    found = []
+    for arguments, tlc in (([], True), (['--no-tlc'], False)):
+        assert run('--weights', str(shipped), '--precision', 'fp32', *arguments) == 0
+        assert ('fp32, TLC' in capsys.readouterr().out) == tlc
+        found.append(read_image(tmp_path / 'out' / 'motion_deblurring' / 'a.png').pixels)
+        expected = Restorer.from_checkpoint(shipped, 'cpu', 'fp32', tlc=tlc)(pixels)
+        np.testing.assert_array_equal(found[-1], expected)
+    assert (found[0] != found[1]).any()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'options'),
     [
         ([], {}),
         (['--tlc'], {'tlc': 384}),
+        (['--tlc', '--no-tlc'], {}),
         (['--tlc', '64'], {'tlc': 64}),
         (['--tile', '64', '--tile_overlap', '16'], {'tile': 64, 'tile_overlap': 16}),
         (['--tile', '104'], {'tile': 104, 'tile_overlap': 32}),

@@ -22,7 +22,7 @@ DISTRIBUTIONS = {
 }
 OWN = {'basicsr', 'scripts'}
 # Of the extras `onnx` and `download`: scripts/export_onnx.py and download_data.py say so where they are missing.
-OPTIONAL = {'onnx', 'onnxruntime', 'gdown'}
+OPTIONAL = {'onnx', 'onnxruntime', 'gdown', 'matplotlib'}
 PATTERNS = (
     'basicsr/**/*.py',
     'scripts/**/*.py',

@@ -16,7 +16,7 @@ from basicsr.archs.restormer_arch import Restormer, no_autocast
 from basicsr.inference.image_files import check_pixels
 from basicsr.inference.memory import free_memory, is_out_of_memory
 from basicsr.inference.strips import StripEngine
-from basicsr.inference.tasks import default_weights
+from basicsr.inference.tasks import default_weights, is_best_with_tlc
 from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
 from basicsr.utils.checkpoint import build_network, load_weights
@@ -122,9 +122,13 @@ class Restorer:
         precision: str = 'auto',
         **options: Any,
     ) -> Restorer:
-        """With the weights of a file, by default those for motion deblurring; `options` are the class's own.
+        """With the weights of a file, by default those for motion deblurring; `options` are the class's own. If `tlc`
+        is not among them, or None, the weights that come with the repository are used with TLC, and others without.
         Raises CheckpointError, too."""
-        weights = load_weights(path or default_weights('motion_deblurring'))
+        path = path or default_weights('motion_deblurring')
+        weights = load_weights(path)
+        if options.get('tlc') is None:
+            options['tlc'] = is_best_with_tlc(path)
         return cls(build_network(weights), device, precision, **options)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

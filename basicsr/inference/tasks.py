@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ class Task:
     folder: str
     published: str
     shipped: str
+
+    @property
+    def shipped_file(self) -> Path:
+        return ROOT / self.folder / 'pretrained_models' / self.shipped
 
     @property
     def name(self) -> str:
@@ -44,10 +49,17 @@ def default_weights(task: str) -> Path:
     """The published weights if they are there, else the shipped ones. Raises CheckpointError if neither is."""
     found = find_task(task)
     folder = ROOT / found.folder / 'pretrained_models'
-    for path in (folder / found.published, folder / found.shipped):
+    for path in (folder / found.published, found.shipped_file):
         if path.is_file():
             return path
     raise CheckpointError(
         f'{folder} has neither {found.published} nor {found.shipped}: no weights for {found.name}; '
         f'python {found.folder}/download_data.py --data weights gets the first'
     )
+
+
+def is_best_with_tlc(weights: str | os.PathLike[str]) -> bool:
+    """Whether these weights are used with TLC unless something else is said: the shipped ones, which were trained on
+    small patches and gain by it (the model card says how much)."""
+    path = Path(weights).resolve()
+    return any(path == task.shipped_file.resolve() for task in TASKS.values())
