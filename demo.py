@@ -111,7 +111,7 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
 
     from basicsr.inference.image_files import ImageFileError, list_images, output_names, read_image, write_png
     from basicsr.inference.restorer import RestoreError, Restorer
-    from basicsr.inference.tasks import default_weights, find_task, is_best_with_tlc
+    from basicsr.inference.tasks import default_weights, find_task, with_tlc
     from basicsr.utils.checkpoint import build_network, load_weights
 
     warnings.filterwarnings('ignore', module='PIL')  # what it says of broken files, the demo says in a sentence
@@ -121,7 +121,7 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
         weights_file = args.weights or default_weights(task.name)
         weights = load_weights(weights_file)
         used = f'weights: {weights.path}' + (f' ({weights.key})' if weights.key else '')
-        tlc = is_best_with_tlc(weights_file) if args.tlc is None else args.tlc
+        tlc = with_tlc(weights_file, args.tlc)
         net = build_network(weights)
         del weights  # the network has its own copy
         restorer = Restorer(

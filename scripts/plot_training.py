@@ -27,7 +27,7 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
     """The lines of a run's history. Raises HistoryError."""
     path = run / 'history.jsonl'
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
     except OSError as error:
         raise HistoryError(
             f'{path}: cannot be read ({error.strerror}); allowed: the folder of a run, experiments/NAME'
@@ -35,7 +35,8 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            record['iter'], record['kind']
+            if not (isinstance(record['iter'], int) and isinstance(record['kind'], str)):
+                raise TypeError
         except (ValueError, TypeError, KeyError):
             if number == len(lines):  # a kill can cut the last line, and a run may be about to write it
                 return
@@ -63,7 +64,7 @@ def curves(runs: Sequence[Path]) -> Curves:
                 iterations.append(start + record['iter'])
                 values.append(value - unrestored.get((kind, key), 0.0))
         start += last
-    if not any(kind == 'train' for kind, _ in drawn):
+    if not {LOSS, RATE} <= drawn.keys():
         raise HistoryError(f'{runs[0]}: nothing has been logged of its training')
     return drawn
 

@@ -16,7 +16,7 @@ from basicsr.archs.restormer_arch import Restormer, no_autocast
 from basicsr.inference.image_files import check_pixels
 from basicsr.inference.memory import free_memory, is_out_of_memory
 from basicsr.inference.strips import StripEngine
-from basicsr.inference.tasks import default_weights, is_best_with_tlc
+from basicsr.inference.tasks import default_weights, with_tlc
 from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
 from basicsr.utils.checkpoint import build_network, load_weights
@@ -127,8 +127,7 @@ class Restorer:
         Raises CheckpointError, too."""
         path = path or default_weights('motion_deblurring')
         weights = load_weights(path)
-        if options.get('tlc') is None:
-            options['tlc'] = is_best_with_tlc(path)
+        options['tlc'] = with_tlc(path, options.get('tlc'))
         return cls(build_network(weights), device, precision, **options)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

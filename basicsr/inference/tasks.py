@@ -48,7 +48,7 @@ def find_task(name: str) -> Task:
 def default_weights(task: str) -> Path:
     """The published weights if they are there, else the shipped ones. Raises CheckpointError if neither is."""
     found = find_task(task)
-    folder = ROOT / found.folder / 'pretrained_models'
+    folder = found.shipped_file.parent
     for path in (folder / found.published, found.shipped_file):
         if path.is_file():
             return path
@@ -58,8 +58,10 @@ def default_weights(task: str) -> Path:
     )
 
 
-def is_best_with_tlc(weights: str | os.PathLike[str]) -> bool:
-    """Whether these weights are used with TLC unless something else is said: the shipped ones, which were trained on
-    small patches and gain by it (the model card says how much)."""
+def with_tlc(weights: str | os.PathLike[str], asked: bool | int | None) -> bool | int:
+    """TLC as it was asked for; None: for the shipped weights alone, which were trained on small patches and gain by it
+    (the model card says how much)."""
+    if asked is not None:
+        return asked
     path = Path(weights).resolve()
     return any(path == task.shipped_file.resolve() for task in TASKS.values())

@@ -80,6 +80,8 @@ def test_a_run_without_validation(tmp_path):
             'c.png',
             'history.jsonl: line 2 is not a line of a history',
         ),
+        ('{"iter": "x", "kind": "train"}\n{}', 'c.png', 'history.jsonl: line 1 is not a line of a history'),
+        ('{"iter": 1, "kind": "train", "stage": 1}\n', 'c.png', 'nothing has been logged of its training'),
         ('[]\n{}', 'c.png', 'history.jsonl: line 1 is not a line of a history'),
         ('{"iter": 1, "kind": "val_a", "psnr": 3}\n', 'c.png', 'nothing has been logged of its training'),
         ('{"iter": 1, "kind": "train", "loss": 1, "lr": 1}\n', 'no/c.png', 'c.png: cannot be written'),
