@@ -16,7 +16,7 @@ it does on new photographs, not on new blur.
 
 `--model shake6d` moves a camera, and objects before it, through the scene, anew for each pair; this is much more
 like real blur (basicsr/data/synthetic_blur.py). Dataset_SyntheticBlur makes such pairs while it trains, without a
-set on the disk.
+set on the disk; --parameters takes its keys, as `--parameters video=1 'exposure=[0.05, 1]'`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ if __name__ == '__main__':
 import cv2
 import numpy as np
 import skimage
+import yaml
 from numpy.typing import NDArray
 
 from basicsr.data.parallel import in_parallel
@@ -296,18 +297,34 @@ def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def blur_model(
-    model: str, blur_length: tuple[float, float] | None, noise: float | None, shake: tuple[float, float] | None
+    model: str,
+    blur_length: tuple[float, float] | None = None,
+    noise: float | None = None,
+    shake: tuple[float, float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> KernelBlur | ShakeBlur:
     """Raises ValueError on arguments that make no sense, or belong to another model."""
     if model not in MODELS:
         raise ValueError(f'model: found {model}; allowed: {", ".join(MODELS)}')
-    foreign = {'shake': shake} if model == 'kernel' else {'blur_length': blur_length, 'noise': noise}
+    foreign: dict[str, Any] = {'shake': shake, 'parameters': parameters}
+    if model == 'shake6d':
+        foreign = {'blur_length': blur_length, 'noise': noise}
     for name, value in foreign.items():
         if value is not None:
             raise ValueError(f'{name}: found {value}; allowed: nothing, with the model {model}')
     if model == 'shake6d':
-        parameters = BlurParameters()
-        return ShakeBlur(parameters if shake is None else replace(parameters, shake=tuple(shake)))
+        given = dict(parameters or {})
+        if shake is not None:
+            if 'shake' in given:
+                raise ValueError(
+                    f'parameters: found shake={given["shake"]} beside shake {shake}; allowed: one of them'
+                )
+            given['shake'] = tuple(shake)
+        known = [option.name for option in fields(BlurParameters)]
+        for name in given:
+            if name not in known:
+                raise ValueError(f'parameters: found {name}; allowed: {", ".join(known)}')
+        return ShakeBlur(BlurParameters(**given))
     low, high = BLUR_LENGTH if blur_length is None else blur_length
     noise = NOISE if noise is None else noise
     if not 0 <= low <= high < 1000:
@@ -327,6 +344,7 @@ def synthesize(
     sharp_dir: str | Path | None = None,
     model: str = 'kernel',
     shake: tuple[float, float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
     workers: int = 0,
     sheet: str | Path | None = None,
 ) -> dict[str, int]:
@@ -344,6 +362,7 @@ def synthesize(
         model: one of MODELS.
         shake: shake6d: least and largest length of the camera's path, in % of a picture's longer side; none: that of
             BlurParameters.
+        parameters: shake6d: fields of BlurParameters that are not to be as they are by default.
         workers: processes; 0: this one alone. The bytes do not depend on it.
         sheet: picture to write, of some sharp and blurred pictures side by side.
 
@@ -351,7 +370,7 @@ def synthesize(
     Raises FileExistsError if there is a set with other settings (unless `overwrite`) or someone's own images,
     ValueError on arguments that make no sense and on photographs that cannot be read.
     """
-    blurring = blur_model(model, blur_length, noise, shake)
+    blurring = blur_model(model, blur_length, noise, shake, parameters)
     if per_image < 1:
         raise ValueError(f'per_image: found {per_image}; allowed: 1 or more')
     if seed < 0:
@@ -397,6 +416,18 @@ def _make(output: Path, settings: dict[str, Any], written: Written, workers: int
     return True
 
 
+def parameter(setting: str) -> tuple[str, Any]:
+    """KEY=VALUE, whose value is YAML. Raises argparse.ArgumentTypeError."""
+    key, equals, text = setting.partition('=')
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not (key and equals) or value is None:
+        raise argparse.ArgumentTypeError(f"found {setting}; allowed: KEY=VALUE, as video=1 or 'shake=[0, 3]'")
+    return key, value
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -418,12 +449,18 @@ def main(arguments: list[str] | None = None) -> None:
         help="shake6d: length of the camera's path, in %% of a picture's longer side; none: "
         + ' '.join(f'{value:g}' for value in BlurParameters().shake),
     )  # fmt: skip
+    parser.add_argument(
+        '--parameters', type=parameter, nargs='+', metavar='KEY=VALUE',
+        help='shake6d: other keys of Dataset_SyntheticBlur; options/schema.json says what each means',
+    )  # fmt: skip
     parser.add_argument('--workers', type=int, default=0, help='processes; 0: this one alone')
     parser.add_argument(
         '--sheet', type=Path, help='.png or .jpg to write: sharp and blurred pictures side by side'
     )
     parser.add_argument('--overwrite', action='store_true', help='replace a set made with other settings')
     args = parser.parse_args(arguments)
+    if args.parameters is not None:
+        args.parameters = dict(args.parameters)
     try:
         counts = synthesize(**vars(args))
     except (OSError, ValueError) as error:

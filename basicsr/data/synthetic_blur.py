@@ -66,7 +66,8 @@ class BlurParameters:
         roll: turning about the optical axis, relative to that about the others; the blur grows with the distance from
             the middle (Whyte et al., IJCV 2012).
         depth: distance of the scene; at 1 moving the camera blurs as much as turning it, far away turning alone does.
-        scale: the photograph is shrunk by this factor first, which hides its own blur, noise and compression.
+        scale: the photograph is scaled by this factor first: below 1 that hides its own blur, noise and compression;
+            above 1 it becomes as soft as the frames of a video are.
         foreground: chance of an object that moves by itself in front of the scene.
         foreground_size: what such an object has across, roughly, in %.
         foreground_shift: how far it travels in one exposure, beside what the camera does, in %.
@@ -89,7 +90,7 @@ class BlurParameters:
     fov: tuple[float, float] = _range(40, 80, 1, 120)
     roll: tuple[float, float] = _range(0, 1, 0, 100)
     depth: tuple[float, float] = _range(1, 10, 0.01, 1e6)
-    scale: tuple[float, float] = _range(0.5, 1, 0.05, 1)
+    scale: tuple[float, float] = _range(0.5, 1, 0.05, 4)
     foreground: float = _chance(0.3)
     foreground_size: tuple[float, float] = _range(8, 30, 0.1, 100)
     foreground_shift: tuple[float, float] = _range(0, 3, 0, 50)
@@ -324,7 +325,7 @@ class Window(NamedTuple):
 
 
 def cut(image: Image, window: Window, scale: float) -> Image:
-    """A window (height, width, 3) of the image shrunk by `scale`, which goes on by reflection beyond its border."""
+    """A window (height, width, 3) of the image times `scale`, which goes on by reflection beyond its border."""
     left, top, width, height = (round(value / scale) for value in window)
     rows, columns = np.arange(top, top + max(height, 1)), np.arange(left, left + max(width, 1))
     if top < 0 or left < 0 or rows[-1] >= image.shape[0] or columns[-1] >= image.shape[1]:
@@ -332,7 +333,8 @@ def cut(image: Image, window: Window, scale: float) -> Image:
     else:
         part = np.ascontiguousarray(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     if part.shape[:2] != (window.height, window.width):
-        part = cv2.resize(part, (window.width, window.height), interpolation=cv2.INTER_AREA)
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        part = cv2.resize(part, (window.width, window.height), interpolation=how)
     return part
 
 
@@ -423,7 +425,7 @@ def blurred_pair(
     """
     scale = rng.uniform(*parameters.scale)
     if patch is not None:
-        scale = min(max(scale, patch / min(image.shape[:2])), 1.0)
+        scale = max(scale, min(patch / min(image.shape[:2]), 1.0))
     height, width = (max(round(side * scale), 1) for side in image.shape[:2])
     window = Window(0, 0, width, height)
     if patch is not None:

@@ -224,6 +224,23 @@ def test_a_shrunk_photograph_is_the_mean_of_its_pixels(photograph):
     assert np.abs(found - expected).max() <= 0.5
 
 
+def test_an_enlarged_photograph_lies_between_its_pixels():
+    """Cubic interpolation keeps a ramp; pixels are squares, so the centre of pixel x is at (x + 1/2) / 2 − 1/2."""
+    ramp = np.broadcast_to(4 * np.arange(60, dtype=np.uint8)[None, :, None], (50, 60, 3))
+    found = blur.cut(np.ascontiguousarray(ramp), Window(20, 12, 60, 40), 2.0)
+    expected = 4 * ((np.arange(20, 80) + 0.5) / 2 - 0.5)
+    assert found.shape == (40, 60, 3)
+    assert np.abs(found - expected[None, :, None])[:, 4:-4].max() <= 0.5
+
+
+def test_a_patch_may_come_from_an_enlarged_photograph(photograph):
+    lq, gt = blurred_pair(photograph, np.random.default_rng(0), replace(STILL, scale=(3, 3)), patch=64)
+    assert lq.shape == gt.shape == (64, 64, 3)
+    # Neighbouring pixels are nearly alike.
+    steps = [np.abs(np.diff(image.astype(int), axis=1)).mean() for image in (gt, photograph)]
+    assert steps[0] < 0.6 * steps[1]
+
+
 def test_only_an_object_moves(photograph):
     moving = replace(STILL, foreground=1, foreground_shift=(12, 12), foreground_size=(20, 20))
     shares = []

@@ -391,6 +391,16 @@ def test_the_sheet_shows_sharp_and_blurred(tmp_path, photographs):
         ({'model': 'shake6d', 'noise': 1}, 'noise: found 1; allowed: nothing, with the model shake6d'),
         ({'model': 'shake6d', 'blur_length': (1, 2)}, 'blur_length: found .*; allowed: nothing'),
         ({'model': 'shake6d', 'shake': (3, 2)}, r'shake: found \[3, 2\]; allowed: \[lo, hi\]'),
+        ({'parameters': {'video': 1}}, 'parameters: found .*; allowed: nothing, with the model kernel'),
+        (
+            {'model': 'shake6d', 'parameters': {'shook': 1}},
+            'parameters: found shook; allowed: shake, exposure, ',
+        ),
+        ({'model': 'shake6d', 'parameters': {'video': 2}}, 'video: found 2; allowed: a chance from 0 to 1'),
+        (
+            {'model': 'shake6d', 'parameters': {'shake': [0, 1]}, 'shake': (0, 1)},
+            r'found shake=\[0, 1\] beside shake',
+        ),
         ({'workers': -1}, 'workers: found -1; allowed: 0 or more'),
         ({'sheet': 'look.webp'}, 'sheet: found look.webp; allowed: a file ending in .png or .jpg'),
     ],
@@ -437,3 +447,24 @@ def test_the_command_line_has_the_defaults_of_the_function(monkeypatch):
     synthesize_blur.main([])
     assert given == {parameter.name: parameter.default for parameter in parameters}
     assert given['output'] == SCRIPT.parents[1] / 'datasets' / 'synthetic_blur'
+
+
+def test_parameters_are_those_of_the_dataset(tmp_path, photographs):
+    """A camera that stands still sees the photograph as it is."""
+    still = ['shake=[0, 0]', 'foreground=0', 'scale=[1, 1]', 'jpeg=0', 'video=1']
+    where = ['--output', str(tmp_path / 'set'), '--sharp_dir', str(photographs)]
+    synthesize_blur.main([*where, '--model', 'shake6d', '--per_image', '1', '--parameters', *still])
+    for role in ('input', 'target'):
+        found = np.asarray(Image.open(tmp_path / f'set/train/{role}/b.v2-1.png'))
+        np.testing.assert_array_equal(found, np.asarray(Image.open(photographs / 'b.v2.png')))
+    settings = json.loads((tmp_path / 'set' / 'settings.json').read_text())
+    assert settings['parameters']['video'] == 1 and settings['parameters']['shake'] == [0, 0]
+    assert settings['parameters']['fov'] == [40, 80]  # as it is by default
+
+
+@pytest.mark.parametrize('setting', ['video', '=1', 'video=', 'shake=[0'])
+def test_a_parameter_that_is_none_is_a_sentence(tmp_path, capsys, setting):
+    with pytest.raises(SystemExit):
+        synthesize_blur.main(['--output', str(tmp_path / 'set'), '--model', 'shake6d', '--parameters', setting])
+    assert f'found {setting}; allowed: KEY=VALUE' in capsys.readouterr().err
+    assert not (tmp_path / 'set').exists()
