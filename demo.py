@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from basicsr.utils.arguments import add_tlc
 from basicsr.utils.files import ROOT
 
 
@@ -58,22 +59,7 @@ def parser() -> argparse.ArgumentParser:
         help='fp32 (most exact), bf16 (faster), fp16 (on a GPU), or auto: bf16 where the GPU or the processor '
         'computes in it, else fp32; default: %(default)s',
     )
-    p.add_argument(
-        '--tlc',
-        nargs='?',
-        type=int,
-        const=True,
-        metavar='WINDOW',
-        help='attention over local windows (TLC, arXiv 2112.04491), which suits weights trained on patches; of '
-        '384 pixels, or as many as you say: a multiple of 8. Default: with the weights of this repository alone',
-    )
-    p.add_argument(
-        '--no-tlc',
-        dest='tlc',
-        action='store_const',
-        const=False,
-        help='attention over the whole image, whatever the weights',
-    )
+    add_tlc(p)
     p.add_argument(
         '--tile',
         type=int,

@@ -10,6 +10,7 @@ colour). RealBlur (protocol realblur): PSNR and SSIM after alignment to the targ
 images whose alignment did not converge (they are measured where they are), and PSNR without alignment, on luma and on
 RGB. All of 8-bit images (16 where the target has them), as mean over the images, for the blurred image and the result.
 
+The weights of this repository are measured as demo.py uses them, with TLC; all others without, unless told otherwise.
 Images are restored in single precision and in strips of a fixed height, and measured meanwhile by --workers
 processes, on whose number nothing depends. Exit status: 0 if all was measured, 1 if something was not, 2 on a wrong
 argument or if there is nothing to measure, 130 after Ctrl-C.
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.utils.arguments import too_small
+from basicsr.utils.arguments import add_tlc, too_small
 from basicsr.utils.files import ROOT, absolute, atomic_write
 from basicsr.utils.signals import ending_cleanly
 
@@ -121,15 +122,7 @@ def parser() -> argparse.ArgumentParser:
         metavar='FILE',
         help="a checkpoint, of this repository's training or a published one; default: the published one",
     )
-    what.add_argument(
-        '--tlc',
-        nargs='?',
-        type=int,
-        const=True,
-        metavar='WINDOW',
-        help='attention over local windows (TLC, arXiv 2112.04491) of 384 pixels, as published, or as many as you '
-        'say: a multiple of 8',
-    )
+    add_tlc(what)
     what.add_argument(
         '--precision', help='fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
     )
@@ -192,7 +185,7 @@ def wrong(args: argparse.Namespace) -> str:
     if args.protocol and not args.input_dir:
         return '--protocol: found without --input_dir; allowed: with it, as each test set has its own'
     given = [
-        f'--{name}'
+        '--no-tlc' if name == 'tlc' and args.tlc is False else f'--{name}'
         for name in ('weights', 'tlc', 'precision', 'device', 'save_dir')
         if getattr(args, name) is not None
     ]
@@ -223,12 +216,12 @@ def evaluate_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -
         about['restored_dir'] = str(args.restored_dir)
     else:
         try:
-            restorer, weights = build_restorer(args)
+            restorer, weights, tlc = build_restorer(args)
         except (ValueError, RestoreError) as error:
             arguments.error(str(error))
         print(f'weights: {weights}')
-        print(f'device: {restorer.device}, {restorer.precision}{", TLC" if args.tlc else ""}', flush=True)
-        about |= {'weights': weights, 'precision': restorer.precision, 'tlc': args.tlc or False}
+        print(f'device: {restorer.device}, {restorer.precision}{", TLC" if tlc else ""}', flush=True)
+        about |= {'weights': weights, 'precision': restorer.precision, 'tlc': tlc}
 
     results: dict[str, Any] = {}
     # Not forked: a copy of a process that has threads, or a GPU, may wait for ever.
@@ -334,10 +327,10 @@ def chosen_places(args: argparse.Namespace) -> tuple[list[Place], list[str]]:
 # --- what to measure ----------------------------------------------------------------------------------------
 
 
-def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str]:
-    """And the weights it has. Raises CheckpointError, DeviceError, ValueError, RestoreError."""
+def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str, bool | int]:
+    """And the weights and the TLC it has. Raises CheckpointError, DeviceError, ValueError, RestoreError."""
     from basicsr.inference import Restorer
-    from basicsr.inference.tasks import TASKS
+    from basicsr.inference.tasks import TASKS, with_tlc
     from basicsr.utils.checkpoint import CheckpointError, build_network, load_weights
 
     path = args.weights
@@ -350,12 +343,13 @@ def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str]:
                 'with --weights'
             )
     weights = load_weights(path)
+    tlc = with_tlc(path, args.tlc)
     restorer = Restorer(
-        build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=args.tlc, fixed_strips=True
+        build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=tlc, fixed_strips=True
     )
     if restorer.channels != 3:
         raise ValueError(f'{path}: found a network that takes {restorer.channels} channels; allowed: 3')
-    return restorer, f'{weights.path}' + (f' ({weights.key})' if weights.key else '')
+    return restorer, f'{weights.path}' + (f' ({weights.key})' if weights.key else ''), tlc
 
 
 def restored_images(one: TestSet, restorer: Restorer | None) -> Iterator[tuple[int, dict[str, Any], Tensor]]:

@@ -1,8 +1,29 @@
-"""Checks of command-line arguments that several programs have; without PyTorch, so that --help answers at once."""
+"""Command-line arguments that several programs have, and checks; without PyTorch, so that --help answers at once."""
 
 from __future__ import annotations
 
 import argparse
+
+
+def add_tlc(group: argparse._ActionsContainer) -> None:
+    """--tlc and --no-tlc; not given: None, which is for `basicsr.inference.tasks.with_tlc` to decide."""
+    group.add_argument(
+        '--tlc',
+        nargs='?',
+        type=int,
+        const=True,
+        metavar='WINDOW',
+        help='attention over local windows (TLC, arXiv 2112.04491), which suits weights trained on patches; of 384 '
+        'pixels, as published, or as many as you say: a multiple of 8. Default: with the weights of this repository '
+        'alone',
+    )
+    group.add_argument(
+        '--no-tlc',
+        dest='tlc',
+        action='store_const',
+        const=False,
+        help='attention over the whole image, whatever the weights',
+    )
 
 
 def too_small(args: argparse.Namespace, **least: int) -> str:

@@ -182,7 +182,7 @@ def test_a_network_on_all_sets_that_are_there(here, capsys):
         'limit': None,
         'weights': f'{COMPACT} (params)',
         'precision': 'fp32',
-        'tlc': False,
+        'tlc': True,  # images narrower than its window are as without
         'datasets': 0,
     }
 
@@ -265,6 +265,16 @@ def test_deep_images_are_measured_at_their_depth(here, at_once):
     assert image['input_psnr'] == pytest.approx(calculate_psnr(pixels['input'], pixels['target']), rel=1e-9)
 
 
+def test_tlc_is_by_default_what_it_is_in_the_demo(here, at_once):
+    """On with the shipped weights, off with all others."""
+    others = here / 'others.pth'
+    others.write_bytes(COMPACT.read_bytes())
+    for weights, tlc in ((COMPACT, True), (others, False)):
+        given = ['--weights', weights, '--device', 'cpu', '--datasets', 'GoPro', '--limit', 1]
+        assert run(*given) == 0
+        assert written()['tlc'] is tlc
+
+
 def test_tlc_and_the_limit_are_said(here, capsys, at_once):
     assert run(*NETWORK, '--datasets', 'GoPro', '--tlc', 16, '--limit', 1) == 0
     out = capsys.readouterr().out
@@ -272,7 +282,9 @@ def test_tlc_and_the_limit_are_said(here, capsys, at_once):
     assert '\nGoPro: the first 1 of 3 images alone (--limit); the published figures are of all\n' in out
     assert (written()['tlc'], written()['limit']) == (16, 1)
     with_tlc = written()['datasets']['GoPro']['mean']['psnr']
-    assert run(*NETWORK, '--datasets', 'GoPro', '--limit', 1) == 0
+    assert run(*NETWORK, '--no-tlc', '--datasets', 'GoPro', '--limit', 1) == 0
+    assert f'weights: {COMPACT} (params)\ndevice: cpu, fp32\n' in capsys.readouterr().out
+    assert written()['tlc'] is False
     assert with_tlc != written()['datasets']['GoPro']['mean']['psnr']
     assert run(*NETWORK, '--datasets', 'GoPro', '--limit', 9) == 0
     assert '\nGoPro: 3 images\n' in capsys.readouterr().out
@@ -350,6 +362,10 @@ WRONG = {
     'nothing is restored': (
         ['--restored_dir', 'a', '--tlc', '--weights', 'b'],
         '--restored_dir: found --weights, --tlc beside it; allowed: without',
+    ),
+    'no TLC where nothing is restored': (
+        ['--restored_dir', 'a', '--no-tlc'],
+        '--restored_dir: found --no-tlc beside it; allowed: without',
     ),
     'workers': (['--workers', '0'], '--workers: found 0; allowed: 1 or more'),
     'limit': (['--limit', '0'], '--limit: found 0; allowed: 1 or more'),
