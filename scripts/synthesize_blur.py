@@ -298,10 +298,10 @@ def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def blur_model(
     model: str,
-    blur_length: tuple[float, float] | None = None,
-    noise: float | None = None,
-    shake: tuple[float, float] | None = None,
-    parameters: Mapping[str, Any] | None = None,
+    blur_length: tuple[float, float] | None,
+    noise: float | None,
+    shake: tuple[float, float] | None,
+    parameters: Mapping[str, Any] | None,
 ) -> KernelBlur | ShakeBlur:
     """Raises ValueError on arguments that make no sense, or belong to another model."""
     if model not in MODELS:

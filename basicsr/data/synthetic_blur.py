@@ -114,12 +114,15 @@ class BlurParameters:
                 value = list(value) if isinstance(value, tuple | list) else value
                 right = isinstance(value, list) and len(value) == 2 and _ascends(least, *value, most)
                 allowed = f'[lo, hi] with {least:g} ≤ lo ≤ hi ≤ {most:g}'
+                if option.type == 'tuple[int, int]':
+                    right = right and all(isinstance(each, int) for each in value)
+                    allowed += ', whole numbers'
             if not right:
                 raise ValueError(f'{option.name}: found {value}; allowed: {allowed}')
 
 
 def _ascends(*values: Any) -> bool:
-    if not all(isinstance(value, int | float) for value in values):
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
     return all(low <= high for low, high in pairwise(values))  # False for NaN
 

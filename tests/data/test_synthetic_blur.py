@@ -385,6 +385,7 @@ def test_pictures_differ(photograph):
         ('shake', (5, 4)), ('shake', (-1, 4)), ('shake', (0, float('nan'))), ('scale', (0, 1)),
         ('shake', 5), ('fov', (40,)), ('fov', (40, 180)), ('foreground', 1.5), ('jpeg', 'often'),
         ('highlights', (0, 1)), ('jpeg_quality', (0, 50)), ('gain', ['1', '2']),
+        ('video_frames', (7.5, 9)), ('jpeg_quality', (70, 80.5)), ('video', True), ('shake', (False, True)),
     ],
 )  # fmt: skip
 def test_senseless_parameters_are_refused_in_a_sentence(name, value):
