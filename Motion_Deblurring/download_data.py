@@ -5,7 +5,7 @@
     python Motion_Deblurring/download_data.py --data test                # GoPro, HIDE, RealBlur_J, RealBlur_R
     python Motion_Deblurring/download_data.py --data GoPro RealBlur_J    # some of the test sets
 
-The sets come from Google Drive, by `pip install gdown`, as zip archives, and are unpacked into
+The sets come from Google Drive, by `pip install 'gdown>=5'`, as zip archives, and are unpacked into
 Motion_Deblurring/Datasets: train/GoPro/{input,target}, test/<set>/{input,target}. If Google Drive refuses, an archive
 that was downloaded in a browser, to the name that the message says, is as good.
 
@@ -17,7 +17,6 @@ something is not (each is named), 2 on a wrong argument or without gdown, 130 af
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -106,9 +105,10 @@ def get_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int
 
     output = absolute(args.output) if args.output else None
     sets = chosen_sets(args.data)
-    if any(needs_download(output or DATASETS, one) for one in sets) and not importlib.util.find_spec('gdown'):
+    if any(needs_download(output or DATASETS, one) for one in sets) and not has_gdown():
         arguments.error(
-            'data sets are downloaded by the package gdown, which is not installed: pip install gdown'
+            'data sets are downloaded by the package gdown, which is not installed, or too old: '
+            "pip install 'gdown>=5'"
         )
     failures = 0
 
@@ -130,6 +130,15 @@ def get_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int
     for one in sets:
         attempt(get_set, output or DATASETS, one, args)
     return 1 if failures else 0
+
+
+def has_gdown() -> bool:
+    """In a release whose errors can be told apart."""
+    try:
+        import gdown.exceptions  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def chosen_sets(names: Sequence[str]) -> list[DataSet]:
@@ -196,7 +205,9 @@ def get_set(datasets: Path, one: DataSet, args: argparse.Namespace) -> str:
     """What to say of it. Raises ArchiveError, DataError or DownloadError."""
     place, archive = datasets / one.place, datasets / one.archive
     if is_whole(datasets, one):
-        return f'{place} is there already: {one.pairs:,} pairs'
+        # Kept by --keep_archives, or by an end just before it would have been removed.
+        kept = f'; {archive} is not needed for it any more' if archive.exists() else ''
+        return f'{place} is there already: {one.pairs:,} pairs{kept}'
     if not args.force and all(is_filled(place / kind) for kind in KINDS):
         refuse(place, one)
     is_new = not archive.exists()
@@ -256,6 +267,9 @@ def unpack(archive: Path, place: Path, one: DataSet, force: bool) -> None:
         sync_folder(place)
     except OSError as error:
         raise DataError(f'{place}: cannot be written: {error.strerror or error}') from None
+    finally:
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()  # an empty folder looks like a set
 
 
 if __name__ == '__main__':

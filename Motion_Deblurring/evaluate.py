@@ -12,14 +12,13 @@ RGB. All of 8-bit images (16 where the target has them), as mean over the images
 
 The weights of this repository are measured as demo.py uses them, with TLC; all others without, unless told otherwise.
 Images are restored in single precision and in strips of a fixed height, and measured meanwhile by --workers
-processes, on whose number nothing depends. Exit status: 0 if all was measured, 1 if something was not, 2 on a wrong
-argument or if there is nothing to measure, 130 after Ctrl-C.
+processes, on whose number nothing depends. Exit status: 0 if all that was asked for was measured (without --datasets:
+what is there), 1 if something was not, 2 on a wrong argument or if there is nothing to measure, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -35,7 +34,7 @@ if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.utils.arguments import add_tlc, too_small
-from basicsr.utils.files import ROOT, absolute, atomic_write
+from basicsr.utils.files import ROOT, absolute, as_json, atomic_write
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -146,7 +145,10 @@ def parser() -> argparse.ArgumentParser:
         '--save_dir', type=Path, metavar='FOLDER', help='also write the results, as <FOLDER>/<SET>/<name>.png'
     )
     how.add_argument(
-        '--json', type=Path, metavar='FILE', help='also write all figures, those of each image, too'
+        '--json',
+        type=Path,
+        metavar='FILE',
+        help='also write all figures, those of each image, too; null: infinite, as the PSNR of equal images is',
     )
     return p
 
@@ -232,8 +234,7 @@ def evaluate_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -
                 print(f'\n{title(one)}\n{table(one, result)}', flush=True)
                 results[one.name] = as_data(one, result)
                 if args.json:  # after each: the next may take hours
-                    text = json.dumps({**about, 'datasets': results}, indent=1)
-                    atomic_write(absolute(args.json), text.encode())
+                    atomic_write(absolute(args.json), as_json({**about, 'datasets': results}).encode())
         finally:
             pool.shutdown(cancel_futures=True)
     return 1 if args.datasets and missing else 0
@@ -297,17 +298,14 @@ def chosen_places(args: argparse.Namespace) -> tuple[list[Place], list[str]]:
         places, missing = [Place(OWN_PAIRS, args.protocol or 'gopro', *folders)], []
     else:
         data = absolute(args.data_dir)
-        names = list(dict.fromkeys(args.datasets or TEST_SETS))
-        missing = [
-            f'{name}: skipped, as {data / name} is not there; {DOWNLOAD} {name} gets it'
-            for name in names
-            if not (data / name).is_dir()
-        ]
-        places = [
-            Place(name, TEST_SETS[name], data / name / 'input', data / name / 'target')
-            for name in names
-            if (data / name).is_dir()
-        ]
+        places, missing = [], []
+        for name in dict.fromkeys(args.datasets or TEST_SETS):
+            place = Place(name, TEST_SETS[name], data / name / 'input', data / name / 'target')
+            absent = [folder for folder in (data / name, place.input, place.target) if not folder.is_dir()]
+            if absent:
+                missing.append(f'{name}: skipped, as {absent[0]} is not there; {DOWNLOAD} {name} gets it')
+            else:
+                places.append(place)
     if args.save_dir:
         places = [place._replace(save=absolute(args.save_dir) / place.name) for place in places]
     if args.restored_dir:

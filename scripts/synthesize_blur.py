@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +36,14 @@ if __name__ == '__main__':
 import cv2
 import numpy as np
 import skimage
-import yaml
 from numpy.typing import NDArray
 
 from basicsr.data.parallel import in_parallel
 from basicsr.data.sources import DataError, FolderSource, decode
 from basicsr.data.synthetic_blur import BlurParameters, blurred_pair, random_trajectory, to_linear, to_srgb
-from basicsr.utils.files import absolute
+from basicsr.utils.files import absolute, atomic_write
+from basicsr.utils.options import OptionError, yaml_value
+from basicsr.utils.signals import ending_cleanly
 
 # Files that the wheels of scikit-image 0.22 to 0.26 hold; the grey ones become RGB.
 # A scene stands on one side only: motorcycle_left and motorcycle_right are the two views of a stereo pair.
@@ -63,7 +64,7 @@ DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / 'datasets' / 'synthetic_b
 SETTINGS_FILE = 'settings.json'
 # Raise a number when the same arguments no longer give the same bytes, so that older sets are noticed.
 RECIPE = 1
-SHAKE_RECIPE = 1
+SHAKE_RECIPE = 2
 MODELS = ('kernel', 'shake6d')
 BLUR_LENGTH, NOISE = (8.0, 12.0), 1.0  # of kernels
 
@@ -142,10 +143,14 @@ def read_photograph(name: str) -> NDArray[np.uint8]:
     return image
 
 
-def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    encoded, data = cv2.imencode('.png', image)
+def write_image(path: Path, image: NDArray[np.uint8]) -> None:
+    """Raises DataError."""
+    encoded, data = cv2.imencode(path.suffix, image)
     assert encoded
-    path.write_bytes(data.tobytes())  # cv2.imwrite returns False when the disk is full; this raises
+    try:
+        path.write_bytes(data.tobytes())  # cv2.imwrite returns False when the disk is full; this raises
+    except OSError as error:  # in a sentence, as it may come from another process
+        raise DataError(f'{path}: cannot be written: {error.strerror or error}') from None
 
 
 class Photographs(NamedTuple):
@@ -181,11 +186,6 @@ class Photographs(NamedTuple):
             for photograph in photographs
             for number in range(1, per_image + 1)
         ]
-
-    def folders(self, output: Path) -> Iterator[Path]:
-        for split in self.splits:
-            yield output / split / 'input'
-            yield output / split / 'target'
 
 
 class KernelBlur(NamedTuple):
@@ -247,7 +247,7 @@ class Written:
         pair = self.pairs[index]
         blurred, sharp = self.model.pair(self.photographs, pair, self.seed)
         for role, image in (('input', blurred), ('target', sharp)):
-            write_png(self.output / pair.split / role / pair.name, image)
+            write_image(self.output / pair.split / role / pair.name, image)
 
 
 def is_complete(output: Path, pairs: list[Pair]) -> bool:
@@ -256,18 +256,44 @@ def is_complete(output: Path, pairs: list[Pair]) -> bool:
     )
 
 
-def clear(output: Path, photographs: Photographs) -> None:
-    """Delete an earlier set. Raises FileExistsError, and deletes nothing, if its folders hold anything else."""
-    stems = {Path(name).stem for names in photographs.splits.values() for name in names}
-    folders = [folder for folder in photographs.folders(output) if folder.is_dir()]
+def folders_of(output: Path, splits: Iterable[str]) -> list[Path]:
+    return [output / split / role for split in splits for role in ('input', 'target')]
+
+
+def settings_of(output: Path) -> dict[str, Any] | None:
+    """Of the set that is there; none: there is none. Raises DataError if they cannot be read."""
+    path = output / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_bytes())
+        photographs = settings['photographs']
+        if all(split in PHOTOGRAPHS and [*map(str, names)] == names for split, names in photographs.items()):
+            return settings
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise DataError(
+        f'{path}: found no settings of a set; allowed: those of this script; --overwrite replaces them'
+    )
+
+
+def clear(output: Path, splits: Mapping[str, Iterable[str]]) -> None:
+    """Delete an earlier set, of photographs by split. Raises FileExistsError, and deletes nothing, if its folders
+    hold anything else."""
+    stems = {Path(name).stem for names in splits.values() for name in names}
+    folders = [folder for folder in folders_of(output, splits) if folder.is_dir()]
     found = [path for folder in folders for path in sorted(folder.iterdir())]
     for path in found:
         stem, _, number = path.stem.rpartition('-')
         if not (path.is_file() and path.suffix == '.png' and stem in stems and number.isdecimal()):
             raise FileExistsError(f'{path} is not from this script; choose another --output or move it away')
-    (output / SETTINGS_FILE).unlink(missing_ok=True)  # first: what is left of a set is no set
     for path in found:
         path.unlink()
+    (output / SETTINGS_FILE).unlink(missing_ok=True)  # last: it says which files are the set's
+    # An empty folder looks like a set.
+    for folder in [*folders, *(output / split for split in splits)]:
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write_sheet(path: Path, output: Path, pairs: list[Pair]) -> None:
@@ -276,16 +302,14 @@ def write_sheet(path: Path, output: Path, pairs: list[Pair]) -> None:
         pairs[place] for place in np.linspace(0, len(pairs) - 1, min(len(pairs), SHEET_PAIRS)).astype(int)
     ]
     pictures = [
-        _middle(cv2.imread(str(output / pair.split / role / pair.name)))
+        _middle(decode(picture.read_bytes(), str(picture), channels=3)[:, :, ::-1])
         for pair in chosen
-        for role in ('target', 'input')
+        for picture in (output / pair.split / role / pair.name for role in ('target', 'input'))
     ]
     in_row = min(2 * SHEET_ROW, len(pictures))
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % in_row)
     rows = [np.hstack(pictures[start : start + in_row]) for start in range(0, len(pictures), in_row)]
-    encoded, data = cv2.imencode(path.suffix, np.vstack(rows))
-    assert encoded
-    path.write_bytes(data.tobytes())
+    write_image(path, np.vstack(rows))
 
 
 def _middle(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -368,7 +392,7 @@ def synthesize(
 
     Returns the number of pairs written, {'train': n, 'val': m}; all are 0 if the set was there already.
     Raises FileExistsError if there is a set with other settings (unless `overwrite`) or someone's own images,
-    ValueError on arguments that make no sense and on photographs that cannot be read.
+    ValueError on arguments that make no sense, on photographs that cannot be read and on what cannot be written.
     """
     blurring = blur_model(model, blur_length, noise, shake, parameters)
     if per_image < 1:
@@ -399,20 +423,26 @@ def synthesize(
 
 def _make(output: Path, settings: dict[str, Any], written: Written, workers: int, overwrite: bool) -> bool:
     """False: it was there already."""
-    settings_path = output / SETTINGS_FILE
-    if settings_path.is_file() and not overwrite:
-        if json.loads(settings_path.read_text(encoding='utf-8')) != settings:
+    try:
+        before = settings_of(output)
+    except DataError:
+        if not overwrite:
+            raise
+        before = None
+    if before is not None and not overwrite:
+        if before != settings:
             raise FileExistsError(f'{output} holds a set made with other settings; --overwrite replaces it')
         if is_complete(output, written.pairs):
             return False
-    clear(output, written.photographs)
-    for folder in written.photographs.folders(output):
+    splits: dict[str, list[str]] = {}
+    for each in (before, settings):
+        for split, names in each['photographs'].items() if each else ():
+            splits.setdefault(split, []).extend(names)
+    clear(output, splits)
+    for folder in folders_of(output, written.photographs.splits):
         folder.mkdir(parents=True, exist_ok=True)
     in_parallel(written, workers, 'synthesize_blur', lambda _: None)
-
-    unfinished = settings_path.with_suffix('.tmp')
-    unfinished.write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
-    unfinished.replace(settings_path)
+    atomic_write(output / SETTINGS_FILE, (json.dumps(settings, indent=2) + '\n').encode())
     return True
 
 
@@ -420,15 +450,15 @@ def parameter(setting: str) -> tuple[str, Any]:
     """KEY=VALUE, whose value is YAML. Raises argparse.ArgumentTypeError."""
     key, equals, text = setting.partition('=')
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml_value(text)
+    except OptionError:
         value = None
     if not (key and equals) or value is None:
         raise argparse.ArgumentTypeError(f"found {setting}; allowed: KEY=VALUE, as video=1 or 'shake=[0, 3]'")
     return key, value
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -450,7 +480,7 @@ def main(arguments: list[str] | None = None) -> None:
         + ' '.join(f'{value:g}' for value in BlurParameters().shake),
     )  # fmt: skip
     parser.add_argument(
-        '--parameters', type=parameter, nargs='+', metavar='KEY=VALUE',
+        '--parameters', type=parameter, nargs='+', action='extend', metavar='KEY=VALUE',
         help='shake6d: other keys of Dataset_SyntheticBlur; options/schema.json says what each means',
     )  # fmt: skip
     parser.add_argument('--workers', type=int, default=0, help='processes; 0: this one alone')
@@ -460,17 +490,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument('--overwrite', action='store_true', help='replace a set made with other settings')
     args = parser.parse_args(arguments)
     if args.parameters is not None:
+        keys = [key for key, _ in args.parameters]
+        for key in keys:
+            if keys.count(key) > 1:
+                parser.error(f'--parameters: found {key} {keys.count(key)} times; allowed: once')
         args.parameters = dict(args.parameters)
     try:
-        counts = synthesize(**vars(args))
-    except (OSError, ValueError) as error:
-        parser.exit(1, f'{parser.prog}: {error}\n')
+        with ending_cleanly():
+            counts = synthesize(**vars(args))
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a process has died
+        parser.exit(1, f'{parser.prog}: {" ".join(str(error).splitlines())}\n')
+    except KeyboardInterrupt:
+        return 130
     if any(counts.values()):
         titles = {'train': 'training', 'val': 'validation'}
         print(f'{args.output}: {" and ".join(f"{n} {titles[split]}" for split, n in counts.items())} pairs')
     else:
         print(f'{args.output}: already there with these settings, nothing to do')
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

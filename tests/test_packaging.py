@@ -158,8 +158,27 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(given, spins):
 
 
 def test_the_chinese_readme_has_the_same_commands_word_for_word():
-    english, chinese = (
-        re.findall(r'```(?:bash|python|yaml)\n.*?```', (ROOT / name).read_text(encoding='utf-8'), re.DOTALL)
-        for name in ('README.md', 'README_CN.md')
-    )
+    texts = [(ROOT / name).read_text(encoding='utf-8') for name in ('README.md', 'README_CN.md')]
+    english, chinese = (re.findall(r'```(?:bash|python|yaml)\n.*?```', text, re.DOTALL) for text in texts)
     assert english == chinese and len(english) > 5
+    # And those in the text: all in code that has a blank in it.
+    english, chinese = (
+        {
+            ' '.join(code.split())
+            for code in re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', text, flags=re.DOTALL))
+        }
+        for text in texts
+    )
+    commands = {code for code in english if ' ' in code}
+    assert len(commands) > 10 and commands - chinese == set()
+
+
+def test_the_chinese_readme_has_the_figures_of_the_english_one():
+    def figures(name, title):
+        results = (
+            (ROOT / name).read_text(encoding='utf-8').partition(f'\n## {title}\n')[2].partition('\n## ')[0]
+        )
+        return [re.findall(r'[\d.,]*\d', line) for line in results.splitlines() if line.startswith('|')]
+
+    english = figures('README.md', 'Results')
+    assert english == figures('README_CN.md', '结果') and len(english) > 20

@@ -39,6 +39,7 @@ FRAMES_PER_PIXEL = 2  # so many frames for each pixel that the fastest part of a
 MOST_FRAMES = 200  # … but no more than these
 HIGHLIGHT = 0.8  # linear light above which a photograph may have been cut off
 LARGEST_MOTION = 0.2  # radians, and distances of the scene: far more would turn the scene out of sight
+LARGEST_APPROACH = 0.4  # distances of a moving object: far more would bring the camera up to it
 MASK_EDGE = 2.0  # width of the edge of a moving object, in pixels
 
 
@@ -485,7 +486,10 @@ def random_object(
     path = random_trajectory(rng, length, rng.uniform(*parameters.exposure), len(camera.angles))
     own = np.tile(np.eye(3), (len(path), 1, 1))
     own[:, :2, 2] = path - path[len(path) // 2]
-    H = camera.homographies(nearer=rng.uniform(1, 3)) @ own
+    nearer = rng.uniform(1, 3)
+    if shift := np.abs(camera.shifts).max():
+        nearer = min(nearer, LARGEST_APPROACH / shift)
+    H = camera.homographies(nearer) @ own
 
     around = patch.grown(_margin(H, patch))
     mask = random_mask(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from basicsr.models.pretrained import load_pretrained
 from basicsr.models.training import validation_sets
 from basicsr.models.validation import Evaluation, build_metrics, build_restorer, evaluate
-from basicsr.utils.files import atomic_write
+from basicsr.utils.files import as_json, atomic_write
 from basicsr.utils.options import build
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -47,22 +46,11 @@ def run_tests(options: Any, device: torch.device, folder: Path) -> dict[str, Eva
         for name, dataset in validation_sets(options).items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / 'metrics.json', _as_json(options, results).encode())
+    figures = {name: {'mean': result.means, 'images': result.images} for name, result in results.items()}
+    about = {'name': options.name, 'weights': options.path.pretrain_network_g}
+    atomic_write(folder / 'metrics.json', as_json({**about, 'datasets': figures}).encode())
     atomic_write(folder / 'metrics.csv', _as_csv(results).encode())
     return results
-
-
-def _as_json(options: Any, results: dict[str, Evaluation]) -> str:
-    return json.dumps(
-        {
-            'name': options.name,
-            'weights': options.path.pretrain_network_g,
-            'datasets': {
-                name: {'mean': result.means, 'images': result.images} for name, result in results.items()
-            },
-        },
-        indent=1,
-    )
 
 
 def _as_csv(results: dict[str, Evaluation]) -> str:

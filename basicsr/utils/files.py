@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,6 +49,19 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def as_json(data: Any) -> str:
+    """As the standard has it, for any reader: it knows no infinity and no NaN, so these become null."""
+
+    def standard(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: standard(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [standard(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(standard(data), indent=1, allow_nan=False)
 
 
 @contextlib.contextmanager

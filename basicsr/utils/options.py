@@ -542,6 +542,11 @@ def _parse(text: str, source: str, with_line: bool = True) -> _Document:
         raise OptionError([f'{source}: is not valid YAML: it is nested too deeply']) from None
 
 
+def yaml_value(text: str) -> Any:
+    """A value by itself, read as in option files. Raises OptionError."""
+    return _parse(text, show(text), with_line=False).data
+
+
 @dataclass(frozen=True)
 class OptionFile:
     """An option file with the --force_yml settings in it, as plain data that nobody changes."""

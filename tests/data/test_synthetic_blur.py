@@ -48,6 +48,18 @@ def rolling(angle, steps=65):
     return Camera(angles, np.zeros((steps, 3)), focal=200.0, centre=(99.5, 74.5))
 
 
+@pytest.mark.parametrize('seed', range(8))
+def test_an_object_is_never_so_near_that_its_layer_is_without_bounds(photograph, seed):
+    """A camera with a wide angle that turns and comes as near as `random_shake` allows."""
+    angles, shifts = np.zeros((65, 3)), np.zeros((65, 3))
+    angles[:, 1] = np.linspace(-0.2, 0.2, 65)
+    shifts[:, 2] = np.linspace(-0.2, 0.2, 65)
+    camera = Camera(angles, shifts, focal=100 / np.tan(np.radians(60)), centre=(99.5, 74.5))
+    rng, view = np.random.default_rng(seed), Window(0, 0, 200, 150)
+    layer, _ = blur.random_object(photograph, rng, BlurParameters(), camera, view, 1.0, Sensor(video_frames=7))
+    assert layer.light.shape[1] < 5 * 200
+
+
 # --- motion -------------------------------------------------------------------------------------------------
 
 

@@ -506,8 +506,12 @@ def test_crops_beside_the_frames_stay(here, drive):
     assert files(here).keys() == unpacked('train/GoPro') | {'out/train/GoPro/input_crops/a-1.png'}
 
 
-def test_archives_are_kept_on_demand_and_used_if_there(here, drive):
+def test_archives_are_kept_on_demand_and_used_if_there(here, drive, capsys):
     assert run('GoPro', '--keep_archives') == 0
+    assert files(here).keys() == unpacked('test/GoPro') | {'out/GoPro_test.zip'}
+    said(capsys)
+    assert run('GoPro') == 0  # it may have been kept on purpose
+    assert said(capsys)[1].endswith(f'; {here / "out" / "GoPro_test.zip"} is not needed for it any more\n')
     assert files(here).keys() == unpacked('test/GoPro') | {'out/GoPro_test.zip'}
     shutil.rmtree(here / 'out' / 'test')
     drive.error = AssertionError('nothing has to be downloaded')
@@ -515,12 +519,16 @@ def test_archives_are_kept_on_demand_and_used_if_there(here, drive):
     assert files(here).keys() == unpacked('test/GoPro')
 
 
-def test_without_gdown_a_sentence_says_how_to_get_it(here, drive, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'gdown', None)
+@pytest.mark.parametrize('module', ['gdown', 'gdown.exceptions'])  # the second: an old release
+def test_without_gdown_a_sentence_says_how_to_get_it(here, drive, capsys, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    if module == 'gdown.exceptions':
+        monkeypatch.delattr(drive, 'exceptions')
+        monkeypatch.setattr(drive, '__path__', [], raising=False)
     with pytest.raises(SystemExit) as caught:
         run('test')
     assert caught.value.code == 2
-    assert 'by the package gdown, which is not installed: pip install gdown\n' in capsys.readouterr().err
+    assert "gdown, which is not installed, or too old: pip install 'gdown>=5'\n" in capsys.readouterr().err
     assert files(here) == {}
     (here / 'out').mkdir()
     (here / 'out' / 'GoPro_test.zip').write_bytes(drive.archives[GOPRO])  # of a browser
@@ -668,6 +676,7 @@ def test_a_damaged_archive(here, drive, capsys, kind):
         assert error.startswith(f'{here / "out" / "GoPro_test.zip"}: cannot be unpacked: ')
         assert error.endswith('; --force downloads it anew')
         assert files(here).keys() == {'out/GoPro_test.zip'}
+        assert not (here / 'out' / 'test' / 'GoPro').exists()  # evaluate.py would take it for a set
     assert len(drive.calls) == 1
     drive.archives[GOPRO] = good
     assert run('GoPro', '--force') == 0

@@ -316,6 +316,28 @@ def test_a_set_that_was_asked_for_and_is_not_there(here, capsys, at_once):
     assert 'HIDE: skipped, as ' in error and 'GoPro: 3 images' in out
 
 
+@pytest.mark.parametrize('kinds', [(), ('input',), ('target',)])
+def test_a_folder_without_both_kinds_is_no_set(here, capsys, at_once, kinds):
+    (here / 'data' / 'HIDE').mkdir()
+    for kind in kinds:
+        (here / 'data' / 'HIDE' / kind).mkdir()
+    assert run('--restored_dir', here / 'data' / 'GoPro' / 'target', '--datasets', 'HIDE', 'GoPro') == 1
+    absent = 'target' if kinds == ('input',) else 'input'
+    error = capsys.readouterr().err
+    assert (
+        f'HIDE: skipped, as {here / "data" / "HIDE" / absent} is not there; python Motion_Deblurring' in error
+    )
+    assert list(written()['datasets']) == ['GoPro']
+
+
+def test_equal_images_have_null_for_a_psnr_in_json(here, at_once):
+    assert run('--restored_dir', here / 'data' / 'GoPro' / 'target', '--datasets', 'GoPro') == 0
+    text = (here / 'out.json').read_text()
+    found = json.loads(text, parse_constant=pytest.fail)['datasets']['GoPro']
+    assert found['mean']['psnr'] is None and found['mean']['ssim_3d'] == 1
+    assert found['images'][0]['psnr'] is None and found['images'][0]['input_psnr'] > 10
+
+
 @pytest.mark.parametrize('name', ['GoPro', 'RealBlur_J'])
 def test_images_without_a_partner_are_named_before_any_work(here, capsys, name):
     target = here / 'data' / name / 'target'

@@ -35,6 +35,17 @@ def test_the_extent_of_a_gaussian_is_its_own(texture, sigma):
     np.testing.assert_allclose(found, sigma, rtol=0.03)
 
 
+@pytest.mark.parametrize('sigma', [1.0, 2.0, 4.0])
+def test_a_strong_edge_beside_a_tile_gives_it_no_more_than_the_true_extent(sigma):
+    """What spreads into a tile makes its blur look weaker, never stronger."""
+    sharp = np.zeros((128, 256), np.float32)
+    sharp[:, :128] = 100 + 3 * np.random.default_rng(0).standard_normal((128, 128))
+    sharp[:, 131:] = 255
+    blurred = cv2.GaussianBlur(sharp, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    weak, strong = blur_statistics.extents(blurred, sharp)
+    assert strong == pytest.approx(sigma, rel=0.05) and weak <= 1.03 * sigma
+
+
 @pytest.mark.parametrize('length', [8, 16, 24])
 def test_the_extent_of_an_edge_that_moves(length):
     edges = np.where((np.arange(256) // 64) % 2, 200.0, 50.0).astype(np.float32)
@@ -93,6 +104,34 @@ def test_sets_stand_side_by_side(tmp_path, capsys):
     assert parsed[sets[0]]['extent']['mean'] == pytest.approx(3, rel=0.1)
     assert parsed[sets[1]]['psnr']['mean'] == 100
     assert sum(parsed[sets[0]]['sharp_gradients'].values()) == pytest.approx(100)
+
+
+def test_where_there_is_nothing_to_measure_blur_by_json_has_null(tmp_path, capsys):
+    for role in ('input', 'target'):
+        (tmp_path / role).mkdir()
+        cv2.imwrite(str(tmp_path / role / 'flat.png'), np.full((20, 20, 3), 100, np.uint8))
+    blur_statistics.main([str(tmp_path), '--json'])
+    (values,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail).values()
+    assert values['extent']['mean'] is None and values['psnr']['mean'] == 100
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_of_one_row_is_a_sentence(tmp_path, capsys, workers):
+    for role in ('input', 'target'):
+        (tmp_path / role).mkdir()
+        cv2.imwrite(str(tmp_path / role / 'row.png'), np.zeros((1, 20, 3), np.uint8))
+    with pytest.raises(SystemExit) as refusal:
+        blur_statistics.main([str(tmp_path), '--workers', str(workers)])
+    assert refusal.value.code == 1
+    assert 'row.png: found 20x1 pixels; allowed: 2x2 or more' in capsys.readouterr().err
+
+
+def test_ctrl_c(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blur_statistics, 'extents', interrupted)
+    assert blur_statistics.main([str(write_set(tmp_path))]) == 130
 
 
 @pytest.mark.parametrize(

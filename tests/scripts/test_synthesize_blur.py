@@ -3,6 +3,8 @@
 import importlib.util
 import inspect
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -233,20 +235,44 @@ def test_other_settings_are_refused_and_overwritten_only_on_request(tmp_path, sm
     assert contents(tmp_path / 'set') == contents(tmp_path / 'fresh')  # nothing of the old set is left
 
 
+def test_a_set_of_other_photographs_is_replaced_on_request(tmp_path, photographs, small):
+    output = tmp_path / 'set'
+    synthesize_blur.synthesize(output, per_image=1)
+    with pytest.raises(FileExistsError, match='--overwrite'):
+        synthesize_blur.synthesize(output, per_image=1, sharp_dir=photographs)
+    for name in ('a.jpg', 'other.jpg'):  # a set of the built-in photographs, and of those with another name
+        next(photographs.glob('*.jpg')).rename(photographs / name)
+        made = synthesize_blur.synthesize(output, per_image=1, sharp_dir=photographs, overwrite=True)
+        assert made == {'train': 3}
+        names = {f'{path.stem}-1.png' for path in photographs.iterdir()}
+        assert {path.name for path in output.rglob('*.png')} == names
+        assert {path.name for path in output.iterdir()} == {'train', 'settings.json'}  # no val without images
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"photographs": 3}', '{"photographs": {"..": []}}'])
+def test_settings_that_are_none_are_replaced_on_request_alone(tmp_path, small, text):
+    settings = tmp_path / 'settings.json'
+    settings.write_text(text)
+    with pytest.raises(ValueError, match=r'settings\.json: found no settings of a set; .* --overwrite'):
+        synthesize_blur.synthesize(tmp_path, per_image=1)
+    assert contents(tmp_path) == {Path('settings.json'): text.encode()}
+    assert synthesize_blur.synthesize(tmp_path, per_image=1, overwrite=True) == {'train': 1, 'val': 1}
+
+
 def test_an_interrupted_set_is_redone(tmp_path, small, monkeypatch):
-    write = synthesize_blur.write_png
+    write = synthesize_blur.write_image
 
     def interrupted(path, image):
         if path.parent.parent.name == 'val':
             raise KeyboardInterrupt
         write(path, image)
 
-    monkeypatch.setattr(synthesize_blur, 'write_png', interrupted)
+    monkeypatch.setattr(synthesize_blur, 'write_image', interrupted)
     with pytest.raises(KeyboardInterrupt):
         synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2)
     assert contents(tmp_path / 'set') and not (tmp_path / 'set/settings.json').exists()
 
-    monkeypatch.setattr(synthesize_blur, 'write_png', write)
+    monkeypatch.setattr(synthesize_blur, 'write_image', write)
     assert synthesize_blur.synthesize(tmp_path / 'set', per_image=1) == {'train': 1, 'val': 1}
     synthesize_blur.synthesize(tmp_path / 'fresh', per_image=1)
     assert contents(tmp_path / 'set') == contents(tmp_path / 'fresh')
@@ -352,6 +378,34 @@ def test_processes_write_the_same_bytes(tmp_path, photographs):
     assert contents(tmp_path / '0') == contents(tmp_path / '2')
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_what_cannot_be_written_is_a_sentence(tmp_path, photographs, workers):
+    command = ['--output', 'set', '--sharp_dir', photographs, '--per_image', '1', '--workers', str(workers)]
+    limited = f'ulimit -f 8; exec "{sys.executable}" "$@"'  # a file may have 8 KiB, as on a disk that is full
+    result = subprocess.run(
+        ['bash', '-c', limited, 'bash', SCRIPT, *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert re.search(r'set/train/\w+/a-1\.png: cannot be written: File too large$', result.stderr.strip())
+
+
+def test_a_process_that_dies_is_a_sentence(tmp_path, photographs, capsys, monkeypatch):
+    monkeypatch.setattr(synthesize_blur, 'write_image', lambda *_: os._exit(3))
+    with pytest.raises(SystemExit) as refusal:
+        synthesize_blur.main(
+            ['--output', str(tmp_path / 'set'), '--sharp_dir', str(photographs), '--workers', '1']
+        )
+    assert refusal.value.code == 1 and 'exited unexpectedly' in capsys.readouterr().err
+
+
+def test_ctrl_c(tmp_path, small, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthesize_blur, 'write_image', interrupted)
+    assert synthesize_blur.main(['--output', str(tmp_path)]) == 130
+
+
 def test_photographs_that_are_none(tmp_path, photographs):
     (photographs / 'a.jpg').write_bytes(b'none')
     with pytest.raises(ValueError, match=r'a\.jpg: is empty, cut short, or not an image'):
@@ -381,6 +435,10 @@ def test_the_sheet_shows_sharp_and_blurred(tmp_path, photographs):
     synthesize_blur.synthesize(tmp_path / 'set', **{**settings, 'sheet': tmp_path / 'look.jpg'})
     with Image.open(tmp_path / 'look.jpg') as again:
         assert again.format == 'JPEG' and again.size == (4 * 256, 2 * 256)
+
+    (tmp_path / 'set/train/input/a-1.png').write_bytes(b'none')
+    with pytest.raises(ValueError, match=r'a-1\.png: is empty, cut short, or not an image'):
+        synthesize_blur.synthesize(tmp_path / 'set', **settings)
 
 
 @pytest.mark.parametrize(
@@ -460,6 +518,18 @@ def test_parameters_are_those_of_the_dataset(tmp_path, photographs):
     settings = json.loads((tmp_path / 'set' / 'settings.json').read_text())
     assert settings['parameters']['video'] == 1 and settings['parameters']['shake'] == [0, 0]
     assert settings['parameters']['fov'] == [40, 80]  # as it is by default
+
+
+def test_parameters_are_read_as_in_option_files(tmp_path, photographs, capsys):
+    where = ['--output', str(tmp_path / 'set'), '--sharp_dir', str(photographs), '--model', 'shake6d']
+    where += ['--per_image', '1', '--parameters', 'shot_noise=[0, 1e-3]', '--parameters', 'jpeg=0']
+    assert synthesize_blur.main(where) == 0
+    parameters = json.loads((tmp_path / 'set' / 'settings.json').read_text())['parameters']
+    assert parameters['shot_noise'] == [0, 0.001] and parameters['jpeg'] == 0
+    with pytest.raises(SystemExit) as refusal:
+        synthesize_blur.main([*where, 'jpeg=1'])
+    assert refusal.value.code == 2
+    assert '--parameters: found jpeg 2 times; allowed: once' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('setting', ['video', '=1', 'video=', 'shake=[0'])

@@ -1,9 +1,10 @@
+import json
 import os
 import stat
 
 import pytest
 
-from basicsr.utils.files import ROOT, absolute, atomic_write, remove_leftovers, resolve, scratch_folder
+from basicsr.utils.files import ROOT, absolute, as_json, atomic_write, remove_leftovers, resolve, scratch_folder
 
 
 def test_root_is_the_repository():
@@ -59,6 +60,14 @@ def test_the_file_has_the_rights_of_any_new_file(tmp_path):
     (tmp_path / 'plain').write_bytes(b'')
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ('atomic', 'plain')}
     assert len(modes) == 1
+
+
+def test_json_is_that_of_the_standard():
+    text = as_json(
+        {'a': [1.5, float('inf'), (True, float('nan'))], 'b': {'c': float('-inf'), 'd': 'NaN'}, 'e': 3}
+    )
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found == {'a': [1.5, None, [True, None]], 'b': {'c': None, 'd': 'NaN'}, 'e': 3}
 
 
 def test_a_scratch_folder_is_gone_unless_it_was_given_a_name(tmp_path):
