@@ -15,8 +15,8 @@ network's arithmetic per second against a large matrix product of the same preci
 `train` measures whole steps of the paper's recipe, loading included, on made-up pairs of 512x512. Ours is the model
 of basicsr/train.py on a pack (scripts/prepare_data.py). Plain is the oracle with PyTorch's AdamW as it comes, and a
 loader that decodes both PNG files for each sample: it gives the largest batch of --stages in the largest patch, and
-the step takes as much of it as its stage needs. `data` measures what one sample costs one core, from a pack and from
-PNG files.
+the step takes as much of it as its stage needs. `data` measures what one sample costs one core, from a pack, from
+PNG files and from Dataset_SyntheticBlur.
 """
 
 from __future__ import annotations

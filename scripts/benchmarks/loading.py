@@ -1,4 +1,4 @@
-"""What a training sample costs a processor core: out of a pack, and out of PNG files."""
+"""What a training sample costs a processor core: out of a pack, out of PNG files, and blurred on the fly."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from basicsr.data.packed_image_dataset import Dataset_PackedImage
 from basicsr.data.paired_image_dataset import Dataset_PairedImage, collate
 from basicsr.data.stages import Stages, TrainingBatches, TrainingOrder
+from basicsr.data.synthetic_blur_dataset import Dataset_SyntheticBlur
 from scripts.benchmarks.pairs import check_patches, make_pairs, pack, recipe
 from scripts.benchmarks.table import Column, Report, multiple, seconds
 
@@ -26,6 +27,8 @@ COLUMNS = {
     'png_ms': Column('PNG: core ms', seconds),
     'png_wall_ms': Column('wall ms', seconds),
     'of_packed_cost': Column('PNG of packed', multiple),
+    'synthetic_ms': Column('synthetic blur: core ms', seconds),
+    'synthetic_wall_ms': Column('wall ms', seconds),
 }
 
 
@@ -42,9 +45,11 @@ def compare(args: argparse.Namespace) -> None:
         make_pairs(folder)
         packed = Dataset_PackedImage(str(pack(folder)))
         png = Dataset_PairedImage(str(folder / 'input'), str(folder / 'target'))
+        # Of photographs decoded once, with its parameters as they are by default.
+        synthetic = Dataset_SyntheticBlur(dataroot_gt=str(folder / 'target'), in_memory=True)
         for patch in patches:
             row = {'patch': patch}
-            for kind, dataset in (('packed', packed), ('png', png)):
+            for kind, dataset in (('packed', packed), ('png', png), ('synthetic', synthetic)):
                 cost(dataset, patch, len(dataset))  # the files come into the system's memory
                 row[f'{kind}_ms'], row[f'{kind}_wall_ms'] = cost(dataset, patch, args.samples)
             row['of_packed_cost'] = row['png_ms'] / row['packed_ms']
