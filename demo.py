@@ -3,12 +3,14 @@
     python demo.py --task motion_deblurring --input_dir my_photos --result_dir sharp_photos
 
 Results are PNG files, <result_dir>/<task>/<name>.png. Exit status: 0 if every image was restored, 1 if some
-were not (each is named), 2 on a wrong argument, 130 after Ctrl-C.
+were not (each is named), 2 on a wrong argument, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from basicsr.utils.arguments import add_tlc
 from basicsr.utils.files import ROOT
+from basicsr.utils.signals import ending_cleanly
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,8 +87,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     args = arguments.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the name of a file may be one that the terminal cannot show
+            stream.reconfigure(errors='backslashreplace')
     try:
-        return restore_all(args, arguments)
+        with ending_cleanly():
+            return restore_all(args, arguments)
     except KeyboardInterrupt:
         return 130
 
@@ -116,7 +123,10 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
         restorer.check_channels()
         folder = args.result_dir / task.name
         compare = folder / 'compare'
-        (compare if args.compare else folder).mkdir(parents=True, exist_ok=True)
+        made = compare if args.compare else folder
+        made.mkdir(parents=True, exist_ok=True)
+        if not all(os.access(each, os.W_OK | os.X_OK) for each in (folder, made)):
+            arguments.error(f'--result_dir {args.result_dir}: nothing may be written there')
     except (ValueError, RestoreError) as error:
         arguments.error(str(error))
     except OSError as error:
@@ -127,9 +137,10 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
 
     names = output_names(inputs)
     protected = {_identity(path) for path in inputs} - {None}
-    failed = 0
+    restored = failed = 0
     for path in tqdm(inputs, unit='image', disable=None):
         targets = [folder / names[path]] + ([compare / names[path]] if args.compare else [])
+        what = 'not restored'
         try:
             for target in targets:
                 if _identity(target) in protected:
@@ -137,21 +148,24 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
             before = read_image(path)
             after = restorer(before.pixels)
             write_png(targets[0], after, before.icc_profile)
+            restored += 1
+            what = 'not compared'
             if args.compare:
                 write_png(targets[1], np.concatenate([before.pixels, after], axis=1), before.icc_profile)
-        except (ImageFileError, RestoreError, OSError) as error:
+        except (ImageFileError, RestoreError, OSError, MemoryError) as error:
             failed += 1
-            message = str(error) if isinstance(error, ImageFileError) else f'{path}: {error}'
-            tqdm.write(f'not restored: {message}', file=sys.stderr)
-    print(f'{len(inputs) - failed} of {len(inputs)} images restored, in {folder}')
+            message = str(error) if isinstance(error, ImageFileError) else f'{path}: {error or "out of memory"}'
+            tqdm.write(f'{what}: {message}', file=sys.stderr)
+    print(f'{restored} of {len(inputs)} images restored, in {folder}')
     return 1 if failed else 0
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     """The same for all names, links among them, of one file; None if there is no file."""
-    if not path.exists():
+    try:
+        status = path.stat()
+    except OSError:
         return None
-    status = path.stat()
     return status.st_dev, status.st_ino
 
 

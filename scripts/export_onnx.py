@@ -7,8 +7,10 @@ Needs `pip install onnx`; if onnxruntime is installed, too, the model is run onc
 
 The model takes `image`, float32 (batch, channels, height, width), RGB in [0, 1], of any batch and size: padding
 and cropping are in it. It gives `restored`, of the same size, not clamped. Its metadata say so, and hold the
-network's options. Exit status: 0 if the file was written, 1 if it would not give what PyTorch gives, 2 on a
-wrong argument, 130 after Ctrl-C; an older file is replaced by a whole one or stays.
+network's options. It is the network without TLC, which demo.py uses with the weights of this repository.
+
+Exit status: 0 if the file was written, 1 if it would not give what PyTorch gives, 2 on a wrong argument, 130 after
+Ctrl-C, 143 after SIGTERM; an older file is replaced by a whole one or stays.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import TYPE_CHECKING, BinaryIO
 # Run as a script, Python looks for modules in scripts/, and the package may not be installed.
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     args = parser.parse_args(argv)
     try:
-        export(args, parser)
+        with ending_cleanly():
+            export(args, parser)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -58,7 +63,7 @@ def export(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         import onnx  # noqa: F401
     except ImportError as error:
         parser.error(f'the package onnx is needed and cannot be imported ({error}); pip install onnx')
-    from basicsr.inference.tasks import default_weights
+    from basicsr.inference.tasks import default_weights, with_tlc
     from basicsr.utils.checkpoint import build_network, load_weights, network_options
     from basicsr.utils.files import atomic_write
 
@@ -96,6 +101,8 @@ def export(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     except OSError as error:
         parser.error(f'--output {output} cannot be written: {error.strerror or error}')
     print(f'{output}: {output.stat().st_size / 1e6:.1f} MB', *metadata.values(), sep='\n')
+    if with_tlc(weights.path, None):
+        print('without TLC, which demo.py uses with these weights: on large images its results are better')
 
 
 def any_size(net: nn.Module) -> nn.Module:

@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import os
 import signal
 import subprocess
@@ -214,7 +215,8 @@ def test_an_image_too_large_for_the_memory_is_named_and_the_others_are_done(run,
     source, small = tmp_path / 'in', noise(8, 16, 3)
     for name, pixels in (('a.png', small), ('large.png', noise(160, 160, 3)), ('z.png', small)):
         write_png(source / name, pixels)
-    enough_for_small = StripEngine(Restormer(**OPTIONS), strip_bytes=1).memory(64, 64)
+    tiles = 28 * 160 * 160  # what tiles need at full size
+    enough_for_small = StripEngine(Restormer(**OPTIONS), strip_bytes=1).memory(64, 64) + tiles
     monkeypatch.setattr(restorer, 'free_memory', lambda device: enough_for_small)
     assert run('--precision', 'fp32') == 1
     folder = tmp_path / 'out' / 'motion_deblurring'
@@ -228,6 +230,41 @@ def test_an_image_too_large_for_the_memory_is_named_and_the_others_are_done(run,
 
     assert run('--precision', 'fp32', '--tile', '32', '--tile_overlap', '8') == 0  # as the sentence says
     assert '3 of 3 images restored' in capsys.readouterr().out
+
+
+def test_a_result_without_its_comparison_is_said(run, tmp_path, capsys):
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+    (tmp_path / 'out' / 'motion_deblurring' / 'compare' / 'a.png').mkdir(parents=True)
+    assert run('--compare') == 1
+    out, err = capsys.readouterr()
+    assert '1 of 1 images restored' in out
+    assert err.startswith('not compared: ') and 'compare/a.png cannot be written' in err
+
+
+def test_a_folder_without_the_right_to_write_is_known_before_any_work(run, tmp_path, capsys, monkeypatch):
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+    monkeypatch.setattr(os, 'access', lambda *_: False)
+    with pytest.raises(SystemExit) as refusal:
+        run()
+    assert refusal.value.code == 2
+    assert f'--result_dir {tmp_path / "out"}: nothing may be written there' in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_cannot_show(run, tmp_path, monkeypatch):
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(shown, 'utf-8', errors='strict'))
+    assert run(results=tmp_path / os.fsdecode(b'\xff')) == 0
+    sys.stdout.flush()
+    assert rb'1 of 1 images restored, in ' in shown.getvalue() and rb'\udcff' in shown.getvalue()
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(run, tmp_path, monkeypatch):
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+    monkeypatch.setattr(Restorer, '__call__', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as end:
+        run()
+    assert end.value.code == 143
 
 
 # Inputs are never overwritten

@@ -1,27 +1,33 @@
 """Image files in, PNG files out: every orientation, depth, palette and profile that photographs come in.
 
 Pillow reads, as it knows all of those and reports a file that is cut short; OpenCV is used where Pillow keeps
-only 8 bits of 16, and to write, for the same reason.
+only 8 bits of 16, and to write, for the same reason (but for grey with alpha, which it cannot).
 """
 
 from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import threading
 import unicodedata
 import zlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
+import torch
 from natsort import natsorted
 
 from basicsr.data.sources import IMAGE_SUFFIXES
+from basicsr.inference.memory import free_memory
 from basicsr.utils.files import atomic_write
 
 _KINDS = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -30,10 +36,19 @@ _FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')  # Pillow's names of those
 # Also OpenCV's own limit. A larger one is a mistake or an attack, as it unpacks to several GB.
 MAX_PIXELS = 1 << 30
 
+LONGEST_NAME = 255  # bytes, of a file
+
 _EXIF_ORIENTATION = 0x0112
-_TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339  # tags
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_PLANAR = 258, 262, 277, 284  # tags
+_TIFF_EXTRA_SAMPLES, _TIFF_SAMPLE_FORMAT = 338, 339
+_TIFF_WHITE_IS_ZERO = 0
+_TIFF_NO_MEANING, _TIFF_MULTIPLIED = (
+    0,
+    1,
+)  # of an extra sample: no alpha, and alpha by which colours are multiplied
+_PNG_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # places in the file: the header is the first chunk, and of fixed size
+_PNG_GREY_ALPHA = 4
 _TIFF_DATA = ((273, 279), (324, 325))  # of offsets and sizes: strips, tiles
-_ICC_SPACE = {2: b'GRAY', 3: b'RGB '}  # of the profile that pixels with so many axes may have
 _UPRIGHT = {  # EXIF orientation → what turns the stored pixels upright
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -51,7 +66,8 @@ class ImageFileError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """`pixels` (H, W), (H, W, 3) or (H, W, 4), uint8 or uint16, RGB order, upright and contiguous."""
+    """`pixels` (H, W), (H, W, 2) grey and alpha, (H, W, 3) or (H, W, 4); uint8 or uint16, RGB order, upright and
+    contiguous."""
 
     pixels: np.ndarray
     icc_profile: bytes | None = None
@@ -61,24 +77,30 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     """First frame of an image file. Palettes, CMYK and the like become RGB, transparency of any kind an alpha
     channel.
 
-    Raises ImageFileError if it is no image, is damaged or cut short, or has other than 8 or 16 bits a channel.
+    Raises ImageFileError if it is no image, is damaged or cut short, has other than 8 or 16 bits a channel, or does
+    not fit into the memory that is free.
     """
     path = Path(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
+            raise ImageFileError(f'{path} cannot be read: it is no regular file')
         data = path.read_bytes()
     except OSError as error:
         raise ImageFileError(f'{path} cannot be read: {error.strerror or error}') from error
+    except MemoryError:
+        raise ImageFileError(f'{path} does not fit into memory') from None
     if not data:
         raise ImageFileError(f'{path} is empty')
     try:
-        with _open(data) as image:
+        # Without formats that run a program (PostScript).
+        with _without_limits(), PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageFileError(f'{path} has {image.width}×{image.height} pixels; allowed: {MAX_PIXELS:,}')
             deep = _is_deep(image, data)
+            _check_room(image, deep)
             image.load()
-            pixels = _decode_deep(data, image.mode) if deep else _to_array(image)
-            # After load(), which turns a TIFF upright and forgets its orientation. So does OpenCV.
-            pixels = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1), np.asarray)(pixels)
+            pixels = _decode_deep(data, image) if deep else _to_array(image, data)
+            pixels = np.ascontiguousarray(_UPRIGHT.get(_orientation(image), np.asarray)(pixels))
             icc_profile = image.info.get('icc_profile')
     except ImageFileError:
         raise
@@ -92,31 +114,68 @@ def read_image(path: str | os.PathLike[str]) -> Image:
         raise ImageFileError(f'{path} does not fit into memory') from None
     except Exception as error:  # the bytes decide what fails in a decoder, so it can be nearly anything
         raise ImageFileError(f'{path} is damaged or cut short ({error})') from error
-    return Image(np.ascontiguousarray(pixels), icc_profile or None)
+    return Image(pixels, icc_profile or None)
 
 
 class _Unsupported(Exception):  # noqa: N818
     """Well-formed, but of a kind that has no place in an 8- or 16-bit PNG."""
 
 
-_open_lock = threading.Lock()  # the limit that _open changes for a moment is the whole process's
+# Pillow's limits, of a whole process: 179 million pixels, which real photographs exceed, and 1 MB of colour profile or
+# text in a PNG.
+_LIMITS = (
+    (PIL.Image, 'MAX_IMAGE_PIXELS', None),
+    (PIL.PngImagePlugin, 'MAX_TEXT_CHUNK', 1 << 26),
+    (PIL.PngImagePlugin, 'MAX_TEXT_MEMORY', 1 << 28),
+)
+_limits_lock = threading.Lock()
+_limits_before: list[int | None] = []
+_threads_without_limits = 0
 
 
-def _open(data: bytes) -> PIL.Image.Image:
-    """Header only. Without Pillow's limit of 179 million pixels, which real photographs exceed, and without
-    formats that run a program (PostScript)."""
-    with _open_lock:
-        limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
-        try:
-            return PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
-        finally:
-            PIL.Image.MAX_IMAGE_PIXELS = limit
+@contextmanager
+def _without_limits() -> Iterator[None]:
+    """The limits are back when no thread is in here any more."""
+    global _threads_without_limits
+    with _limits_lock:
+        if not _threads_without_limits:
+            _limits_before[:] = [getattr(module, name) for module, name, _ in _LIMITS]
+            for module, name, value in _LIMITS:
+                setattr(module, name, value)
+        _threads_without_limits += 1
+    try:
+        yield
+    finally:
+        with _limits_lock:
+            _threads_without_limits -= 1
+            if not _threads_without_limits:
+                for (module, name, _), value in zip(_LIMITS, _limits_before, strict=True):
+                    setattr(module, name, value)
+
+
+def _check_room(image: PIL.Image.Image, deep: bool) -> None:
+    """Raises MemoryError: Linux would kill, not raise."""
+    free = free_memory(torch.device('cpu'))
+    # What the decoder makes and its copy as an array.
+    if free is not None and 2 * image.width * image.height * len(image.getbands()) * (1 + deep) > free:
+        raise MemoryError
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """1 is upright. To be asked for after load(), which turns a TIFF upright and forgets that it did; so does
+    OpenCV."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (
+        Exception
+    ):  # whatever the bytes make of a parser: broken EXIF data say nothing, and the pixels are whole
+        return 1
 
 
 def _is_deep(image: PIL.Image.Image, data: bytes) -> bool:
     """Whether the file has 16 bits a channel, which Pillow's modes do not tell."""
     if image.format == 'PNG':
-        return data[24] == 16  # the bit depth's place in the header is fixed
+        return data[_PNG_DEPTH] == 16
     if image.format != 'TIFF':
         return False
     tags = image.tag_v2
@@ -124,6 +183,8 @@ def _is_deep(image: PIL.Image.Image, data: bytes) -> bool:
     if bits > 16 or set(tags.get(_TIFF_SAMPLE_FORMAT, (1,))) != {1}:
         raise _Unsupported('signed, floating-point or 32-bit channels')
     if bits > 8:
+        if tags.get(_TIFF_PLANAR, 1) != 1 and tags.get(_TIFF_SAMPLES, 1) > 1:
+            raise _Unsupported('16-bit channels in separate planes')
         # Pillow reads such files only in part, so it may not miss what a cut took.
         for offsets, sizes in _TIFF_DATA:
             pieces = zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=False)  # sizes may be left out
@@ -132,36 +193,60 @@ def _is_deep(image: PIL.Image.Image, data: bytes) -> bool:
     return bits > 8
 
 
-def _to_array(image: PIL.Image.Image) -> np.ndarray:
-    mode = 'RGBA' if image.has_transparency_data else 'L' if image.mode in ('1', 'L') else 'RGB'
+def _to_array(image: PIL.Image.Image, data: bytes) -> np.ndarray:
+    grey = image.mode in ('1', 'L', 'LA', 'La')
+    if image.format == 'PNG' and image.mode == 'L' and isinstance(image.info.get('transparency'), int):
+        # The grey that is transparent: as in the file, where 2 and 4 bits count to 3 and 15.
+        image.info['transparency'] *= 255 // ((1 << data[_PNG_DEPTH]) - 1)
+    mode = ('L' if grey else 'RGB') + 'A' * image.has_transparency_data
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def _decode_deep(data: bytes, mode: str) -> np.ndarray:
-    """`mode` is Pillow's: OpenCV would return four inks as if they were red, green, blue and alpha."""
-    if mode in ('CMYK', 'LAB', 'YCbCr'):
-        raise _Unsupported(f'16-bit {mode} channels')
+def _decode_deep(data: bytes, image: PIL.Image.Image) -> np.ndarray:
+    """What Pillow knows of the file decides: OpenCV would return four inks as if they were red, green, blue and
+    alpha."""
+    if image.mode in ('CMYK', 'LAB', 'YCbCr'):
+        raise _Unsupported(f'16-bit {image.mode} channels')
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         raise _Unsupported('channels of an uncommon kind')
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    return pixels[..., :3] if mode == 'RGBX' else pixels  # X is a fourth channel without a meaning
+    return _meant_by_tiff(pixels, image) if image.format == 'TIFF' else _meant_by_png(pixels, image, data)
+
+
+def _meant_by_png(pixels: np.ndarray, image: PIL.Image.Image, data: bytes) -> np.ndarray:
+    transparent = image.info.get('transparency')
+    if pixels.ndim == 2 and isinstance(transparent, int):  # a level of grey, which OpenCV does not look at
+        return np.stack([pixels, np.where(pixels == transparent, 0, 65535).astype(np.uint16)], axis=2)
+    return pixels[..., [0, 3]] if data[_PNG_COLOUR_TYPE] == _PNG_GREY_ALPHA else pixels
+
+
+def _meant_by_tiff(pixels: np.ndarray, image: PIL.Image.Image) -> np.ndarray:
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if pixels.ndim == 2:
+        return 65535 - pixels if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO else pixels
+    extra = tags.get(_TIFF_EXTRA_SAMPLES, ())
+    if pixels.shape[2] == 4 and extra[:1] == (_TIFF_NO_MEANING,):
+        return pixels[..., :3]
+    if pixels.shape[2] == 4 and extra[:1] == (_TIFF_MULTIPLIED,):
+        alpha = pixels[..., 3:].astype(np.float32)
+        colours = pixels[..., :3] * (65535 / np.where(alpha, alpha, np.inf))
+        pixels[..., :3] = colours.round().clip(0, 65535)
+    return pixels
 
 
 def write_png(path: str | os.PathLike[str], pixels: np.ndarray, icc_profile: bytes | None = None) -> None:
     """`pixels` as in `Image`. Atomic: an old file stays whole until the new one is. The profile is embedded if
-    it is of the image's colour space (the profile of a CMYK file does not describe the RGB that it became).
+    it is of the image's colour space (the profile of a CMYK file does not describe the RGB that it became). Grey with
+    alpha of 16 bits becomes RGB with alpha, as no library here writes it.
 
     Raises ImageFileError if the file cannot be written, ValueError on other shapes or types of array.
     """
     check_pixels(pixels)
-    bgr = np.ascontiguousarray(pixels)
-    if pixels.ndim == 3:
-        bgr = cv2.cvtColor(bgr, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
     try:
-        data = cv2.imencode('.png', bgr)[1].tobytes()
-        if icc_profile and icc_profile[16:20] == _ICC_SPACE[pixels.ndim]:
+        data, space = _encoded(np.ascontiguousarray(pixels))
+        if icc_profile and icc_profile[16:20] == space:
             data = _with_profile(data, icc_profile)
         atomic_write(path, data)
     except OSError as error:
@@ -170,12 +255,30 @@ def write_png(path: str | os.PathLike[str], pixels: np.ndarray, icc_profile: byt
         raise ImageFileError(f'{path} cannot be written: {error.err}') from error
 
 
+def _encoded(pixels: np.ndarray) -> tuple[bytes, bytes]:
+    """The file, and the colour space that its profile may be of."""
+    grey = pixels.ndim == 2 or pixels.shape[2] == 2
+    if pixels.ndim == 3 and grey:
+        if pixels.dtype == np.uint8:
+            file = io.BytesIO()
+            PIL.Image.fromarray(pixels, 'LA').save(file, 'PNG')
+            return file.getvalue(), b'GRAY'
+        pixels, grey = pixels[..., [0, 0, 0, 1]], False
+    if not grey:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    done, data = cv2.imencode('.png', pixels)
+    if not done:
+        height, width = pixels.shape[:2]
+        raise OSError(f'OpenCV writes no PNG of {width}×{height} pixels')
+    return data.tobytes(), b'GRAY' if grey else b'RGB '
+
+
 def check_pixels(pixels: np.ndarray) -> None:
     """Raises ValueError unless the array is as in `Image`."""
     shape = pixels.shape
-    if not (pixels.ndim == 2 or (pixels.ndim == 3 and shape[2] in (3, 4))) or 0 in shape:
+    if not (pixels.ndim == 2 or (pixels.ndim == 3 and shape[2] in (2, 3, 4))) or 0 in shape:
         raise ValueError(
-            f'image: found an array of shape {shape}; allowed: (H, W), (H, W, 3), (H, W, 4), not empty'
+            f'image: found an array of shape {shape}; allowed: (H, W), (H, W, 2), (H, W, 3), (H, W, 4), not empty'
         )
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(f'image: found an array of {pixels.dtype}; allowed: uint8, uint16')
@@ -200,7 +303,7 @@ def list_images(file_or_folder: str | os.PathLike[str]) -> list[Path]:
         found = [
             file
             for file in sorted(path.iterdir())
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith('.') and not file.is_dir()
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith('.') and not _is_folder(file)
         ]
     except OSError as error:
         raise ImageFileError(f'{path} cannot be read: {error.strerror or error}') from error
@@ -209,22 +312,36 @@ def list_images(file_or_folder: str | os.PathLike[str]) -> list[Path]:
     return natsorted(found, key=lambda file: file.name)
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # nobody can tell; reading it will say why
+        return False
+
+
 def output_names(paths: Iterable[Path]) -> dict[Path, str]:
     """A PNG file name for each path: `<stem>.png`, or `<stem>.<ext>.png` where stems collide, or, where even
-    those do, a number more. No two are the same file, on a file system that ignores letter case either."""
+    those do, a number more; cut where that is too long for a file. No two are the same file, on a file system that
+    ignores letter case either."""
     paths = list(dict.fromkeys(paths))
-    stems = [_folded(path.stem) for path in paths]
+    stems = Counter(_folded(path.stem) for path in paths)
     names: dict[Path, str] = {}
     taken: set[str] = set()
-    for path, stem in zip(paths, stems, strict=True):
-        base = path.stem if stems.count(stem) == 1 else path.name
-        name, number = f'{base}.png', 1
+    for path in paths:
+        end = '' if stems[_folded(path.stem)] == 1 else path.suffix
+        name, number = _named(path.stem, f'{end}.png'), 1
         while _folded(name) in taken:
             number += 1
-            name = f'{base}-{number}.png'
+            name = _named(path.stem, f'{end}-{number}.png')
         taken.add(_folded(name))
         names[path] = name
     return names
+
+
+def _named(stem: str, end: str) -> str:
+    while len(os.fsencode(stem + end)) > LONGEST_NAME:
+        stem = stem[:-1]
+    return stem + end
 
 
 def _folded(name: str) -> str:

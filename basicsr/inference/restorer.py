@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ class Restorer:
 
     >>> restorer = Restorer.from_checkpoint('net_g_300000.pth', device='cuda')
     >>> sharp = restorer(blurred)  # (H, W), (H, W, 3) or (H, W, 4), uint8 or uint16, RGB; the same comes out
+
+    (H, W, 2), grey with alpha, is an image, too.
 
     Args:
         net: takes and returns (B, C, H, W). It is moved to the device and set to eval mode; a Restormer's
@@ -137,28 +140,39 @@ class Restorer:
         image = np.asarray(image)
         check_pixels(image)
         H, W = image.shape[:2]
+        with torch.inference_mode(), _memory_sentence(_too_large(H, W, self.device)):
+            self._check_room(H, W)
+            return self._restored(image)
+
+    def _restored(self, image: np.ndarray) -> np.ndarray:
+        H, W = image.shape[:2]
         full_scale = np.iinfo(image.dtype).max
-        colour_HWC = image.reshape(H, W, -1)[..., :3]
-        with torch.inference_mode():
-            with _memory_sentence(_too_large(H, W, self.device)):
-                x_HWC = torch.from_numpy(colour_HWC.astype(np.float32)).to(self.device) / full_scale
-            y_BCHW = self._restore_channels(x_HWC.permute(2, 0, 1).unsqueeze(0))
-            if not y_BCHW.isfinite().all():
-                raise RestoreError(
-                    f'the result for {W}×{H} pixels is not finite: the weights are broken, or the precision is '
-                    'too low for them (fp32 and bf16 have the range)'
-                )
-            y_HWC = (y_BCHW[0].permute(1, 2, 0).clamp(0, 1) * full_scale).round().to(torch.int32)
-            restored = y_HWC.cpu().numpy().astype(image.dtype)
+        colours = 3 if image.ndim == 3 and image.shape[2] > 2 else 1
+        colour_HWC = image.reshape(H, W, -1)[..., :colours]
+        x_HWC = torch.from_numpy(colour_HWC.astype(np.float32)).to(self.device).div_(full_scale)
+        y_BCHW = self._restore_channels(x_HWC.permute(2, 0, 1).unsqueeze(0))
+        del x_HWC
+        if not y_BCHW.isfinite().all():
+            raise RestoreError(
+                f'the result for {W}×{H} pixels is not finite: the weights are broken, or the precision is '
+                'too low for them (fp32 and bf16 have the range)'
+            )
+        y_HWC = y_BCHW[0].permute(1, 2, 0).clamp_(0, 1).mul_(full_scale).round_()
+        restored = y_HWC.cpu().numpy().astype(image.dtype)
         if image.ndim == 2:
             return restored[..., 0]
-        return np.concatenate([restored, image[..., 3:]], axis=2)
+        return np.concatenate([restored, image[..., colours:]], axis=2)
 
     def check_channels(self) -> None:
         """Raises ValueError if the network is not one for images, of 1 or 3 channels."""
         if self.channels not in (1, 3):
             raise ValueError(
                 f'network: found one that takes {self.channels} channels; allowed: 1 or 3, as images have'
+            )
+        given = self.channels if self.engine is None else self.engine.out_channels
+        if given != self.channels:
+            raise ValueError(
+                f'network: found one that makes {given} channels of {self.channels}; allowed: as many as it takes'
             )
 
     def _restore_channels(self, x_BCHW: Tensor) -> Tensor:
@@ -184,6 +198,7 @@ class Restorer:
             x_BCHW = x_BCHW.to(self.device)
             if self.tile is None:
                 return self._restore(x_BCHW)
+            self._check_room(H, W, len(x_BCHW))
             return restore_tiles(self._restore, x_BCHW, self.tile, self.tile_overlap)
 
     def _restore(self, x_BCHW: Tensor) -> Tensor:
@@ -195,44 +210,54 @@ class Restorer:
                 y_BCHW = restore_tensor(self.network, x_BCHW, self.multiple)
             return y_BCHW.to(torch.promote_types(y_BCHW.dtype, torch.float32))
         before = self.strip_bytes
-        self._fit(*x_BCHW.shape[-2:])
+        engine = self._fit(*x_BCHW.shape[-2:])
         while True:
             try:
-                return restore_tensor(self.engine, x_BCHW, self.multiple)
+                return restore_tensor(engine, x_BCHW, self.multiple)
             except torch.cuda.OutOfMemoryError:
-                if self.engine.strip_bytes <= _SMALLEST_STRIP_BYTES:
+                if engine.strip_bytes <= _SMALLEST_STRIP_BYTES:
                     self.strip_bytes = before  # the next image may fit
                     raise
             # Out here, where no traceback holds the memory of the attempt that failed.
-            self._take_smaller_strips()
+            self._take_smaller_strips(engine)
 
-    def _fit(self, H: int, W: int) -> None:
-        """Chooses the strips, and refuses what cannot be done: Linux would kill, not raise."""
-        engine = self.engine
+    def _check_room(self, H: int, W: int, B: int = 1) -> None:
+        """Refuses what cannot be done before anything is: Linux would kill, not raise."""
+        if self.engine is None:
+            return
+        if self.tile is None:
+            self._fit(H, W)
+        else:  # beside a tile there are at full size the image, the sum of the tiles, and that of their weights
+            whole = B * H * W * (2 * self.channels + 1) * self.engine.full_dtype.itemsize
+            self._fit(min(H, self.tile), min(W, self.tile), whole, f'an image of {W}×{H} pixels in tiles')
+
+    def _fit(self, H: int, W: int, beside: int = 0, what: str = '') -> StripEngine:
+        """The engine with strips that fit, beside so many bytes of something else. Raises RestoreError if none do, of
+        `what`. It is a copy, as other threads may be at work."""
+        engine = copy.copy(self.engine)
         assert engine is not None
         padded = [side + -side % self.multiple for side in (H, W)]
         engine.strip_bytes = self.strip_bytes
         limit = self.memory_limit if self.memory_limit is not None else free_memory(self.device)
-        if limit is None:
-            return
-        if self.fixed_strips and engine.memory(*padded) <= limit:
-            return
-        if self.fixed_strips or not engine.fit(*padded, limit):
+        if limit is None or (self.fixed_strips and engine.memory(*padded) <= limit - beside):
+            return engine
+        if self.fixed_strips or not engine.fit(*padded, limit - beside):
             engine.strip_bytes = self.strip_bytes if self.fixed_strips else 1
             there = 'are free' if self.memory_limit is None else 'are allowed'
-            half = '' if engine.dtype.itemsize < 4 else 'precision bf16 needs about half of it, '
-            what, smaller = ('an image', 'tiles') if self.tile is None else ('a tile', 'smaller tiles')
+            half = '' if engine.dtype.itemsize < 4 or beside else 'precision bf16 needs about half of it, '
+            kind, smaller = ('an image', 'tiles') if self.tile is None else ('a tile', 'smaller tiles')
+            less = '' if beside > limit else f'; {half}{smaller} still less'
             raise RestoreError(
-                f'{what} of {W}×{H} pixels needs {engine.memory(*padded) / 1e9:.2f} GB of memory on {self.device}, '
-                f'and {limit / 1e9:.2f} GB {there}; {half}{smaller} still less'
+                f'{what or f"{kind} of {W}×{H} pixels"} needs {(engine.memory(*padded) + beside) / 1e9:.2f} GB of '
+                f'memory on {self.device}, and {limit / 1e9:.2f} GB {there}{less}'
             )
+        return engine
 
-    def _take_smaller_strips(self) -> None:
-        assert self.engine is not None
+    def _take_smaller_strips(self, engine: StripEngine) -> None:
         if not self.told:
             get_logger().warning('%s is out of memory: going on with smaller strips', self.device)
             self.told = True
-        self.strip_bytes = self.engine.strip_bytes = self.engine.strip_bytes // 4
+        self.strip_bytes = engine.strip_bytes = engine.strip_bytes // 4
         torch.cuda.empty_cache()
 
 

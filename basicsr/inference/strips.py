@@ -107,10 +107,11 @@ class StripEngine:
             if net.dual_pixel_task:
                 self.skip = Point(net.skip_conv.weight.flatten(1), net.skip_conv.bias, self.full_dtype)
             self.output = Dense(net.output, self.full_dtype)
+        self.out_channels = len(self.output.weight)
         # Of the largest temporaries, per column at full resolution: further down columns are fewer.
         self.levels = [*enumerate(self.encoder), *enumerate(self.decoder)]
         self.widest = max(
-            8 * self.dim, *(half.channels >> level for level, halves in self.levels for half in halves)
+            [8 * self.dim, *(half.channels >> level for level, halves in self.levels for half in halves)]
         )
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class StripEngine:
             raise ValueError(
                 f'input of {tuple(x_BCHW.shape)}: height and width must be multiples of {self.multiple}'
             )
-        y_BHWC = torch.empty(B, H, W, len(self.output.weight), dtype=self.full_dtype, device=self.device)
+        y_BHWC = torch.empty(B, H, W, self.out_channels, dtype=self.full_dtype, device=self.device)
         if self.device.type == 'cpu':
             keep_freed_memory()
         workspace = Workspace(self.dtype, self.device)  # of this call: several threads may restore at once
@@ -146,7 +147,7 @@ class StripEngine:
         # At its first level the decoder's features are twice as wide, beside the second level's. On a CPU the
         # front half of that memory is not there before it is touched, and the deeper levels are gone by then.
         levels = 2.5 if self.device.type == 'cpu' else 2.875
-        channels = max(self.embed.weight.shape[1], len(self.output.weight))
+        channels = max(self.embed.weight.shape[1], self.out_channels)
         images = _IMAGES * H * W * channels * self.full_dtype.itemsize
         return int(levels * self.dim * H * W * self.dtype.itemsize) + images + self._cells(H, W) + _SLACK
 

@@ -44,7 +44,7 @@ def restore_tiles(restore: Callable[[Tensor], Tensor], x_BCHW: Tensor, tile: int
             total[place] += restored * window
             weights[place] += window
     assert total is not None and weights is not None
-    return total / weights
+    return total.div_(weights)
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -67,10 +67,16 @@ class Cells:
         """(cells, …) → (windows, …): each window's sum over its cells."""
         R, K = (cover.to(cells) for cover in (self.over_rows, self.over_columns))
         grid = cells.unflatten(0, (len(self.rows), len(self.columns)))
-        return torch.einsum('ar,bc,rc...->ab...', R, K, grid).flatten(0, 1)
+        return _along_both(R, K, grid)
 
     def mean_of_windows(self, windows: Tensor) -> Tensor:
         """(windows, …) → (cells, …): each cell's mean over the windows that cover it."""
         R, K = (cover.to(windows) for cover in (self.over_rows, self.over_columns))
         grid = windows.unflatten(0, (len(R), len(K)))
-        return torch.einsum('ar,bc,ab...->rc...', R / R.sum(0), K / K.sum(0), grid).flatten(0, 1)
+        return _along_both((R / R.sum(0)).T, (K / K.sum(0)).T, grid)
+
+
+def _along_both(rows: Tensor, columns: Tensor, grid: Tensor) -> Tensor:
+    """(a, r), (b, c), (r, c, …) → (a·b, …). One axis after the other: at once would take the product of both matrices,
+    of as many numbers as there are windows times cells."""
+    return torch.einsum('bc,ac...->ab...', columns, torch.einsum('ar,rc...->ac...', rows, grid)).flatten(0, 1)

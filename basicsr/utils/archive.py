@@ -20,7 +20,7 @@ from basicsr.utils.files import check_room
 NOT_OURS = '__MACOSX'  # a folder of small files that one system adds
 
 # What the library raises on wrong bytes, on a wanted password (RuntimeError), and on a compression that it has not.
-_DAMAGES = (
+DAMAGES = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -55,7 +55,7 @@ def unpack_folders(archive: Path, names: Sequence[str], destination: Path) -> No
             check_room(destination, sum(info.file_size for info, _ in chosen))
             for info, path in tqdm(chosen, desc=archive.name, unit='file'):
                 _write(file, info, destination / path)
-    except _DAMAGES as error:
+    except DAMAGES as error:
         raise DamagedArchiveError(f'{archive}: cannot be unpacked: {" ".join(str(error).split())}') from None
     except OSError as error:
         if error.errno is not None:
@@ -78,7 +78,7 @@ def _members(file: zipfile.ZipFile, archive: Path) -> Members:
             raise ArchiveError(
                 f'{archive}: found the link {info.filename!r} in it; allowed: files and folders; nothing was unpacked'
             )
-        if not name.endswith('/') and path.parts[:1] != (NOT_OURS,):
+        if path.parts and not name.endswith('/') and path.parts[0] != NOT_OURS:
             members.append((info, path))
     return members
 

@@ -14,7 +14,6 @@ import pickle
 import re
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from basicsr.utils.archive import DAMAGES
 from basicsr.utils.files import atomic_write
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -99,7 +99,7 @@ def _zip_problem(file: BinaryIO) -> str | None:
             if 'constants.pkl' in names:  # torch.load would hand it to another, unrestricted, loader
                 return 'is a TorchScript archive, not a checkpoint'
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError):
+    except (*DAMAGES, ValueError):
         return 'is damaged or cut short: copy or download it again'
     finally:
         file.seek(0)
@@ -137,7 +137,9 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
     path = Path(path)
     content = read_checkpoint(path)
     if key is None:
-        key = next((k for k in ('params_ema', 'params', 'state_dict') if content.get(k) is not None), '')
+        there = [k for k in ('params_ema', 'params', 'state_dict') if content.get(k) is not None]
+        filled = [k for k in there if not isinstance(content[k], dict) or content[k]]
+        key = next(iter([*filled, *there]), '')
     elif key not in content:
         raise CheckpointError(f'{path} has nothing under {key!r}; it has: {_listed(content)}')
     params = content[key] if key else content
@@ -149,6 +151,13 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
     ]
     if others:
         raise CheckpointError(f'{path} has other things than tensors {where}: {_listed(others)}')
+
+    uncommon = [name for name, tensor in params.items() if not _is_plain(tensor)]
+    if uncommon:
+        raise CheckpointError(
+            f'{path} has tensors of an uncommon kind {where}: {_listed(uncommon)}; allowed: dense ones, whose '
+            'numbers are all in the file'
+        )
 
     network_g, iteration = (content.get('network_g'), content.get('iter')) if key else (None, None)
     if network_g is not None and not isinstance(network_g, dict):
@@ -165,6 +174,13 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
         network_g=network_g,
         iteration=iteration if isinstance(iteration, int) else None,
     )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not sparse, quantised or without numbers, nor a few numbers under a shape of many."""
+    if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _bare_names(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -194,7 +210,10 @@ def apply_weights(net: nn.Module, weights: Weights, strict: bool = True) -> list
     in name and shape, and raises only if there are none.
     """
     wanted = net.state_dict()
-    found = weights.params
+    # By the names that the file has, from which prefixes were removed; a network may have such names itself.
+    bare = _bare_names(wanted)
+    names = dict(zip(bare, wanted, strict=True)) if len(bare) == len(wanted) else {}
+    found = {names.get(name, name): tensor for name, tensor in weights.params.items()}
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted]
     other_shape = {
@@ -311,7 +330,7 @@ def build_network(weights: Weights) -> nn.Module:
 
     try:
         net = ARCH_REGISTRY.get(name)(**options)
-    except (KeyError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
         reason = str(error.args[0] if error.args else error).splitlines()[:1]
         raise CheckpointError(
             f'{weights.path} describes a network that cannot be built: {"".join(reason)}'

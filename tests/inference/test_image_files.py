@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -6,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
+import PIL.PngImagePlugin
 import pytest
 from PIL import ImageCms
 
@@ -16,6 +19,7 @@ RNG = np.random.default_rng(0)
 GREY = cv2.resize(RNG.integers(0, 256, (4, 6), np.uint8), (30, 20), interpolation=cv2.INTER_CUBIC)
 RGB = cv2.resize(RNG.integers(0, 256, (4, 6, 3), np.uint8), (30, 20), interpolation=cv2.INTER_CUBIC)
 RGBA = np.dstack([RGB, GREY])
+GREY_ALPHA = np.dstack([GREY, 255 - GREY])
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 GREY_PROFILE = SRGB[:16] + b'GRAY' + SRGB[20:]
 
@@ -97,8 +101,96 @@ def test_palettes_bits_and_transparency(tmp_path):
     )
     for suffix in ('.png', '.tif'):  # OpenCV alone multiplies the colours of such a TIFF by alpha
         np.testing.assert_array_equal(read(pillow(RGBA), suffix), RGBA)
-        grey_alpha = np.dstack([GREY, GREY, GREY, 255 - GREY])
-        np.testing.assert_array_equal(read(pillow(grey_alpha, 'LA'), suffix), grey_alpha)
+        np.testing.assert_array_equal(read(PIL.Image.fromarray(GREY_ALPHA, 'LA'), suffix), GREY_ALPHA)
+
+
+def png(depth, colour_type, rows, *chunks):
+    """A PNG file written out: rows of packed samples, and chunks (name, content) before them."""
+    width = 8 * len(rows[0]) // (depth * {0: 1, 4: 2}[colour_type])
+    header = struct.pack('>IIBBBBB', width, len(rows), depth, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b''.join(b'\0' + bytes(row) for row in rows))
+    parts = [(b'IHDR', header), *chunks, (b'IDAT', pixels), (b'IEND', b'')]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
+        for name, body in parts
+    )
+
+
+@pytest.mark.parametrize(
+    ('depth', 'row', 'level', 'grey', 'alpha'),
+    [
+        (2, [0b00011011], 2, [0, 85, 170, 255], [255, 255, 0, 255]),
+        (4, [0x0F, 0x37], 3, [0, 255, 51, 119], [255, 255, 0, 255]),
+        (8, [0, 9, 200, 255], 9, [0, 9, 200, 255], [255, 0, 255, 255]),
+        (16, [0, 1, 1, 0, 255, 255], 256, [1, 256, 65535], [65535, 0, 65535]),
+    ],
+)
+def test_a_level_of_grey_that_is_transparent(tmp_path, depth, row, level, grey, alpha):
+    (tmp_path / 'a.png').write_bytes(png(depth, 0, [row], (b'tRNS', struct.pack('>H', level))))
+    found = read_image(tmp_path / 'a.png').pixels
+    assert found.dtype == (np.uint16 if depth == 16 else np.uint8)
+    assert found.tolist() == [[list(pair) for pair in zip(grey, alpha, strict=True)]]
+
+
+def test_grey_with_alpha_of_16_bits(tmp_path):
+    (tmp_path / 'a.png').write_bytes(png(16, 4, [[0, 1, 255, 255, 2, 3, 0, 0]]))
+    assert read_image(tmp_path / 'a.png').pixels.tolist() == [[[1, 65535], [515, 0]]]
+
+
+def tiff(pixels, **tags):
+    """A TIFF file of 16 bits written out: (H, W, samples) in one strip, or (planes, H, W) in one for each."""
+    planes = tags.get('planar') == 2
+    samples, (height, width) = (
+        (len(pixels), pixels.shape[1:]) if planes else (pixels.shape[2], pixels.shape[:2])
+    )
+    strips = [part.astype('<u2').tobytes() for part in (pixels if planes else [pixels])]
+    entries = {
+        256: (4, [width]), 257: (4, [height]), 258: (3, [16] * samples), 259: (3, [1]),
+        262: (3, [tags.get('photometric', 2 if samples > 2 else 1)]), 273: (4, [0] * len(strips)),
+        277: (3, [samples]), 278: (4, [height]), 279: (4, [len(strip) for strip in strips]),
+        284: (3, [tags.get('planar', 1)]), **({338: (3, [tags['extra']])} if 'extra' in tags else {}),
+    }  # fmt: skip
+    place = 8 + 2 + 12 * len(entries) + 4
+    sizes = {3: 2, 4: 4}
+    place += sum(
+        sizes[kind] * len(values) for kind, values in entries.values() if sizes[kind] * len(values) > 4
+    )
+    entries[273] = (4, [place + sum(map(len, strips[:number])) for number in range(len(strips))])
+    directory, beyond = struct.pack('<H', len(entries)), b''
+    start = 8 + 2 + 12 * len(entries) + 4
+    for tag, (kind, values) in entries.items():
+        packed = struct.pack(f'<{len(values)}{"H" if kind == 3 else "I"}', *values)
+        if len(packed) > 4:
+            beyond, packed = beyond + packed, struct.pack('<I', start + len(beyond))
+        directory += struct.pack('<HHI', tag, kind, len(values)) + packed.ljust(4, b'\0')
+    return b'II*\0' + struct.pack('<I', 8) + directory + b'\0' * 4 + beyond + b''.join(strips)
+
+
+def test_what_the_samples_of_a_tiff_of_16_bits_mean(tmp_path):
+    path, grey, rgb, rgba = tmp_path / 'a.tif', deep(GREY)[..., None], deep(RGB), deep(RGBA)
+
+    def read(*given, **tags):
+        path.write_bytes(tiff(*given, **tags))
+        found = read_image(path).pixels
+        assert found.dtype == np.uint16
+        return found
+
+    np.testing.assert_array_equal(read(rgb), rgb)
+    np.testing.assert_array_equal(read(grey), grey[..., 0])
+    np.testing.assert_array_equal(read(grey, photometric=0), 65535 - grey[..., 0])  # 0 is white
+    np.testing.assert_array_equal(read(rgba, extra=2), rgba)
+    np.testing.assert_array_equal(read(rgba, extra=0), rgb)  # the fourth is no alpha
+    multiplied = rgba.copy()
+    multiplied[..., :3] = (rgb * (rgba[..., 3:] / 65535)).round()
+    found = read(multiplied, extra=1).astype(int)
+    np.testing.assert_array_equal(found[..., 3], rgba[..., 3])
+    error = np.abs(found[..., :3] - rgb) * (rgba[..., 3:] / 65535)  # of rounding twice
+    assert error.max() <= 1.01
+
+    path.write_bytes(tiff(np.moveaxis(rgb, 2, 0), planar=2))
+    assert 'has 16-bit channels in separate planes; allowed: 8 or 16 bits' in refusal(path)
+    path.write_bytes(tiff(rgba[..., :2], photometric=1, extra=2))
+    refusal(path)
 
 
 def test_a_cmyk_tiff_is_not_taken_for_rgba(tmp_path):
@@ -174,15 +266,49 @@ def test_upright_jpeg_agrees_with_pillow(tmp_path, orientation):
     np.testing.assert_array_equal(read_image(tmp_path / 'a.jpg').pixels, expected)
 
 
-def test_broken_exif_does_not_cost_the_image(tmp_path):
-    pillow(RGB).save(tmp_path / 'a.png', exif=b'Exif\0\0MM\0*\0\0\0\xff nonsense')
-    with pytest.warns(UserWarning):
-        np.testing.assert_array_equal(read_image(tmp_path / 'a.png').pixels, RGB)
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('exif', [b'MM\0*\0\0\0\xff nonsense', b'nonsense here', bytes(40), b'II'])
+@pytest.mark.parametrize('suffix', ['.png', '.webp', '.jpg'])
+def test_broken_exif_does_not_cost_the_image(tmp_path, suffix, exif):
+    pillow(RGB).save(tmp_path / f'a{suffix}', exif=b'Exif\0\0' + exif)
+    pillow(RGB).save(tmp_path / f'b{suffix}')
+    found, expected = (read_image(tmp_path / f'{name}{suffix}').pixels for name in 'ab')
+    np.testing.assert_array_equal(found, expected)
 
 
-def test_a_large_photograph_is_no_bomb_and_a_bomb_is_refused(tmp_path, monkeypatch, recwarn):
-    path = tmp_path / 'a.png'
-    write_png(path, RGB)
+def test_large_profiles_and_texts(tmp_path):
+    profile = SRGB + RNG.bytes(1_500_000)
+    write_png(tmp_path / 'a.png', RGB, profile)
+    assert read_image(tmp_path / 'a.png').icc_profile == profile
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_text('long', 'x' * 3_000_000, zip=True)
+    pillow(RGB).save(tmp_path / 'b.png', pnginfo=text)
+    np.testing.assert_array_equal(read_image(tmp_path / 'b.png').pixels, RGB)
+    assert PIL.PngImagePlugin.MAX_TEXT_CHUNK == PIL.ImageFile.SAFEBLOCK
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    write_png(tmp_path / 'a.png', RGB)
+    for free, fits in ((2 * RGB.size, True), (2 * RGB.size - 1, False)):
+        monkeypatch.setattr(image_files, 'free_memory', lambda device, free=free: free)
+        if fits:
+            np.testing.assert_array_equal(read_image(tmp_path / 'a.png').pixels, RGB)
+        else:
+            assert refusal(tmp_path / 'a.png').endswith('does not fit into memory')
+    with (tmp_path / 'b.png').open('wb') as file:
+        file.truncate(1 << 42)  # takes no room on the disk
+    assert refusal(tmp_path / 'b.png').endswith('does not fit into memory')
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'a.png')
+    assert 'cannot be read: it is no regular file' in refusal(tmp_path / 'a.png')
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+def test_a_large_photograph_is_no_bomb_and_a_bomb_is_refused(tmp_path, monkeypatch, recwarn, suffix):
+    path = tmp_path / f'a{suffix}'
+    pillow(RGB).save(path)
     monkeypatch.setattr(PIL.Image, 'MAX_IMAGE_PIXELS', 10)  # as 200 megapixels would be for Pillow's own limit
     np.testing.assert_array_equal(read_image(path).pixels, RGB)
     assert PIL.Image.MAX_IMAGE_PIXELS == 10 and not recwarn.list
@@ -254,6 +380,25 @@ def test_png_round_trip(tmp_path, bits, pixels):
     assert [file.name for file in tmp_path.iterdir()] == ['ö.png']
 
 
+def test_grey_with_alpha_stays_so_with_8_bits_and_becomes_colour_with_16(tmp_path):
+    write_png(tmp_path / 'a.png', GREY_ALPHA[::-1], GREY_PROFILE)
+    image = read_image(tmp_path / 'a.png')
+    np.testing.assert_array_equal(image.pixels, GREY_ALPHA[::-1])
+    assert image.icc_profile == GREY_PROFILE
+    write_png(tmp_path / 'a.png', deep(GREY_ALPHA), GREY_PROFILE)
+    image = read_image(tmp_path / 'a.png')
+    np.testing.assert_array_equal(image.pixels, deep(GREY_ALPHA)[..., [0, 0, 0, 1]])
+    assert image.icc_profile is None  # it is one of grey
+
+
+def test_what_no_library_writes_is_a_sentence(tmp_path):
+    wide = np.zeros((1, 1_000_001, 3), np.uint8)
+    assert 'writes no PNG of 1000001×1 pixels' in refusal(
+        tmp_path / 'a.png', lambda path: write_png(path, wide)
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_png_holds_what_pillow_sees(tmp_path):
     write_png(tmp_path / 'a.png', RGB, SRGB)
     with PIL.Image.open(tmp_path / 'a.png') as image:
@@ -266,7 +411,7 @@ def test_png_holds_what_pillow_sees(tmp_path):
 
 @pytest.mark.parametrize(
     'pixels',
-    [RGB.astype(np.float32), RGB.astype(np.int64), RGB[..., :2], RGB[:0], RGB[None], RGB.astype(bool)],
+    [RGB.astype(np.float32), RGB.astype(np.int64), RGB[..., :1], RGB[:0], RGB[None], RGB.astype(bool)],
     ids=lambda pixels: f'{pixels.shape} {pixels.dtype}',
 )
 def test_other_arrays_are_refused(tmp_path, pixels):
@@ -290,6 +435,13 @@ def test_list_images_in_natural_order(tmp_path):
     assert list_images(str(tmp_path / 'README')) == [tmp_path / 'README']  # named, so meant
 
 
+def test_a_link_that_nobody_can_follow_is_one_image_that_cannot_be_read(tmp_path):
+    write_png(tmp_path / 'a.png', RGB)
+    (tmp_path / 'b.png').symlink_to('x' * 300)
+    assert [path.name for path in list_images(tmp_path)] == ['a.png', 'b.png']
+    assert 'cannot be read: File name too long' in refusal(tmp_path / 'b.png')
+
+
 def test_list_images_of_nothing(tmp_path):
     assert 'no such file or folder' in refusal(tmp_path / 'none', list_images)
     assert 'has no images in it; allowed: png, jpg' in refusal(tmp_path, list_images)
@@ -311,6 +463,11 @@ def test_list_images_of_nothing(tmp_path):
         (['a', 'a.tar.png'], ['a.png', 'a.tar.png']),
         (['a', 'a.png'], ['a.png', 'a.png.png']),
         (['a.png', 'a.png'], ['a.png']),
+        ([250 * 'a' + '.jpg', 250 * 'a' + '.png'], [247 * 'a' + '.jpg.png', 247 * 'a' + '.png.png']),
+        (
+            ['x/' + 125 * 'ä' + '.tif', 'y/' + 125 * 'ä' + '.tif'],
+            [123 * 'ä' + '.tif.png', 122 * 'ä' + '.tif-2.png'],
+        ),
     ],
 )
 def test_output_names(inputs, outputs):

@@ -49,7 +49,7 @@ def image(*shape, dtype=np.uint8):
     return RNG.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
 
-SHAPES = [(1, 1), (7, 5), (8, 16), (9, 33), (1, 40), (2, 3, 3), (16, 8, 3), (13, 11, 4)]
+SHAPES = [(1, 1), (7, 5), (8, 16), (9, 33), (1, 40), (2, 3, 3), (16, 8, 3), (13, 11, 4), (6, 5, 2)]
 
 
 # restore_tensor
@@ -163,7 +163,6 @@ def test_alpha_is_passed_through_and_not_looked_at():
         np.zeros((8, 8, 3), np.float32),
         np.zeros((8, 8, 3), np.int64),
         np.zeros((8, 8, 1), np.uint8),
-        np.zeros((8, 8, 2), np.uint8),
         np.zeros((1, 8, 8, 3), np.uint8),
         np.zeros((8,), np.uint8),
         np.zeros((0, 8), np.uint8),
@@ -356,34 +355,48 @@ def needed(net, H, W, strip_bytes=1, **options):
     return StripEngine(net, strip_bytes=strip_bytes, **options).memory(H, W)
 
 
+@pytest.fixture
+def used(monkeypatch):
+    """The `strip_bytes` of every call of an engine."""
+    used, call = [], StripEngine.__call__
+
+    def noted(engine, x):
+        used.append(engine.strip_bytes)
+        return call(engine, x)
+
+    monkeypatch.setattr(StripEngine, '__call__', noted)
+    return used
+
+
 @pytest.mark.parametrize('size', [(136, 120), (131, 115)])
 @pytest.mark.parametrize('above', [0, 10_000, 1_000_000])
-def test_strips_that_keep_the_limit_give_the_same(size, above):
+def test_strips_that_keep_the_limit_give_the_same(used, size, above):
     net, x, pixels = tiny(), torch.rand(2, 3, *size), image(*size, 3)
     limit = needed(net, 136, 120) + above
     tight, plain = fp32(net, memory_limit=limit), fp32(net)
     expected = plain.restore(x)
+    assert used[-1] == STRIP_BYTES_CPU
     close(tight.restore(x), expected)
-    assert limit - 10 < tight.engine.memory(136, 120) <= limit
-    assert tight.engine.strip_bytes < plain.engine.strip_bytes == STRIP_BYTES_CPU
+    assert limit - 10 < needed(net, 136, 120, used[-1]) <= limit
+    assert used[-1] < STRIP_BYTES_CPU
     assert np.abs(tight(pixels).astype(int) - plain(pixels)).max() <= 1
 
     tight.memory_limit = None  # full strips again, and so the same bits
     assert torch.equal(tight.restore(x), expected)
-    assert tight.engine.strip_bytes == STRIP_BYTES_CPU
+    assert used[-1] == STRIP_BYTES_CPU
 
 
-def test_a_limit_with_room_changes_nothing():
+def test_a_limit_with_room_changes_nothing(used):
     net, x = tiny(), torch.rand(1, 3, 40, 56)
     roomy = fp32(net, memory_limit=needed(net, 40, 56, STRIP_BYTES_CPU))
     assert torch.equal(roomy.restore(x), fp32(net).restore(x))
-    assert roomy.engine.strip_bytes == STRIP_BYTES_CPU
+    assert used == [STRIP_BYTES_CPU] * 2
     roomy.memory_limit -= 10
     roomy.restore(x)
-    assert roomy.engine.strip_bytes == STRIP_BYTES_CPU - 1
+    assert used[-1] == STRIP_BYTES_CPU - 1
 
 
-def test_free_memory_is_the_limit_unless_there_is_one(free):
+def test_free_memory_is_the_limit_unless_there_is_one(free, used):
     net, x = tiny(), torch.rand(1, 3, 40, 56)
     whole = needed(net, 40, 56, STRIP_BYTES_CPU)
     one = fp32(net)
@@ -394,7 +407,7 @@ def test_free_memory_is_the_limit_unless_there_is_one(free):
     ):
         free(there)
         one.restore(x)
-        assert one.engine.strip_bytes == strip_bytes
+        assert used[-1] == strip_bytes
     free(1)
     one.memory_limit = whole
     one.restore(x)
@@ -448,14 +461,14 @@ def test_limits_that_are_none(limit):
         Restorer(tiny(), 'cpu', memory_limit=limit)
 
 
-def test_fixed_strips_give_the_same_bits_or_nothing(free):
+def test_fixed_strips_give_the_same_bits_or_nothing(free, used):
     net, x = tiny(), torch.rand(1, 3, 131, 130)
     fixed, least = fp32(net, fixed_strips=True), needed(net, 136, 136, STRIP_BYTES_CPU)
     results = []
     for there in (least, 10**12, None):
         free(there)
         results.append(fixed.restore(x))
-        assert fixed.engine.strip_bytes == STRIP_BYTES_CPU
+        assert used[-1] == STRIP_BYTES_CPU
     assert all(torch.equal(result, results[0]) for result in results)
 
     free(least - 1)
@@ -613,7 +626,9 @@ def test_tiles_of_two_views():
 
 def test_tiles_need_the_memory_of_a_tile():
     net, x = tiny(), torch.rand(1, 3, 80, 56)
-    limit = needed(net, 32, 32)
+    limit = (
+        needed(net, 32, 32) + 28 * 80 * 56
+    )  # and three times the image, in single precision, less two colours
     with pytest.raises(RestoreError, match='image of 56×80 pixels'):
         fp32(net, memory_limit=limit).restore(x)
     close(
@@ -749,8 +764,86 @@ def test_after_an_image_that_never_fits_the_next_one_is_as_fast_as_before(monkey
 
 
 def test_a_tile_that_does_not_fit_is_called_a_tile():
-    with pytest.raises(RestoreError, match=r'a tile of 64×64 pixels needs .* smaller tiles still less'):
-        Restorer(tiny(), 'cpu', 'fp32', tile=64, memory_limit=1).restore(torch.rand(1, 3, 128, 128))
+    limit = needed(tiny(), 64, 64)
+    tiled = Restorer(tiny(), 'cpu', 'fp32', tile=64, memory_limit=limit)
+    with pytest.raises(
+        RestoreError, match=r'an image of 128×128 pixels in tiles needs .*; smaller tiles still less'
+    ):
+        tiled.restore(torch.rand(1, 3, 128, 128))
+    with pytest.raises(
+        RestoreError, match=r'a tile of 64×72 pixels needs .*; precision bf16 .* smaller tiles still less'
+    ):
+        tiled._restore(torch.rand(1, 3, 72, 64))  # as when memory has become less meanwhile
+
+
+def test_nothing_of_an_image_that_does_not_fit_is_copied():
+    """Of 30 GB, which nobody has."""
+    pixels = np.broadcast_to(np.uint8(0), (100_000, 100_000, 3))
+    with pytest.raises(
+        RestoreError, match=r'^an image of 100000×100000 pixels needs .*; precision bf16 .*tiles'
+    ):
+        fp32(tiny(), memory_limit=10**9)(pixels)
+    in_tiles = fp32(tiny(), memory_limit=10**9, tile=64)
+    least = (needed(tiny(), 64, 64) + 28 * 10**10) / 1e9
+    with pytest.raises(
+        RestoreError,
+        match=(
+            f'^an image of 100000×100000 pixels in tiles needs {least:.2f} GB of memory on cpu, '
+            'and 1.00 GB are allowed$'
+        ),
+    ):
+        in_tiles(pixels)
+
+
+def test_one_call_leaves_the_strips_of_another_as_they_are(monkeypatch):
+    """A small image that comes, from another thread, while a large one is at work in small strips."""
+    net, seen, call = tiny(), [], StripEngine.__call__
+    one = fp32(net, memory_limit=needed(net, 136, 120) + 20_000)
+
+    def meanwhile(engine, x):
+        if x.shape[-1] > 8:
+            before = engine.strip_bytes
+            one.restore(torch.rand(1, 3, 8, 8))
+            seen.append((before, engine.strip_bytes))
+        return call(engine, x)
+
+    monkeypatch.setattr(StripEngine, '__call__', meanwhile)
+    one.restore(torch.rand(1, 3, 136, 120))
+    ((before, after),) = seen
+    assert before == after < STRIP_BYTES_CPU
+
+
+def test_a_network_without_any_block():
+    torch.manual_seed(0)
+    net = Restormer(**TINY | {'num_blocks': [0, 0, 0, 0], 'num_refinement_blocks': 0}).eval()
+    x = torch.rand(1, 3, 24, 16)
+    with torch.no_grad():
+        close(fp32(net).restore(x), net(x))
+
+
+def test_a_network_that_makes_other_channels_than_it_takes_is_not_one_for_images():
+    net = Restormer(**TINY, out_channels=1, dual_pixel_task=True)
+    assert fp32(net).restore(torch.rand(1, 3, 8, 8)).shape == (1, 1, 8, 8)
+    with pytest.raises(
+        ValueError, match='network: found one that makes 1 channels of 3; allowed: as many as it takes'
+    ):
+        fp32(net)(image(8, 8, 3))
+
+
+def test_grey_with_alpha_is_grey():
+    one, pixels = fp32(tiny()), image(9, 11, 2)
+    found = one(pixels)
+    np.testing.assert_array_equal(found[..., 0], one(pixels[..., 0]))
+    np.testing.assert_array_equal(found[..., 1], pixels[..., 1])
+
+
+def test_running_out_of_memory_after_the_network_is_a_sentence(monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(torch.Tensor, 'round_', full)
+    with pytest.raises(RestoreError, match='an image of 8×8 pixels does not fit into the memory of cpu'):
+        fp32(tiny())(image(8, 8, 3))
 
 
 def test_a_result_is_an_ordinary_tensor():

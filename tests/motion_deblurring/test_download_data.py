@@ -488,6 +488,7 @@ def test_weights_and_sets_together(here, drive, server):
 def test_the_folders_are_found_anywhere_in_the_archive(here, drive, top):
     extra = [
         ('read me.txt', b''),
+        ('.', b''),
         ('__MACOSX/input/._a.png', b''),
         (f'{top}input_crops/a-1.png', b''),
         (f'{top}other/', b''),

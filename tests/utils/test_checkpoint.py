@@ -196,6 +196,25 @@ def test_a_compiled_part_and_a_part_that_is_called_module(tmp_path):
     assert list(load_weights(tmp_path / 'a.pth').params) == ['encoder.w', 'module.w']
 
 
+def test_an_empty_average_is_none(tmp_path):
+    torch.save({'params_ema': {}, 'params': {'w': torch.ones(1)}}, tmp_path / 'a.pth')
+    assert load_weights(tmp_path / 'a.pth').key == 'params'
+
+
+@pytest.mark.parametrize(
+    'tensor',
+    [
+        torch.ones(2, device='meta'),
+        torch.eye(3).to_sparse(),
+        torch.ones(1, dtype=torch.float16).expand(1 << 45),
+    ],
+    ids=['without numbers', 'sparse', 'one number for many'],
+)
+def test_tensors_of_an_uncommon_kind_are_refused(tmp_path, tensor):
+    torch.save({'params': {'fine': torch.ones(2)[:1], 'odd': tensor}}, tmp_path / 'a.pth')
+    assert "an uncommon kind under 'params': odd; allowed: dense" in refusal(tmp_path / 'a.pth', load_weights)
+
+
 def test_half_precision_becomes_single(tmp_path):
     torch.save(
         {'a': torch.ones(1).half(), 'b': torch.ones(1).bfloat16(), 'n': torch.tensor(3)}, tmp_path / 'a.pth'
@@ -222,6 +241,29 @@ def test_files_without_weights_say_what_they_have(tmp_path, content, says):
 
 
 # Into the network
+
+
+class Wrapped(torch.nn.Module):
+    """Whose names are those that DataParallel makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = torch.nn.Linear(2, 2)
+
+
+def test_a_network_whose_own_names_have_such_a_prefix(tmp_path):
+    net, other = Wrapped(), Wrapped()
+    save_checkpoint(tmp_path / 'a.pth', net.state_dict(), {'type': 'Wrapped'}, 1)
+    assert apply_weights(other, load_weights(tmp_path / 'a.pth')) == []
+    assert torch.equal(other.module.weight, net.module.weight)
+
+
+def test_options_that_no_network_can_have_are_a_sentence(tmp_path, net):
+    for factor in (float('inf'), float('nan')):
+        options = {'type': 'Restormer', **TINY, 'ffn_expansion_factor': factor}
+        save_checkpoint(tmp_path / 'a.pth', net.state_dict(), options, 1)
+        with pytest.raises(CheckpointError, match='describes a network that cannot be built'):
+            build_network(load_weights(tmp_path / 'a.pth'))
 
 
 def test_round_trip_is_exact(saved, net, tmp_path):
