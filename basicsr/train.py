@@ -43,7 +43,7 @@ from basicsr.models.run_directory import RunDirectory, RunError
 from basicsr.models.training import Training
 from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import LAUNCHERS, Process, find_process, join, last_words, leave
-from basicsr.utils.files import ROOT, atomic_write
+from basicsr.utils.files import ROOT, atomic_write, resolve
 from basicsr.utils.logger import get_logger, log_to_console, log_to_file
 from basicsr.utils.options import OptionError, read_yaml, without_effect
 
@@ -87,25 +87,29 @@ def _train(args: argparse.Namespace) -> None:
     root = ROOT / 'experiments' / options.name
     # Before the processes have found each other: after that, the first one makes the folder.
     is_new = not root.exists()
-    if not is_new and not (args.auto_resume or options.path.resume_state):
+    directory = RunDirectory(root)
+    asked = options.path.resume_state
+    if not is_new and not (args.auto_resume or (asked and directory.has_state(resolve(asked)))):
         raise RunError(
             f'{root} exists already, and is not touched; --auto_resume goes on with it, and '
-            '--force_yml name=ANOTHER_NAME starts a new run'
+            '--force_yml name=ANOTHER_NAME starts a new run' + (f', also from {asked}' if asked else '')
         )
     join(process, device, options.dist_params.backend, options.dist_params.port)
     ignored = without_effect(read_yaml(Path(args.opt)))
     if ignored:
         logger.warning('These options have no effect here: %s', ', '.join(ignored))
-    directory = RunDirectory(root)
-    with last_words(process), directory.locked() if process.is_main else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(last_words(process))
+        process.gather(is_new)  # all have looked by now, which joining alone does not mean with every backend
         if process.is_main:
+            stack.enter_context(directory.locked())
             log_to_file(directory.log)
         logger.info('%s on %s, %d process(es).', options.name, device, process.world_size)
         try:
             training = Training(options, device, process, directory, args.auto_resume)
         except BaseException:
             if is_new and process.is_main:  # nothing has been trained: the name is free again
-                shutil.rmtree(root)
+                shutil.rmtree(root, ignore_errors=True)
             raise
         snapshot = directory.root / Path(args.opt).name
         if process.is_main and not snapshot.exists():

@@ -25,6 +25,8 @@ again=()
 if ((${SLURM_RESTART_COUNT:-0})); then
     again=(--auto_resume)
 fi
+# srun does not take this over from sbatch since Slurm 22.05.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-8}
 # Slurm runs a copy of this script: the repository is where sbatch was called.
 exec srun --kill-on-bad-exit=1 "${PYTHON:-python}" "${SLURM_SUBMIT_DIR:-.}/basicsr/train.py" \
     -opt "$options" --launcher slurm ${again[@]+"${again[@]}"} "$@"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from functools import cache
 
 import pytest
+import torch
 import yaml
 from kill_and_resume import DIE_IN_A_SAVE, ROOT, Runs, command, difference, results, run
+
+from basicsr.utils.dist import LaunchError, Process, join
 
 ENVIRONMENT = {'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', 'HIP_VISIBLE_DEVICES': ''}
 
@@ -223,3 +227,23 @@ def test_a_job_that_slurm_starts_again_goes_on(runs, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout
     done = by_slurm(1, path, tmp_path, monkeypatch)
     assert done.returncode == 0 and 'Nothing to do' in done.stdout, done.stdout
+
+
+def test_a_start_that_does_not_say_where_the_first_process_is(monkeypatch):
+    for name in ('MASTER_ADDR', 'SLURM_JOB_NODELIST'):
+        monkeypatch.delenv(name, raising=False)
+    for nodes in (None, 'node[1-2]'):  # with the second, scontrol would be asked, and there is none
+        if nodes:
+            monkeypatch.setenv('SLURM_JOB_NODELIST', nodes)
+            monkeypatch.setenv('PATH', '')
+        with pytest.raises(LaunchError, match=r'^MASTER_ADDR is not set, and scontrol does not name the first'):
+            join(Process(0, 2), torch.device('cpu'), 'auto', 29500)
+
+
+def test_a_port_that_is_taken_is_a_sentence(monkeypatch):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+        monkeypatch.setenv('MASTER_PORT', str(port))
+        with pytest.raises(LaunchError, match=rf'do not find each other at 127\.0\.0\.1:{port} .*; allowed: '):
+            join(Process(0, 2), torch.device('cpu'), 'auto', 29500)

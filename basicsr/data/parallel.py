@@ -25,6 +25,11 @@ class Items(Protocol[Item_co]):
     def __getitem__(self, index: int) -> Item_co: ...
 
 
+def processors() -> int:
+    """That this process may run on, which a batch system may have made fewer."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def in_parallel(
     items: Items[Item], workers: int, what: str, then: Callable[[Item], Result], unit: str = 'pair'
 ) -> list[Result]:
@@ -45,7 +50,7 @@ def _computed(items: Items[Item], workers: int, what: str, unit: str) -> Iterato
         items,  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=_as_it_is,
-        num_workers=min(workers, len(items), os.cpu_count() or 1),
+        num_workers=min(workers, len(items), processors()),
         worker_init_fn=_start_worker,
     )
     yield from tqdm(iter(loader), total=len(items), desc=what, unit=unit)

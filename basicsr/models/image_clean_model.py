@@ -229,6 +229,7 @@ class ImageCleanModel:
             'net': self.net.state_dict(),
             'averaged': self.averaged,
             'optimizer': self.optimizer.state_dict(),
+            'optimizer_type': self.options.train.optim_g.type,
             'loss_sum': self.loss_sum,
             'norm_sum': self.norm_sum,
             'steps_summed': self.steps_summed,
@@ -238,14 +239,24 @@ class ImageCleanModel:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError on the state of another network or optimiser."""
+        # The options of today, which loading would replace by those of the state.
+        options = [
+            {key: value for key, value in group.items() if key != 'params'}
+            for group in self.optimizer.param_groups
+        ]
+        now = self.options.train.optim_g.type
         try:
             self.net.load_state_dict(state['net'])
             self.optimizer.load_state_dict(state['optimizer'])
+            if state.get('optimizer_type', now) != now:
+                raise ValueError
         except (RuntimeError, ValueError):
             raise CheckpointError(
                 'the state to go on from is of another network or optimiser; allowed: the network_g and optim_g.type '
                 'that it was saved with, or a new run from its weights (path.pretrain_network_g)'
             ) from None
+        for group, option in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(option)
         if len(state['averaged']) == len(self.averaged):
             for mine, saved in zip(self.averaged, state['averaged'], strict=True):
                 mine.copy_(saved)

@@ -122,6 +122,7 @@ class _Checks:
             yield from self._loss()
         yield from self._network()
         yield from self._metrics()
+        yield from self._precision()
 
     # -------------------------------------------------------------- what must be there
 
@@ -294,9 +295,6 @@ class _Checks:
             self._micro_batches()
         except ValueError as error:
             yield Mistake(('num_gpu',), str(error))
-        if train.get('precision') == 'fp16' and _at(self.data, 'num_gpu') == 0:
-            text = 'found "fp16" on the CPU, where it is neither fast nor safe; allowed: fp32, bf16, fp64'
-            yield Mistake(('train', 'precision'), text)
         key = ('train', 'activation_checkpointing')
         asked = train.get(key[-1])
         stages = len(self.train_set.get('iters', [1]))
@@ -309,6 +307,12 @@ class _Checks:
         if asked and name and not hasattr(ARCH_REGISTRY.get(name), 'checkpointing'):
             text = f'found {show(asked)}; allowed: false, as {name} has no attribute `checkpointing`'
             yield Mistake(key, text)
+
+    def _precision(self) -> Iterator[Mistake]:
+        for section, others in (('train', 'fp32, bf16, fp64'), ('val', 'fp32, bf16')):
+            if _at(self.data, section, 'precision') == 'fp16' and _at(self.data, 'num_gpu') == 0:
+                text = f'found "fp16" on the CPU, where it is neither fast nor safe; allowed: {others}'
+                yield Mistake((section, 'precision'), text)
 
     def _micro_batches(self) -> int:
         """Of a step, of all processes. Raises ValueError."""
@@ -466,7 +470,8 @@ def _how_to_get(name: str) -> str:
     pack = 'the pack that python scripts/prepare_data.py makes of ' if Path(name).suffix == '.pack' else ''
     if parts[:2] == ('datasets', 'synthetic_blur'):
         return 'the pairs that python scripts/synthesize_blur.py makes'
-    if parts[1:2] == ('Datasets',) and len(parts) > 3:  # <task>/Datasets/<train, val or test>/<set>
+    known = parts[1:2] == ('Datasets',) and len(parts) > 3  # <task>/Datasets/<train, val or test>/<set>
+    if known and (ROOT / parts[0] / 'download_data.py').is_file():
         data = f'the {parts[3].removesuffix(".pack")} data'
         return (
             f'{pack}{data}, which python {parts[0]}/download_data.py gets, and {parts[0]}/README.md says how to '

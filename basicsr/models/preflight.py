@@ -164,10 +164,11 @@ def _advice(options: Any, stages: Stages, stage: int, shortage: str) -> str:
     batch, common = stages.batches[stage], gcd(*stages.batches)
     ways = []
     if common > 1:
-        key = 'num_gpu' if train.accumulate == 'auto' else 'train.accumulate'
+        more = f'multiply {"num_gpu" if train.accumulate == "auto" else "train.accumulate"} by it'
+        if train.accumulate == 'auto' and not options.num_gpu:  # 0 of them stay 0
+            more = f'set train.accumulate to {common}'
         ways.append(
-            f'divide mini_batch_sizes (batch_size_per_gpu) by {common} and multiply {key} by it, which keeps the '
-            'global batches'
+            f'divide mini_batch_sizes (batch_size_per_gpu) by {common} and {more}, which keeps the global batches'
         )
     elif batch > 1:
         ways.append(f'lower its mini_batch_sizes, {batch}, which makes its global batch smaller')

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
-from basicsr.utils.files import atomic_write, remove_leftovers
+from basicsr.utils.files import as_json, atomic_write, remove_leftovers
 from basicsr.utils.logger import get_logger
 
 STATES_KEPT = 2  # the newest, and the one to fall back to
@@ -48,7 +49,7 @@ class RunDirectory:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 raise RunError(f'{self.root}: another process is training in this folder') from None
-            for folder in (self.models, self.states):
+            for folder in (self.root, self.models, self.states):
                 remove_leftovers(folder)  # of a save that a kill interrupted
             yield
 
@@ -57,7 +58,14 @@ class RunDirectory:
     def state_file(self, iteration: int) -> Path:
         return self.states / f'{iteration}.state'
 
+    def has_state(self, path: Path) -> bool:
+        """Whether a state is one of this run."""
+        return path.parent.resolve() == self.states.resolve()
+
     def save_state(self, iteration: int, state: dict[str, Any]) -> None:
+        if self._history.exists():  # what it says must not be lost by a power cut that the state outlasts
+            with self._history.open('rb') as file:
+                os.fsync(file.fileno())
         atomic_write(self.state_file(iteration), lambda file: torch.save(state, file))
 
     def _numbered(self, folder: Path, pattern: str) -> list[tuple[int, Path]]:
@@ -112,20 +120,22 @@ class RunDirectory:
     def record(self, entry: dict[str, Any]) -> None:
         """Appends a line to history.jsonl, which holds every logged value of the run once."""
         with self._history.open('a', encoding='utf-8') as file:
-            file.write(json.dumps(entry) + '\n')
+            file.write(as_json(entry, indent=None) + '\n')
 
     def history(self) -> list[dict[str, Any]]:
         if not self._history.exists():
             return []
         entries = []
-        for line in self._history.read_text(encoding='utf-8').splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # a kill can cut the last line
-                entries.append(json.loads(line))
+        for line in self._history.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):  # a kill can cut the last line, and a disk can break any
+                entry = json.loads(line)
+                if isinstance(entry, dict) and isinstance(entry.get('iter'), int):
+                    entries.append(entry)
         return entries
 
     def rewind_history(self, iteration: int) -> None:
         """Forgets what was logged after `iteration`: it will be logged again."""
-        kept = [json.dumps(entry) + '\n' for entry in self.history() if entry['iter'] <= iteration]
+        kept = [as_json(entry, indent=None) + '\n' for entry in self.history() if entry['iter'] <= iteration]
         atomic_write(self._history, ''.join(kept).encode())
 
 

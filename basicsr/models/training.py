@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +15,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from basicsr.data.paired_image_dataset import collate
+from basicsr.data.parallel import processors
 from basicsr.data.stages import TrainingBatches, TrainingOrder, stages_of
+from basicsr.inference.memory import is_out_of_memory
 from basicsr.models.image_clean_model import NonFiniteError
 from basicsr.models.preflight import check_memory
 from basicsr.models.run_directory import RunDirectory, read_state
 from basicsr.models.validation import Evaluation, build_metrics, evaluate
+from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
 from basicsr.utils.dist import Process
 from basicsr.utils.files import resolve
 from basicsr.utils.logger import get_logger
@@ -53,7 +56,7 @@ def training_loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
-        num_workers=min(num_workers, os.cpu_count() or 1),
+        num_workers=min(num_workers, processors()),
         pin_memory=device.type == 'cuda',
         worker_init_fn=start_worker,
     )
@@ -66,7 +69,8 @@ def start_worker(_: int) -> None:
 class Training:
     """One process's part of a run. `run` trains up to `train.total_iter`, or raises TrainingError.
 
-    Raises PreflightError if the largest stage cannot be trained here.
+    Raises PreflightError if the largest stage cannot be trained here, TrainingError if the processes do not find the
+    same state, and what `build_restorer` raises.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class Training:
         self.iteration = 0  # the last one that is done
         self.samples: int | None = None  # seen until then, by all processes; None: to be computed
         self._resume(auto_resume)
+        if self.validation_sets:
+            self.model.restorer()  # what cannot be made is known before any iteration is lost
         order = TrainingOrder(
             len(self.train_set),
             options.manual_seed,
@@ -114,11 +120,21 @@ class Training:
             self.directory.refuse_newer_states(state['iteration'])
         if self.process.is_main:
             self.directory.rewind_history(state['iteration'] if state else -1)
+        found = self.process.gather(state['iteration'] if state else 0)
+        if len(set(found)) > 1:
+            where = ', '.join(f'{iteration} on rank {rank}' for rank, iteration in enumerate(found))
+            raise TrainingError(
+                f'{self.directory.states}: the newest state is found after iteration {where}; allowed: the same for '
+                'all, as on a disk that all nodes share'
+            )
         if state is None:
             self.logger.info('Starting from iteration 1.')
             return
         self.model.load_state(state['model'])
-        self.best = state['best']
+        best = state['best']
+        # Of another metric the value says nothing, and of another run the weights are not here.
+        if best and best['metric'] == next(iter(self.metrics), None):
+            self.best = best if self.directory.weights_file('best').exists() else None
         self.iteration = state['iteration']
         self.samples = state.get('samples')
         self._report_changes(json.loads(state['options']))
@@ -158,6 +174,8 @@ class Training:
         total = self.options.train.total_iter
         self._report_batches()
         if self.iteration >= total:
+            if self.process.is_main and not self._latest_is_whole():  # a kill may have come before it
+                self.model.save_weights(self.directory.weights_file('latest'), self.iteration)
             self.logger.info('Nothing to do: all %d iterations are done.', total)
             return
         loader = iter(
@@ -189,12 +207,29 @@ class Training:
                         self._save()
         except NonFiniteError as error:
             raise TrainingError(self._explain(error)) from None
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise TrainingError(
+                    f'iteration {self.iteration + 1}: {self.device} is out of memory, though there was enough at the '
+                    'beginning; where others have left it, --auto_resume goes on from the newest state'
+                ) from error
+            if 'DataLoader worker' in str(error):
+                raise TrainingError(
+                    f'iteration {self.iteration + 1}: a process that loads data has died, perhaps for want of memory; '
+                    'a smaller num_worker_per_gpu takes less, and --auto_resume goes on from the newest state'
+                ) from error
+            raise
         finally:
             if self.tensorboard:
                 self.tensorboard.close()
         if self.process.is_main:
             self.model.save_weights(self.directory.weights_file('latest'), self.iteration)
             self.logger.info('Done. The weights are in %s', self.directory.weights_file('latest'))
+
+    def _latest_is_whole(self) -> bool:
+        with contextlib.suppress(CheckpointError):
+            return read_checkpoint(self.directory.weights_file('latest')).get('iter') == self.iteration
+        return False
 
     def _micro_batches(self, loader: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Those of one step, taking the time that is spent on waiting for them."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from basicsr.data.paired_image_dataset import to_float
+from basicsr.data.sources import DataError
 from basicsr.inference import Restorer
 from basicsr.inference.image_files import write_png
 from basicsr.utils.dist import Process
@@ -85,7 +86,8 @@ def evaluate(
     title: str = '',
     measure_input: bool = False,
 ) -> Evaluation:
-    """Restores every image of a set whole. Raises FloatingPointError if a result is not finite.
+    """Restores every image of a set whole. Raises FloatingPointError if a result is not finite, and DataError on an
+    image that cannot be read or measured.
 
     Args:
         restore: (1, C, H, W) in [0, 1] → the same size.
@@ -110,10 +112,13 @@ def evaluate(
         values: dict[str, Any] = {'name': pair['name']}
         if 'gt' in pair:
             images['gt'] = pair['gt']
-            values |= _measure(restored, pair['gt'], metrics, rounded)
-            if measure_input:
-                scores = _measure(pair['lq'], pair['gt'], metrics, rounded)
-                values |= {f'input_{name}': score for name, score in scores.items()}
+            try:
+                values |= _measure(restored, pair['gt'], metrics, rounded)
+                if measure_input:
+                    scores = _measure(pair['lq'], pair['gt'], metrics, rounded)
+                    values |= {f'input_{name}': score for name, score in scores.items()}
+            except ValueError as error:  # too small for a metric, as a rule
+                raise DataError(f'{dataset.files(index)}: {error}') from None
         if index == 0:
             sample = {kind: _levels(image, deep=False) for kind, image in images.items()}
         mine.append((index, values))

@@ -72,12 +72,13 @@ def _slurm_environment() -> None:
 
 
 def _slurm_first_host() -> str:
-    command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_JOB_NODELIST']]
     try:
+        command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_JOB_NODELIST']]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]  # noqa: S603
-    except (subprocess.CalledProcessError, IndexError, KeyError):
+    except (subprocess.CalledProcessError, FileNotFoundError, IndexError, KeyError):
         raise LaunchError(
-            '--launcher slurm: scontrol does not name the first node; allowed: a start through srun, or MASTER_ADDR'
+            'MASTER_ADDR is not set, and scontrol does not name the first node; allowed: a start through torchrun or '
+            'srun, or MASTER_ADDR'
         ) from None
 
 
@@ -87,7 +88,7 @@ _store: dist.Store | None = None
 
 def join(process: Process, device: torch.device, backend: str, port: int) -> None:
     """Makes the processes find each other; `port` is of the first node, where the launcher names none.
-    Nothing to do for one alone."""
+    Nothing to do for one alone. Raises LaunchError if they do not."""
     global _store
     if process.world_size == 1:
         return
@@ -98,8 +99,15 @@ def join(process: Process, device: torch.device, backend: str, port: int) -> Non
     if 'MASTER_ADDR' not in os.environ:  # torchrun has set it
         os.environ['MASTER_ADDR'] = _slurm_first_host()
     os.environ.setdefault('MASTER_PORT', str(port))
-    _store, _, _ = next(iter(dist.rendezvous('env://', process.rank, process.world_size)))
-    dist.init_process_group(backend, store=_store, rank=process.rank, world_size=process.world_size)
+    try:
+        _store, _, _ = next(iter(dist.rendezvous('env://', process.rank, process.world_size)))
+        dist.init_process_group(backend, store=_store, rank=process.rank, world_size=process.world_size)
+    except (RuntimeError, ValueError) as error:
+        place = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
+        raise LaunchError(
+            f'the processes do not find each other at {place} ({str(error).splitlines()[0]}); allowed: the first node, '
+            'and a port that is free there (MASTER_PORT, or dist_params.port)'
+        ) from None
 
 
 def leave() -> None:
@@ -135,4 +143,4 @@ def _word_of_others(store: dist.Store) -> str:
     with contextlib.suppress(RuntimeError):
         if store.check([_STOPPED]):
             return f'stopped, as another process has, {store.get(_STOPPED).decode()}'
-    return 'stopped, as another process is gone without a word (killed, perhaps for want of memory)'
+    return 'stopped, as another process is gone without a word (ended, or killed, perhaps for want of memory)'

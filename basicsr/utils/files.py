@@ -51,7 +51,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
     sync_folder(path.parent)
 
 
-def as_json(data: Any) -> str:
+def as_json(data: Any, indent: int | None = 1) -> str:
     """As the standard has it, for any reader: it knows no infinity and no NaN, so these become null."""
 
     def standard(value: Any) -> Any:
@@ -61,7 +61,7 @@ def as_json(data: Any) -> str:
             return [standard(each) for each in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(standard(data), indent=1, allow_nan=False)
+    return json.dumps(standard(data), indent=indent, allow_nan=False)
 
 
 @contextlib.contextmanager

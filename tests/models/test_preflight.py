@@ -176,7 +176,7 @@ print(peak() - before)
         ({}, ['by 2 and multiply train.accumulate', 'gt_sizes', 'activation_checkpointing', 'bf16']),
         (
             {'accumulate': 'auto', 'precision': 'bf16'},
-            ['multiply num_gpu', 'gt_sizes', 'activation_checkpointing'],
+            ['by 2 and set train.accumulate to 2', 'gt_sizes', 'activation_checkpointing'],
         ),
         (
             {'stages': [(32, 3, 9), (48, 2, 11)]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from kill_and_resume import ROOT, difference, results
 
 from basicsr import train as entry
 from basicsr.losses.pixel_loss import L1Loss
+from basicsr.models.image_clean_model import ImageCleanModel
+from basicsr.utils.dist import Process
 from basicsr.utils.logger import get_logger
 
 
@@ -175,7 +178,13 @@ def test_every_state_damaged_is_not_a_fresh_start(runs, said):
 
 
 @pytest.mark.parametrize(
-    'setting', ['train:optim_g:type=Muon', 'network_g:dim=16', 'network_g:num_blocks=[1,1,1,2]']
+    'setting',
+    [
+        'train:optim_g:type=Muon',
+        'train:optim_g:type=Adam',
+        'network_g:dim=16',
+        'network_g:num_blocks=[1,1,1,2]',
+    ],
 )
 def test_a_state_of_another_network_or_optimiser_is_refused(runs, said, setting):
     name, path = runs.option_file(total_iter=2)
@@ -197,6 +206,132 @@ def test_resume_state_of_another_run(runs):
     change(path, path={'resume_state': str(run_folder(first) / 'training_states' / '18.state')})
     assert entry.main(['-opt', str(path)]) == 0
     assert difference(results(second)['state'], results(first)['state']) is None
+
+
+def test_the_options_of_the_optimiser_are_those_of_today(runs):
+    name, path = runs.option_file(total_iter=2)
+    assert entry.main(['-opt', str(path)]) == 0
+    changed = ['train:optim_g:betas=[0.5, 0.6]', 'train:optim_g:weight_decay=0.3', 'train:total_iter=4']
+    assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', *changed]) == 0
+    (group,) = state(name, 4)['model']['optimizer']['param_groups']
+    assert tuple(group['betas']) == (0.5, 0.6) and group['weight_decay'] == 0.3
+
+
+def test_resume_state_does_not_touch_another_finished_run(runs, said):
+    first, path = runs.option_file(total_iter=4)
+    assert entry.main(['-opt', str(path)]) == 0
+    second, path = runs.option_file(total_iter=2)
+    assert entry.main(['-opt', str(path)]) == 0
+    before = {file: file.read_bytes() for file in run_folder(second).rglob('*') if file.is_file()}
+    asked = run_folder(first) / 'training_states' / '4.state'
+    assert entry.main(['-opt', str(path), '--force_yml', f'path:resume_state={asked}']) == 1
+    assert 'exists already, and is not touched; --auto_resume goes on with it, and --force_yml name' in said()
+    after = {file: file.read_bytes() for file in run_folder(second).rglob('*') if file.is_file()}
+    log = run_folder(second) / 'train.log'  # of this process, which is still the other run's, too
+    assert {**after, log: b''} == {**before, log: b''}
+
+
+def test_the_latest_weights_are_there_after_a_kill_between_them_and_the_last_state(runs):
+    name, path = runs.option_file(total_iter=2)
+    assert entry.main(['-opt', str(path)]) == 0
+    latest = run_folder(name) / 'models' / 'net_g_latest.pth'
+    whole = latest.read_bytes()
+    for left in (None, b'', (run_folder(name) / 'models' / 'net_g_best.pth').read_bytes()[:99]):
+        latest.unlink()
+        if left is not None:
+            latest.write_bytes(left)
+        assert entry.main(['-opt', str(path), '--auto_resume']) == 0
+        found, expected = (
+            torch.load(io.BytesIO(data), weights_only=True) for data in (latest.read_bytes(), whole)
+        )
+        assert difference(found, expected) is None
+
+
+@pytest.mark.parametrize('change_of', ['metric', 'folder'])
+def test_the_best_is_of_this_metric_and_of_this_folder(runs, change_of):
+    name, path = runs.option_file(total_iter=4)
+    assert entry.main(['-opt', str(path)]) == 0
+    if change_of == 'metric':
+        change(path, val={'metrics': {'ssim': {'type': 'calculate_ssim'}}})
+        assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', 'train:total_iter=6']) == 0
+    else:
+        change(path, path={'resume_state': str(run_folder(name) / 'training_states' / '4.state')})
+        name, path = (f'{name}_on', path)
+        runs.names.append(name)
+        assert entry.main(['-opt', str(path), '--force_yml', f'name={name}', 'train:total_iter=6']) == 0
+    best = torch.load(run_folder(name) / 'models' / 'net_g_best.pth', weights_only=True)
+    assert best['iter'] == 6  # the first validation since
+    assert state(name, 6)['best']['metric'] == ('ssim' if change_of == 'metric' else 'psnr')
+
+
+def test_processes_that_find_different_states_do_not_train(runs, monkeypatch, said):
+    name, path = runs.option_file(total_iter=2)
+    assert entry.main(['-opt', str(path)]) == 0
+    monkeypatch.setattr(Process, 'gather', lambda self, value: [value, 0 if value == 2 else value])
+    assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', 'train:total_iter=4']) == 1
+    assert 'is found after iteration 2 on rank 0, 0 on rank 1; allowed: the same for all' in said()
+    assert not (run_folder(name) / 'training_states' / '4.state').exists()
+
+
+def test_half_precision_in_validation_is_refused_before_any_iteration(runs, said):
+    name, path = runs.option_file()
+    change(path, val={'precision': 'fp16'})
+    assert entry.main(['-opt', str(path)]) == 2
+    assert 'val.precision: found "fp16" on the CPU' in said()
+    change(path, num_gpu=1)
+    if not torch.cuda.is_available():
+        assert entry.main(['-opt', str(path)]) == 1
+        assert 'found fp16 on a CPU' in said() and not run_folder(name).exists()
+
+
+def test_an_image_too_small_for_a_metric_is_named(runs, said):
+    _, path = runs.option_file()
+    change(path, val={'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 40}}})
+    assert entry.main(['-opt', str(path)]) == 1
+    assert '0.png' in said() and 'crop_border' in said() and 'Traceback' not in said()
+
+
+@pytest.mark.parametrize(
+    ('error', 'text'),
+    [
+        (
+            RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'),
+            'a process that loads data has died',
+        ),
+        (torch.cuda.OutOfMemoryError('CUDA out of memory'), 'cpu is out of memory, though there was enough'),
+    ],
+)
+def test_what_ends_a_step_is_a_sentence(runs, monkeypatch, said, error, text):
+    _, path = runs.option_file()
+    real = ImageCleanModel.step
+
+    def step(self, batches, iteration, stage):
+        if iteration == 3:
+            raise error
+        real(self, batches, iteration, stage)
+
+    monkeypatch.setattr(ImageCleanModel, 'step', step)
+    assert entry.main(['-opt', str(path)]) == 1
+    assert f'iteration 3: {text}' in said()
+
+
+def test_a_history_with_broken_lines_goes_on(runs):
+    name, path = runs.option_file(total_iter=4)
+    assert entry.main(['-opt', str(path)]) == 0
+    history = run_folder(name) / 'history.jsonl'
+    lines = history.read_bytes().splitlines(keepends=True)
+    history.write_bytes(b''.join([lines[0], b'\xff\xfe\n', b'{"kind": "train"}\n', b'7\n', *lines[1:]]))
+    assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', 'train:total_iter=6']) == 0
+    assert history.read_bytes().splitlines(keepends=True)[: len(lines)] == lines
+
+
+def test_leftovers_of_saves_are_removed(runs):
+    name, path = runs.option_file(total_iter=2)
+    assert entry.main(['-opt', str(path)]) == 0
+    left = run_folder(name) / '.0123456789abcdef.tmp'
+    left.touch()
+    assert entry.main(['-opt', str(path), '--auto_resume']) == 0
+    assert not left.exists()
 
 
 def test_resume_state_does_not_mix_with_newer_states(runs, said):
