@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from basicsr.data.sources import DataError
 from basicsr.data.stages import accumulation
 from basicsr.inference.restorer import check_arguments
+from basicsr.inference.tasks import TASKS
 from basicsr.models.lr_scheduler import SCHEDULERS
 from basicsr.models.validation import Metric
 from basicsr.utils.files import ROOT, resolve
@@ -471,7 +472,7 @@ def _how_to_get(name: str) -> str:
     if parts[:2] == ('datasets', 'synthetic_blur'):
         return 'the pairs that python scripts/synthesize_blur.py makes'
     known = parts[1:2] == ('Datasets',) and len(parts) > 3  # <task>/Datasets/<train, val or test>/<set>
-    if known and (ROOT / parts[0] / 'download_data.py').is_file():
+    if known and parts[0] in {task.folder for task in TASKS.values()}:
         data = f'the {parts[3].removesuffix(".pack")} data'
         return (
             f'{pack}{data}, which python {parts[0]}/download_data.py gets, and {parts[0]}/README.md says how to '
