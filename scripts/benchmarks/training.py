@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from basicsr.archs.restormer_arch import Restormer
+from basicsr.data.parallel import processors
 from basicsr.data.stages import TrainingBatches, TrainingOrder, stages_of
 from basicsr.inference.memory import is_out_of_memory, keep_all_memory
 from basicsr.models.image_clean_model import ImageCleanModel
@@ -155,7 +155,7 @@ def measure(args: argparse.Namespace, task: dict[str, Any]) -> Row:
         task['batch'],
         Path(task['folder']),
         device,
-        min(workers, os.cpu_count() or 1),  # as many as training takes
+        min(workers, processors()),  # as many as training takes
         WARM_UP + ('compile' in mode),
         args.plain_steps if mode == 'plain' else args.steps,
     )
