@@ -22,11 +22,23 @@ def orthogonal(matrices: Tensor) -> Tensor:
     x = matrices.mT if is_tall else matrices
     # The clamp is where the squares under the root begin to vanish.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+    # Every step makes (a + b·x xᵀ + c·(x xᵀ)²) x of x. Most matrices are wide, so it is x xᵀ that is stepped, and x is
+    # multiplied once, by the product of all factors.
+    square = x @ x.mT
+    factor = product = _factor(square)
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
+        square = factor @ square @ factor
+        factor = _factor(square)
+        product = factor @ product
+    x = product @ x
     return x.mT if is_tall else x
+
+
+def _factor(square: Tensor) -> Tensor:
+    a, b, c = NEWTON_SCHULZ
+    factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
 
 
 class Muon(torch.optim.AdamW):
