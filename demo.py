@@ -9,7 +9,6 @@ were not (each is named), 2 on a wrong argument, 130 after Ctrl-C, 143 after SIG
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 import warnings
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from basicsr.utils.arguments import add_tlc
+from basicsr.utils.console import print_any_name
 from basicsr.utils.files import ROOT
 from basicsr.utils.signals import ending_cleanly
 
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--device',
         default='auto',
-        help='auto (a GPU if there is one), cpu, cuda or cuda:<number>; default: %(default)s',
+        help='auto (a GPU if there is one), cpu, cuda, cuda:<number> or mps; default: %(default)s',
     )
     p.add_argument(
         '--precision',
@@ -87,9 +87,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     args = arguments.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # the name of a file may be one that the terminal cannot show
-            stream.reconfigure(errors='backslashreplace')
+    print_any_name()
     try:
         with ending_cleanly():
             return restore_all(args, arguments)

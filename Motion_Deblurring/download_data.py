@@ -28,8 +28,9 @@ if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.utils.archive import ArchiveError, DamagedArchiveError, unpack_folders
+from basicsr.utils.console import print_any_name
 from basicsr.utils.download import DownloadError, RemoteFile, fetch, fetch_zip_from_drive
-from basicsr.utils.files import ROOT, absolute, remove_leftovers, scratch_folder, sync_folder
+from basicsr.utils.files import ROOT, absolute, held, remove_leftovers, scratch_folder, sync_folder
 from basicsr.utils.signals import ending_cleanly
 
 DATASETS = ROOT / 'Motion_Deblurring' / 'Datasets'
@@ -93,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     args = arguments.parse_args(argv)
+    print_any_name()
     try:
         with ending_cleanly():
             return get_all(args, arguments)
@@ -173,7 +175,7 @@ def get_weights(folder: Path, force: bool) -> str:
 
 
 def needs_download(datasets: Path, one: DataSet) -> bool:
-    return not (is_whole(datasets, one) or (datasets / one.archive).exists())
+    return not (is_whole(datasets, one) or os.path.lexists(datasets / one.archive))
 
 
 def is_whole(datasets: Path, one: DataSet) -> bool:
@@ -203,6 +205,8 @@ def check_pairs(place: Path, one: DataSet, where: str) -> None:
 
 def get_set(datasets: Path, one: DataSet, args: argparse.Namespace) -> str:
     """What to say of it. Raises ArchiveError, DataError or DownloadError."""
+    from basicsr.data.sources import DataError
+
     place, archive = datasets / one.place, datasets / one.archive
     if is_whole(datasets, one):
         # Kept by --keep_archives, or by an end just before it would have been removed.
@@ -210,7 +214,18 @@ def get_set(datasets: Path, one: DataSet, args: argparse.Namespace) -> str:
         return f'{place} is there already: {one.pairs:,} pairs{kept}'
     if not args.force and all(is_filled(place / kind) for kind in KINDS):
         refuse(place, one)
-    is_new = not archive.exists()
+    datasets.mkdir(parents=True, exist_ok=True)
+    try:
+        with held(datasets / f'.{one.archive}.lock'):
+            fetch_and_unpack(archive, place, one, args)
+    except BlockingIOError:
+        raise DataError(f'{archive}: another process downloads or unpacks it') from None
+    return f'{place} is there: {one.pairs:,} pairs'
+
+
+def fetch_and_unpack(archive: Path, place: Path, one: DataSet, args: argparse.Namespace) -> None:
+    """Raises ArchiveError, DataError or DownloadError."""
+    is_new = not os.path.lexists(archive)
     if is_new:
         fetch_zip_from_drive(one.drive_id, archive)
     try:
@@ -223,7 +238,6 @@ def get_set(datasets: Path, one: DataSet, args: argparse.Namespace) -> str:
         unpack(archive, place, one, args.force)
     if not args.keep_archives:
         archive.unlink()
-    return f'{place} is there: {one.pairs:,} pairs'
 
 
 def is_filled(folder: Path) -> bool:

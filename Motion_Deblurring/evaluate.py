@@ -34,7 +34,8 @@ if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.utils.arguments import add_tlc, too_small
-from basicsr.utils.files import ROOT, absolute, as_json, atomic_write
+from basicsr.utils.console import print_any_name
+from basicsr.utils.files import ROOT, absolute, as_json, atomic_write, check_writable
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         '--precision', help='fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
     )
-    what.add_argument('--device', help='auto, the default (a GPU if there is one), cpu, cuda or cuda:<number>')
+    what.add_argument(
+        '--device', help='auto, the default (a GPU if there is one), cpu, cuda, cuda:<number> or mps'
+    )
     what.add_argument(
         '--restored_dir',
         type=Path,
@@ -169,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Here, not above: --help answers at once, and the processes that measure need none of it.
     from basicsr.models.entry_point import STOPS
 
+    print_any_name()
     try:
         with ending_cleanly():
             return evaluate_all(args, arguments)
@@ -197,6 +201,11 @@ def wrong(args: argparse.Namespace) -> str:
         return mistake
     if args.json and (args.json.is_dir() or not absolute(args.json).parent.is_dir()):
         return f'--json: found {args.json}; allowed: a file in a folder that is there'
+    if args.json:
+        try:
+            check_writable(absolute(args.json).parent)  # before the work of hours
+        except OSError as error:
+            return f'--json: found {args.json}, where nothing can be written ({error.strerror}); allowed: another place'
     return ''
 
 
@@ -269,7 +278,7 @@ class TestSet:
         if place.restored is not None:
             self.restored = Dataset_PairedImage(str(place.restored))
             self._check(self.restored.names, place.restored)
-        if place.save is not None and place.save.resolve() in (place.input.resolve(), place.target.resolve()):
+        if place.save is not None and any(is_same(place.save, each) for each in (place.input, place.target)):
             raise DataError(
                 f'--save_dir: found {place.save}, where images of the set are; allowed: another place'
             )
@@ -289,6 +298,11 @@ class TestSet:
         ]
         if said:
             raise DataError(f'{folder}: {"; ".join(said)}')
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Also by another way, or in other letters where these do not count."""
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def chosen_places(args: argparse.Namespace) -> tuple[list[Place], list[str]]:
@@ -407,6 +421,9 @@ class MeasureError(ValueError):
     """Images that cannot be measured."""
 
 
+NO_MEMORY = 'cannot be measured in the memory there is; fewer --workers take less'
+
+
 def in_order(pool: Executor, jobs: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[dict[str, Any]]:
     """`measure(*job)` of each; no more than `ahead` jobs are waiting at a time, as each holds images."""
     waiting: deque[Any] = deque()
@@ -438,12 +455,18 @@ def start_worker() -> None:
 
 def measure(protocol: str, images: dict[str, np.ndarray]) -> dict[str, float | bool]:
     """Figures of `restored` and, as `input_<key>`, of `lq` against `gt`. All (H, W, 3), uint8 or uint16."""
+    import cv2
+
     try:
         result, blurred = (figures_of(protocol, images[kind], images['gt']) for kind in ('restored', 'lq'))
     except ValueError as error:
         raise MeasureError(str(error)) from None
     except MemoryError:
-        raise MeasureError('cannot be measured in the memory there is; fewer --workers take less') from None
+        raise MeasureError(NO_MEMORY) from None
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MeasureError(NO_MEMORY) from None
+        raise MeasureError(f'OpenCV cannot measure them: {error.err}') from None
     return {**result, **{f'input_{key}': value for key, value in blurred.items()}}
 
 

@@ -29,7 +29,8 @@ if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.utils.arguments import too_small
-from basicsr.utils.files import ROOT, absolute, remove_leftovers
+from basicsr.utils.console import print_any_name
+from basicsr.utils.files import ROOT, absolute, held, remove_leftovers
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments.parse_args(argv)
     if mistake := too_small(args, crop_size=1, stride=1, workers=0):
         arguments.error(mistake)
+    print_any_name()
     try:
         with ending_cleanly():
             return cut_all(args)
@@ -153,14 +155,18 @@ def cut(datasets: Path, task: Task, pairs: Dataset_PairedImage, workers: int) ->
     try:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
-        try:
-            done = in_parallel(
-                Cutter(pairs, task, folders), workers, f'cutting {task.place}', lambda crops: crops
-            )
-        finally:
-            for folder in folders.values():
-                remove_leftovers(folder)  # of processes that were ended
+        with held(place / '.cutting.lock'):
+            try:
+                for folder in folders.values():
+                    remove_leftovers(folder)
+                done = in_parallel(
+                    Cutter(pairs, task, folders), workers, f'cutting {task.place}', lambda crops: crops
+                )
+            finally:
+                for folder in folders.values():
+                    remove_leftovers(folder)  # of processes that were ended
+    except BlockingIOError:
+        raise DataError(f'{place}: another process is cutting into it') from None
     except OSError as error:
         raise DataError(f'{place}: cannot be written: {error.strerror or error}') from None
     for folder in folders.values():

@@ -36,11 +36,13 @@ def _test(args: argparse.Namespace) -> None:
     options = read_options(args.opt, args.force_yml, 'test')
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
     folder = ROOT / 'results' / options.name
-    for name, result in run_tests(options, device, folder).items():
+    for name, result in run_tests(options, device, folder):
         if result.means:
-            print(f'\n{name}\n{as_table(result)}')
+            print(f'\n{name}\n{as_table(result)}', flush=True)
         else:
-            print(f'\n{name}: {len(result.images)} images restored; nothing to measure them against.')
+            print(
+                f'\n{name}: {len(result.images)} images restored; nothing to measure them against.', flush=True
+            )
     print(f'\nWritten to {folder}')
 
 

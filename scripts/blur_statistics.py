@@ -40,6 +40,7 @@ from basicsr.data.parallel import in_parallel
 from basicsr.data.sources import DataError
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils.arguments import too_small
+from basicsr.utils.console import print_any_name
 from basicsr.utils.files import absolute, as_json
 from basicsr.utils.signals import ending_cleanly
 
@@ -196,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if mistake := too_small(args, workers=0):
         parser.error(mistake)
+    print_any_name()
     try:
         with ending_cleanly():
             sets = {str(folder): statistics(folder, args.workers) for folder in args.sets}

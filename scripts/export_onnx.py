@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from basicsr.utils.console import print_any_name
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help='the ONNX file, replaced if it is there; default: <name of the weights>.onnx in the working directory',
     )  # fmt: skip
     args = parser.parse_args(argv)
+    print_any_name()
     try:
         with ending_cleanly():
             export(args, parser)

@@ -28,7 +28,8 @@ if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from basicsr.utils.arguments import too_small
-from basicsr.utils.files import absolute, atomic_write, scratch_folder, sync_folder
+from basicsr.utils.console import print_any_name
+from basicsr.utils.files import absolute, atomic_write, held, scratch_folder, sync_folder
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments.parse_args(argv)
     if mistake := wrong(args):
         arguments.error(mistake)
+    print_any_name()
     try:
         with ending_cleanly():
             return verify(args.verify) if args.verify else pack(args)
@@ -114,8 +116,13 @@ def pack(args: argparse.Namespace) -> int:
         filename_tmpl=args.filename_tmpl,
         channels=args.channels,
     )
+
+    def hidden(suffix: str) -> Path:
+        return output.with_name(f'.{output.name}.{suffix}')
+
     try:
-        with scratch_folder(output.parent) as folder:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with held(hidden('lock')), scratch_folder(output.parent, hidden('tmp')) as folder:
             with (folder / PIXELS).open('xb') as file:
                 pairs = write_all(file, dataset, args.workers)
                 size = file.tell()
@@ -125,6 +132,8 @@ def pack(args: argparse.Namespace) -> int:
             atomic_write(folder / INDEX, index.encode())
             folder.rename(output)
         sync_folder(output.parent)
+    except BlockingIOError:
+        raise ValueError(f'{args.output}: another process is packing it') from None
     except OSError as error:
         raise OSError(f'{args.output}: cannot be written: {error.strerror or error}') from None
     print(f'{index.summary()}, in {args.output}')

@@ -6,7 +6,7 @@ photographs inside the scikit-image wheel, to try the training out (it is no ben
     python scripts/synthesize_blur.py --output my_set --model shake6d --sharp_dir PHOTOGRAPHS --sheet look.png
 
 The set is `<output>/{train,val}/{input,target}/<photograph>-<n>.png` (n from 1; input is the blurred image),
-and `<output>/settings.json`, written last, says how it was made. The same settings give the same bytes; a
+and `<output>/settings.json` says how it was made, or is being made. The same settings give the same bytes; a
 larger --per_image adds pairs and leaves the first ones as they were. With --sharp_dir all is in `train`.
 
 `--model kernel` blurs a whole photograph with one kernel. No built-in photograph is in both train and val, but
@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from basicsr.data.parallel import in_parallel
 from basicsr.data.sources import DataError, FolderSource, decode
 from basicsr.data.synthetic_blur import BlurParameters, blurred_pair, random_trajectory, to_linear, to_srgb
+from basicsr.utils.console import print_any_name
 from basicsr.utils.files import absolute, atomic_write
 from basicsr.utils.options import OptionError, yaml_value
 from basicsr.utils.signals import ending_cleanly
@@ -62,6 +63,7 @@ PHOTOGRAPHS = {
 }
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / 'datasets' / 'synthetic_blur'
 SETTINGS_FILE = 'settings.json'
+UNFINISHED = 'unfinished'  # a key of the settings, until all pairs are there
 # Raise a number when the same arguments no longer give the same bytes, so that older sets are noticed.
 RECIPE = 1
 SHAKE_RECIPE = 2
@@ -251,9 +253,8 @@ class Written:
 
 
 def is_complete(output: Path, pairs: list[Pair]) -> bool:
-    return all(
-        (output / pair.split / role / pair.name).is_file() for pair in pairs for role in ('input', 'target')
-    )
+    files = (output / pair.split / role / pair.name for pair in pairs for role in ('input', 'target'))
+    return all(path.is_file() and path.stat().st_size for path in files)  # empty: after a power cut
 
 
 def folders_of(output: Path, splits: Iterable[str]) -> list[Path]:
@@ -391,7 +392,8 @@ def synthesize(
         sheet: picture to write, of some sharp and blurred pictures side by side.
 
     Returns the number of pairs written, {'train': n, 'val': m}; all are 0 if the set was there already.
-    Raises FileExistsError if there is a set with other settings (unless `overwrite`) or someone's own images,
+    Raises FileExistsError if there is a set with other settings, or a set that does not say its settings (unless
+    `overwrite`), or someone's own images; a set that was never finished is made anew without being asked;
     ValueError on arguments that make no sense, on photographs that cannot be read and on what cannot be written.
     """
     blurring = blur_model(model, blur_length, noise, shake, parameters)
@@ -414,6 +416,12 @@ def synthesize(
         **blurring.settings(),
         **({} if photographs.folder is None else {'sharp_dir': str(photographs.folder.root)}),
     }
+    if photographs.folder is not None:
+        of_the_set = [folder.resolve() for folder in folders_of(output, PHOTOGRAPHS)]
+        if photographs.folder.root.resolve() in of_the_set:
+            raise ValueError(
+                f'sharp_dir: found {sharp_dir}, a folder of the set to be made; allowed: another one'
+            )
     written = Written(output, photographs, blurring, per_image, seed)
     made = _make(output, settings, written, workers, overwrite)
     if sheet is not None:
@@ -429,11 +437,19 @@ def _make(output: Path, settings: dict[str, Any], written: Written, workers: int
         if not overwrite:
             raise
         before = None
-    if before is not None and not overwrite:
-        if before != settings:
-            raise FileExistsError(f'{output} holds a set made with other settings; --overwrite replaces it')
-        if is_complete(output, written.pairs):
-            return False
+    if not overwrite:
+        if before is None:
+            found = [path for folder in folders_of(output, PHOTOGRAPHS) for path in folder.glob('*')]
+            if found:
+                raise FileExistsError(
+                    f'{output} holds {found[0].relative_to(output)} and no {SETTINGS_FILE}, which would say that it is '
+                    'from this script; --overwrite replaces what has the name of a pair to be made'
+                )
+        elif UNFINISHED not in before:
+            if before != settings:
+                raise FileExistsError(f'{output} holds a set made with other settings; --overwrite replaces it')
+            if is_complete(output, written.pairs):
+                return False
     splits: dict[str, list[str]] = {}
     for each in (before, settings):
         for split, names in each['photographs'].items() if each else ():
@@ -441,9 +457,14 @@ def _make(output: Path, settings: dict[str, Any], written: Written, workers: int
     clear(output, splits)
     for folder in folders_of(output, written.photographs.splits):
         folder.mkdir(parents=True, exist_ok=True)
+    write_settings(output, {UNFINISHED: True, **settings})  # so that another run knows whose the images are
     in_parallel(written, workers, 'synthesize_blur', lambda _: None)
-    atomic_write(output / SETTINGS_FILE, (json.dumps(settings, indent=2) + '\n').encode())
+    write_settings(output, settings)
     return True
+
+
+def write_settings(output: Path, settings: dict[str, Any]) -> None:
+    atomic_write(output / SETTINGS_FILE, (json.dumps(settings, indent=2) + '\n').encode())
 
 
 def parameter(setting: str) -> tuple[str, Any]:
@@ -495,6 +516,7 @@ def main(arguments: list[str] | None = None) -> int:
             if keys.count(key) > 1:
                 parser.error(f'--parameters: found {key} {keys.count(key)} times; allowed: once')
         args.parameters = dict(args.parameters)
+    print_any_name()
     try:
         with ending_cleanly():
             counts = synthesize(**vars(args))

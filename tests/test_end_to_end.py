@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -113,6 +114,38 @@ def test_trained_weights_are_tested_and_used(whole, runs, tmp_path):
         mine = cv2.imread(str(tmp_path / 'restored' / 'motion_deblurring' / f'{index}.png'))
         tested = cv2.imread(str(out / 'visualization' / 'Pairs' / f'{index}.png'))
         assert np.array_equal(mine, tested), np.unique(mine.astype(int) - tested, return_counts=True)
+
+
+def test_figures_of_the_sets_before_one_that_fails_are_kept(whole, runs):
+    name, _ = whole
+    test_name, test_file = runs.option_file()
+    content = yaml.safe_load(test_file.read_text())
+    data = content['datasets']['val']
+    broken = test_file.parent / 'broken'
+    odd = os.fsdecode(b'stra\xdfe')  # no text in UTF-8
+    for kind, root in (('lq', data['dataroot_lq']), ('gt', data['dataroot_gt'])):
+        for folder, file in ((broken / kind, '0.png'), (test_file.parent / 'odd' / kind, f'{odd}.png')):
+            folder.mkdir(parents=True)
+            (folder / file).write_bytes((Path(root) / '0.png').read_bytes())
+    (broken / 'lq' / '0.png').write_bytes(b'none')
+    sets = {
+        each: {f'dataroot_{kind}': str(test_file.parent / each / kind) for kind in ('lq', 'gt')}
+        for each in ('odd', 'broken')
+    }
+    content['datasets'] = {
+        'test': {**data, **sets['odd'], 'name': 'Odd'},
+        'test_2': {**data, **sets['broken'], 'name': 'Broken'},
+    }
+    content['path'] = {'pretrain_network_g': f'experiments/{name}/models/net_g_latest.pth'}
+    test_file.write_text(yaml.safe_dump(content))
+    done = run([sys.executable, str(ROOT / 'basicsr' / 'test.py'), '-opt', str(test_file)])
+    assert done.returncode == 1
+    assert 'broken/lq/0.png: is empty' in done.stdout and 'Traceback' not in done.stdout
+    out = ROOT / 'results' / test_name
+    assert list(json.loads((out / 'metrics.json').read_text())['datasets']) == ['Odd']
+    rows = list(csv.DictReader((out / 'metrics.csv').open()))
+    assert [row['name'] for row in rows] == ['stra\\udcdfe', 'mean']
+    assert 'stra\\udcdfe' in done.stdout
 
 
 def test_two_processes_train_as_one(whole, runs):

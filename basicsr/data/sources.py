@@ -187,7 +187,9 @@ def decode(encoded: bytes, where: str, channels: int) -> np.ndarray:
         pixels = _decode_tiff_with_alpha(encoded)
         if pixels is None:
             pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), colour | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise DataError(f'{where}: cannot be decoded in the memory there is') from None
         pixels = None
     if pixels is None or _is_cut_jpeg(encoded):
         raise DataError(f'{where}: is empty, cut short, or not an image')

@@ -12,6 +12,7 @@ from basicsr.models.preflight import PreflightError
 from basicsr.models.run_directory import RunError
 from basicsr.models.training import TrainingError
 from basicsr.utils.checkpoint import CheckpointError
+from basicsr.utils.console import print_any_name
 from basicsr.utils.device import DeviceError
 from basicsr.utils.dist import LaunchError
 from basicsr.utils.logger import get_logger
@@ -50,6 +51,7 @@ def option_parser(description: str) -> argparse.ArgumentParser:
 def exit_status(work: Callable[[], None], if_interrupted: str = 'Interrupted.') -> int:
     """Does the work: 0 done, 1 stopped, 2 wrong options, 130 interrupted."""
     logger = get_logger()
+    print_any_name()
     try:
         work()
     except OptionError as error:

@@ -7,7 +7,6 @@ last, and each file appears whole or not at all; so everything that a state refe
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
-from basicsr.utils.files import as_json, atomic_write, remove_leftovers
+from basicsr.utils.files import as_json, atomic_write, lock, remove_leftovers
 from basicsr.utils.logger import get_logger
 
 STATES_KEPT = 2  # the newest, and the one to fall back to
@@ -43,12 +42,9 @@ class RunDirectory:
         Raises RunError if another process holds it."""
         for folder in (self.models, self.states):
             folder.mkdir(parents=True, exist_ok=True)
-        with (self.root / '.lock').open('w') as lock:
-            try:
-                # A record lock, not flock: a loader's workers would inherit that, and outlive a killed run.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise RunError(f'{self.root}: another process is training in this folder') from None
+        with (self.root / '.lock').open('w') as file:
+            if not lock(file):
+                raise RunError(f'{self.root}: another process is training in this folder')
             for folder in (self.root, self.models, self.states):
                 remove_leftovers(folder)  # of a save that a kill interrupted
             yield

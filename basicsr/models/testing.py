@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from basicsr.models.pretrained import load_pretrained
 from basicsr.models.training import validation_sets
 from basicsr.models.validation import Evaluation, build_metrics, build_restorer, evaluate
-from basicsr.utils.files import as_json, atomic_write
+from basicsr.utils.files import as_json, atomic_write, check_writable
 from basicsr.utils.options import build
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -26,15 +27,20 @@ def load_network(options: Any, device: torch.device) -> nn.Module:
     return net.to(device, memory_format=torch.channels_last).eval()
 
 
-def run_tests(options: Any, device: torch.device, folder: Path) -> dict[str, Evaluation]:
-    """Tests on every set but the training set; writes metrics.json and metrics.csv into `folder`, and the
-    restored images into `folder/visualization/<set>` if `val.save_img` is on."""
+def run_tests(options: Any, device: torch.device, folder: Path) -> Iterator[tuple[str, Evaluation]]:
+    """Tests on every set but the training set. The name and the figures of each set as it is done, all figures so far
+    being in metrics.json and metrics.csv in `folder` by then, and the restored images in `folder/visualization/<set>`
+    if `val.save_img` is on."""
     net = load_network(options, device)
     metrics = build_metrics(options)
+    sets = validation_sets(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)  # before the work of hours
 
     restorer = build_restorer(net, device, options.val)
-    results = {
-        name: evaluate(
+    results: dict[str, Evaluation] = {}
+    for name, dataset in sets.items():
+        results[name] = evaluate(
             restorer.restore,
             dataset,
             metrics,
@@ -43,14 +49,15 @@ def run_tests(options: Any, device: torch.device, folder: Path) -> dict[str, Eva
             title=name,
             measure_input=True,
         )
-        for name, dataset in validation_sets(options).items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, options, results)
+        yield name, results[name]
+
+
+def _write(folder: Path, options: Any, results: dict[str, Evaluation]) -> None:
     figures = {name: {'mean': result.means, 'images': result.images} for name, result in results.items()}
     about = {'name': options.name, 'weights': options.path.pretrain_network_g}
     atomic_write(folder / 'metrics.json', as_json({**about, 'datasets': figures}).encode())
-    atomic_write(folder / 'metrics.csv', _as_csv(results).encode())
-    return results
+    atomic_write(folder / 'metrics.csv', _as_csv(results).encode(errors='backslashreplace'))
 
 
 def _as_csv(results: dict[str, Evaluation]) -> str:

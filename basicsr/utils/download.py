@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -17,7 +16,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from basicsr.utils.files import check_room, sync_folder
+from basicsr.utils.files import check_room, lock, sync_folder
 
 CHUNK = 1 << 16
 TIMEOUT = 60  # seconds without a byte
@@ -69,7 +68,8 @@ def fetch(remote: RemoteFile, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open('a+b') as file:
-            _lock(file, part)
+            if not lock(file):  # two processes would both append to it
+                raise DownloadError(f'{part}: another process is writing to it')
             try:
                 _complete(file, remote, path.parent)
                 file.flush()
@@ -85,14 +85,6 @@ def fetch(remote: RemoteFile, path: Path) -> None:
         raise DownloadError(f'{path}: cannot be written: {error.strerror or error}') from None
 
 
-def _lock(file: BinaryIO, part: Path) -> None:
-    """Until the file is closed: two processes would both append to it."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise DownloadError(f'{part}: another process is writing to it') from None
-
-
 def _complete(file: BinaryIO, remote: RemoteFile, folder: Path) -> None:
     """Appends what is missing."""
     done = file.seek(0, os.SEEK_END)
@@ -105,6 +97,9 @@ def _complete(file: BinaryIO, remote: RemoteFile, folder: Path) -> None:
             raise DownloadError(
                 f'{remote.url}: found bytes from {_start_of(response)} on in the answer; allowed: from {done} on'
             )
+        # Of a portal or a proxy. It must not replace what is there.
+        if response.headers.get_content_type() == 'text/html':
+            raise DownloadError(f'{remote.url}: found a web page in the answer; allowed: the file')
         # None: chunked, without a length
         if response.length is not None and done + response.length != remote.size:
             raise DownloadError(_wrong_size(remote, f'{done + response.length:,}'))

@@ -10,9 +10,13 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+if sys.platform != 'win32':
+    import fcntl
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,11 +69,18 @@ def as_json(data: Any, indent: int | None = 1) -> str:
 
 
 @contextlib.contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
+def scratch_folder(folder: Path, path: Path | None = None) -> Iterator[Path]:
     """A new folder in `folder`, removed at the end. What is whole in it is renamed to its place before, as is the
-    new folder itself where all of it is wanted. Raises OSError."""
-    scratch = _temporary(folder)
+    new folder itself where all of it is wanted. Raises OSError.
+
+    Args:
+        path: its name, which none but the holder of a lock may use; what a killed process has left there is removed.
+            None: any.
+    """
+    scratch = path or _temporary(folder)
     try:
+        if path is not None and scratch.exists():
+            shutil.rmtree(scratch)
         scratch.mkdir()
         yield scratch
     finally:
@@ -88,6 +99,41 @@ def remove_leftovers(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError if nothing can be written into a folder."""
+    try:
+        with scratch_folder(folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Makes a file whose holder alone may do something, and removes it at the end. Raises BlockingIOError if another
+    process holds it, OSError if it cannot be made."""
+    with path.open('a+b') as file:
+        if not lock(file):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def lock(file: IO[Any]) -> bool:
+    """Whether this process has an open file for itself, until it closes it or ends. Nobody is kept out on Windows,
+    which has no such lock."""
+    if sys.platform == 'win32':
+        return True
+    try:
+        # A record lock, not flock: a loader's workers would inherit that, and outlive a killed run.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def check_room(folder: Path, size: int) -> None:

@@ -84,6 +84,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.content = CONTENT
         self.ranges = True  # whether Range is understood
         self.shift = 0  # by which it is misunderstood
+        self.kind = None  # the Content-Type
         self.length = True  # whether the answer has a Content-Length
         self.cut = None  # bytes after which the connection is closed
         self.status = None  # for every request
@@ -118,6 +119,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header('Content-Range', f'bytes {start}-{size - 1}/{size}')
         else:
             self.send_response(200)
+        if server.kind:
+            self.send_header('Content-Type', server.kind)
         if server.length:
             self.send_header('Content-Length', str(size - start))
         self.end_headers()
@@ -390,6 +393,17 @@ def test_two_commands_at_once_do_not_mix(here, server, capsys):
     assert len(server.requests) == 1
 
 
+def test_a_web_page_does_not_replace_what_is_there(here, server, capsys):
+    """As a portal sends it, without a length."""
+    (here / 'out').mkdir()
+    (here / PART).write_bytes(CONTENT[:1000])
+    server.ranges = server.length = False
+    server.content, server.kind = b'<html>Please log in</html>', 'text/html; charset=utf-8'
+    assert run('weights') == 1
+    assert said(capsys)[0] == [f'{server.url}: found a web page in the answer; allowed: the file']
+    assert files(here) == {PART: CONTENT[:1000]}
+
+
 # Data sets
 
 
@@ -585,6 +599,24 @@ def test_one_that_fails_does_not_keep_the_others(here, drive, capsys):
     assert error == (
         f'{here / "out" / "HIDE_test.zip"}: found no zip archive in what came from Google Drive; nothing of it was kept'
     )
+
+
+def test_two_commands_do_not_get_one_set(here, drive, capsys):
+    """The other one is another process, as the lock is between processes."""
+    (here / 'out').mkdir()
+    lock = here / 'out' / '.GoPro_test.zip.lock'
+    code = (
+        f'import fcntl; f = open({str(lock)!r}, "a+b"); fcntl.lockf(f, 2); print("held", flush=True); input()'
+    )
+    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b'held\n'
+        assert run('GoPro', 'HIDE') == 1
+        other.communicate(b'\n')
+    errors, out = said(capsys)
+    assert errors == [f'{here / "out" / "GoPro_test.zip"}: another process downloads or unpacks it']
+    assert 'HIDE is there' in out and drive.calls == [download_data.TEST['HIDE'].drive_id]
+    assert run('GoPro') == 0  # the lock is gone with its holder
+    assert not lock.exists()
 
 
 def test_ctrl_c_while_gdown_works(here, drive):

@@ -392,6 +392,10 @@ WRONG = {
     'workers': (['--workers', '0'], '--workers: found 0; allowed: 1 or more'),
     'limit': (['--limit', '0'], '--limit: found 0; allowed: 1 or more'),
     'json': (['--json', 'no/folder.json'], '--json: found no/folder.json; allowed: a file in a folder'),
+    'json nowhere': (
+        ['--json', '/proc/out.json'],
+        '--json: found /proc/out.json, where nothing can be written',
+    ),
     'weights': (['--weights', 'none.pth'], 'none.pth: there is no such weights file'),
     'tlc': ([*NETWORK, '--tlc', '9'], 'tlc: found 9; allowed: a window of a positive multiple of 8'),
     'precision': ([*NETWORK, '--precision', 'fp64'], "precision: found 'fp64'; allowed: auto, fp32"),
@@ -418,6 +422,24 @@ def test_results_do_not_replace_the_images(here, capsys):
     said = refusal(capsys, *given, *NETWORK, status=1)
     assert f'--save_dir: found {here / "data" / "pairs"}, where images of the set are; allowed: another' in said
     assert (here / 'data' / 'pairs' / '2.png').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ('code', 'text'),
+    [
+        (cv2.Error.StsNoMem, 'GoPro/input/2.png: cannot be measured in the memory there is; fewer --workers'),
+        (cv2.Error.StsBadArg, 'GoPro/input/2.png: OpenCV cannot measure them: no idea'),
+    ],
+)
+def test_errors_of_opencv_are_sentences(here, capsys, at_once, monkeypatch, code, text):
+    def fails(*_, **__):
+        error = cv2.error('no idea')
+        error.code, error.err = code, 'no idea'
+        raise error
+
+    monkeypatch.setattr('basicsr.metrics.psnr_ssim.calculate_psnr', fails)
+    said = refusal(capsys, '--datasets', 'GoPro', '--restored_dir', 'restored', status=1)
+    assert text in said
 
 
 # --- processes ----------------------------------------------------------------------------------------------

@@ -318,9 +318,35 @@ def test_nothing_is_left_behind_by_a_folder_without_images(here, capsys):
     assert refusal(capsys, *ARGUMENTS, '--input_dir', 'nowhere').startswith(
         f'{here / "nowhere"}: cannot be read as a folder'
     )
-    said = refusal(capsys, *ARGUMENTS, '--output', 'no/folder/my.pack')
-    assert said == 'no/folder/my.pack: cannot be written: No such file or directory'
+    said = refusal(capsys, *ARGUMENTS, '--output', 'lq/9.png/my.pack')
+    assert said.startswith('lq/9.png/my.pack: cannot be written: ')
     assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq', 'none']
+
+
+def test_the_folder_of_the_pack_is_made(here):
+    assert run('--output', 'new/folder/my.pack') == 0
+    assert [path.name for path in (here / 'new' / 'folder').iterdir()] == ['my.pack']
+
+
+def test_what_a_killed_command_has_left_is_removed_by_the_next_one(here):
+    left = here / '.my.pack.tmp'
+    left.mkdir()
+    (left / 'pixels.bin').write_bytes(b'half of it')
+    (here / '.my.pack.lock').touch()
+    assert run() == 0
+    assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq', 'my.pack']
+
+
+def test_two_commands_do_not_make_one_pack(here, capsys):
+    (here / '.my.pack.lock').touch()
+    code = 'import fcntl, sys; f = open(".my.pack.lock", "a+b"); fcntl.lockf(f, 2); print("held", flush=True); input()'
+    with subprocess.Popen(
+        [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=here
+    ) as other:
+        assert other.stdout.readline() == b'held\n'
+        assert refusal(capsys, *ARGUMENTS) == 'my.pack: another process is packing it'
+        other.communicate(b'\n')
+    assert sorted(path.name for path in here.iterdir()) == ['.my.pack.lock', 'gt', 'lq']
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -259,7 +259,8 @@ def test_settings_that_are_none_are_replaced_on_request_alone(tmp_path, small, t
     assert synthesize_blur.synthesize(tmp_path, per_image=1, overwrite=True) == {'train': 1, 'val': 1}
 
 
-def test_an_interrupted_set_is_redone(tmp_path, small, monkeypatch):
+@pytest.mark.parametrize('photographs', [('coffee.png', 'chelsea.png'), ('camera.png',)])
+def test_an_interrupted_set_is_redone(tmp_path, small, monkeypatch, photographs):
     write = synthesize_blur.write_image
 
     def interrupted(path, image):
@@ -270,9 +271,12 @@ def test_an_interrupted_set_is_redone(tmp_path, small, monkeypatch):
     monkeypatch.setattr(synthesize_blur, 'write_image', interrupted)
     with pytest.raises(KeyboardInterrupt):
         synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2)
-    assert contents(tmp_path / 'set') and not (tmp_path / 'set/settings.json').exists()
+    assert json.loads((tmp_path / 'set/settings.json').read_text())['unfinished']
+    assert list(tmp_path.rglob('*.png'))
 
     monkeypatch.setattr(synthesize_blur, 'write_image', write)
+    # Also by one of other photographs.
+    monkeypatch.setattr(synthesize_blur, 'PHOTOGRAPHS', {'train': photographs[:1], 'val': photographs[-1:]})
     assert synthesize_blur.synthesize(tmp_path / 'set', per_image=1) == {'train': 1, 'val': 1}
     synthesize_blur.synthesize(tmp_path / 'fresh', per_image=1)
     assert contents(tmp_path / 'set') == contents(tmp_path / 'fresh')
@@ -283,6 +287,31 @@ def test_a_set_that_lost_a_file_is_redone(tmp_path, small):
     before = contents(tmp_path)
     (tmp_path / 'val/target/coffee-1.png').unlink()
     assert synthesize_blur.synthesize(tmp_path, per_image=1) == {'train': 1, 'val': 1}
+    assert contents(tmp_path) == before
+    (tmp_path / 'val/target/coffee-1.png').write_bytes(b'')
+    assert synthesize_blur.synthesize(tmp_path, per_image=1) == {'train': 1, 'val': 1}
+    assert contents(tmp_path) == before
+
+
+def test_pairs_that_may_be_someones_own_are_replaced_on_request_alone(tmp_path, small):
+    synthesize_blur.synthesize(tmp_path, per_image=1)
+    fresh = contents(tmp_path)
+    (tmp_path / 'settings.json').unlink()
+    (tmp_path / 'train/input/astronaut-1.png').write_bytes(b'edited by hand')
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r'no settings\.json.* --overwrite'):
+        synthesize_blur.synthesize(tmp_path, per_image=1)
+    assert contents(tmp_path) == before
+    synthesize_blur.synthesize(tmp_path, per_image=1, overwrite=True)
+    assert contents(tmp_path) == fresh
+
+
+@pytest.mark.parametrize('kind', ['input', 'target'])
+def test_the_photographs_are_not_those_of_the_set(tmp_path, photographs, kind):
+    synthesize_blur.synthesize(tmp_path / 'set', per_image=1, sharp_dir=photographs)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r'sharp_dir: found .*a folder of the set'):
+        synthesize_blur.synthesize(tmp_path / 'set', sharp_dir=tmp_path / 'set/train' / kind, overwrite=True)
     assert contents(tmp_path) == before
 
 
