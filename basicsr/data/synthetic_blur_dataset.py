@@ -151,7 +151,8 @@ class Dataset_Mixed(Dataset):
             dataset = self._drawn(choice)
             return dataset[key._replace(index=key.index % len(dataset))]
         index = range(len(self))[key]
-        dataset = self._drawn(np.random.default_rng(index))
+        # Not the random numbers of the index alone, of which the set may take the first.
+        dataset = self._drawn(np.random.default_rng([index, 1]))
         return dataset[index % len(dataset)]
 
     def _drawn(self, generator: np.random.Generator) -> Any:

@@ -284,6 +284,19 @@ def test_sets_of_grey_and_coloured_images_are_not_mixed(folder, pairs):
         Dataset_Mixed([{'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder}, grey])
 
 
+def test_the_set_of_a_whole_pair_is_not_chosen_by_the_random_numbers_of_the_pair(folder, pairs, monkeypatch):
+    dataset, numbers = mixed(folder, pairs, (1, 1)), []
+
+    def drawn(mixed, generator):
+        numbers.append(generator.random())
+        return mixed.sets[0]
+
+    monkeypatch.setattr(Dataset_Mixed, '_drawn', drawn)
+    for index in range(3):
+        dataset[index]
+    assert not {*numbers} & {np.random.default_rng(index).random() for index in range(3)}
+
+
 def test_photographs_are_kept_in_the_sets_that_can(folder, pairs):
     dataset = Dataset_Mixed(mixed_sections(folder, pairs), in_memory=True)
     assert [len(each._kept) for each in dataset.sets] == [3, 5]
