@@ -36,11 +36,11 @@ if __name__ == '__main__':
 import torch
 import yaml
 
-from basicsr.inference.memory import keep_all_memory
+from basicsr.inference.memory import is_out_of_memory, keep_all_memory
 from basicsr.models.entry_point import exit_status, option_parser
 from basicsr.models.option_checks import read_options
 from basicsr.models.run_directory import RunDirectory, RunError
-from basicsr.models.training import Training
+from basicsr.models.training import Training, TrainingError
 from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import LAUNCHERS, Process, find_process, join, last_words, leave
 from basicsr.utils.files import ROOT, atomic_write, resolve
@@ -72,10 +72,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     log_to_console()
     again = 'Interrupted. The same command with --auto_resume goes on from the newest state.'
+    status = None
     try:
-        return exit_status(lambda: _train(args), again)
+        status = exit_status(lambda: _train(args), again)
     finally:
-        leave()
+        leave(status)
+    return status
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -83,7 +85,7 @@ def _train(args: argparse.Namespace) -> None:
     process = find_process(args.launcher)
     logger = log_to_console(process.rank)
     options = _options(args, settings, process)
-    device = _device(options, process)
+    device = _device(options, process, args.launcher)
     root = ROOT / 'experiments' / options.name
     # Before the processes have found each other: after that, the first one makes the folder.
     is_new = not root.exists()
@@ -107,9 +109,13 @@ def _train(args: argparse.Namespace) -> None:
         logger.info('%s on %s, %d process(es).', options.name, device, process.world_size)
         try:
             training = Training(options, device, process, directory, args.auto_resume)
-        except BaseException:
+        except BaseException as error:
             if is_new and process.is_main:  # nothing has been trained: the name is free again
                 shutil.rmtree(root, ignore_errors=True)
+            if is_out_of_memory(error):
+                raise TrainingError(
+                    f'{device} is out of memory before the first step; is another process on it?'
+                ) from error
             raise
         snapshot = directory.root / Path(args.opt).name
         if process.is_main and not snapshot.exists():
@@ -128,13 +134,17 @@ def _options(args: argparse.Namespace, settings: list[str], process: Process) ->
         raise
 
 
-def _device(options: Any, process: Process) -> torch.device:
+def _device(options: Any, process: Process, launcher: str) -> torch.device:
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
+    if device.type == 'mps':  # whose fused optimisers do not heed `found_inf`
+        device = torch.device('cpu')
     if device.type == 'cpu':
         keep_all_memory()
     if device.type == 'cuda':
         torch.backends.cudnn.benchmark = True  # the sizes of a stage do not change
-        return resolve_device(f'cuda:{process.local_rank}')
+        # Slurm may show each of its processes a GPU of its own, the first one there.
+        is_own = launcher == 'slurm' and torch.cuda.device_count() == 1
+        return resolve_device(f'cuda:{0 if is_own else process.local_rank}')
     return device
 
 

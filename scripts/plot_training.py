@@ -45,25 +45,30 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
 
 
 def curves(runs: Sequence[Path]) -> Curves:
-    """Of runs one after another: the iterations of each count from the end of the one before. Validation is what was
-    gained over the images as they are, where that is known. Raises HistoryError."""
+    """Of runs one after another: the iterations of each count from the end of the one before, but for a run that
+    was begun with the state of the one before (`path.resume_state`) and counts so by itself. Validation is what was
+    gained over the images as they are, which only a run's beginning knows; where nobody does, it is left out. Raises
+    HistoryError."""
     drawn: Curves = {}
-    start = 0
+    start = end = 0
+    unrestored: dict[tuple[str, str], float] = {}
     for run in runs:
-        unrestored: dict[tuple[str, str], float] = {}
-        last = 0
-        for record in read(run):
-            kind, last = record['kind'], max(last, record['iter'])
+        records = list(read(run))
+        if min((record['iter'] for record in records), default=0) <= end - start:
+            start, unrestored = end, {}
+        for record in records:
+            kind, end = record['kind'], max(end, start + record['iter'])
             for key, value in record.items():
                 if key in ('iter', 'kind') or not isinstance(value, int | float):
                     continue
                 if kind.startswith('input'):
                     unrestored['val' + kind.removeprefix('input'), key] = value
                     continue
+                if kind.startswith('val') and (kind, key) not in unrestored:
+                    continue
                 iterations, values = drawn.setdefault((kind, key), ([], []))
                 iterations.append(start + record['iter'])
                 values.append(value - unrestored.get((kind, key), 0.0))
-        start += last
     if not {LOSS, RATE} <= drawn.keys():
         raise HistoryError(f'{runs[0]}: nothing has been logged of its training')
     return drawn

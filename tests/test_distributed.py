@@ -10,10 +10,11 @@ from functools import cache
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from kill_and_resume import DIE_IN_A_SAVE, ROOT, Runs, command, difference, results, run
 
-from basicsr.utils.dist import LaunchError, Process, join
+from basicsr.utils.dist import LaunchError, Process, join, leave
 
 ENVIRONMENT = {'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', 'HIP_VISIBLE_DEVICES': ''}
 
@@ -247,3 +248,22 @@ def test_a_port_that_is_taken_is_a_sentence(monkeypatch):
         monkeypatch.setenv('MASTER_PORT', str(port))
         with pytest.raises(LaunchError, match=rf'do not find each other at 127\.0\.0\.1:{port} .*; allowed: '):
             join(Process(0, 2), torch.device('cpu'), 'auto', 29500)
+
+
+@pytest.mark.parametrize(('status', 'ends_with'), [(0, None), (1, 1), (130, 130), (None, 1)])
+def test_one_that_stops_alone_does_not_wait_for_the_others_under_nccl(monkeypatch, capfd, status, ends_with):
+    ended, destroyed = [], []
+    monkeypatch.setattr(dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(dist, 'get_backend', lambda: 'nccl')
+    monkeypatch.setattr(dist, 'destroy_process_group', lambda: destroyed.append(1))
+    monkeypatch.setattr(os, '_exit', ended.append)
+    try:
+        if status is None:
+            raise KeyError('what happened')
+        leave(status)
+    except KeyError:
+        leave(status)
+    assert ended == ([] if ends_with is None else [ends_with])
+    if ends_with is None:
+        assert destroyed
+    assert ('what happened' in capfd.readouterr().err) == (status is None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from basicsr.inference.tasks import default_weights, with_tlc
 from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
 from basicsr.utils.checkpoint import build_network, load_weights
-from basicsr.utils.device import precision_name, resolve_device, resolve_precision
+from basicsr.utils.device import precision_name, resolve_device, resolve_precision, without_tf32
 from basicsr.utils.logger import get_logger
 
 _SMALLEST_STRIP_BYTES = 1_000_000
@@ -194,7 +194,8 @@ class Restorer:
                 f'image: found a tensor of {tuple(x_BCHW.shape)} {x_BCHW.dtype}; allowed: (B, C, H, W), float'
             )
         H, W = x_BCHW.shape[-2:]
-        with _memory_sentence(_too_large(H, W, self.device)):
+        exactly = nullcontext() if self.dtype else without_tf32(self.device)
+        with _memory_sentence(_too_large(H, W, self.device)), exactly:
             x_BCHW = x_BCHW.to(self.device)
             if self.tile is None:
                 return self._restore(x_BCHW)
@@ -241,8 +242,9 @@ class Restorer:
         limit = self.memory_limit if self.memory_limit is not None else free_memory(self.device)
         if limit is None or (self.fixed_strips and engine.memory(*padded) <= limit - beside):
             return engine
-        if self.fixed_strips or not engine.fit(*padded, limit - beside):
-            engine.strip_bytes = self.strip_bytes if self.fixed_strips else 1
+        fixed = self.fixed_strips and self.device.type == 'cpu'  # a GPU takes smaller ones all the same
+        if fixed or not engine.fit(*padded, limit - beside):
+            engine.strip_bytes = self.strip_bytes if fixed else 1
             there = 'are free' if self.memory_limit is None else 'are allowed'
             half = '' if engine.dtype.itemsize < 4 or beside else 'precision bf16 needs about half of it, '
             kind, smaller = ('an image', 'tiles') if self.tile is None else ('a tile', 'smaller tiles')

@@ -132,11 +132,14 @@ class StripEngine:
 
     def memory(self, H: int, W: int) -> int:
         """Bytes that a call takes at most for each image, input and output among them; beyond the weights."""
-        strips = max(_TEMPORARIES * self.strip_bytes, _ROW_TEMPORARIES * self._row_bytes(W))
+        row = self._row_bytes(W)
+        strips = max(_TEMPORARIES * min(self.strip_bytes, H * row), _ROW_TEMPORARIES * row)
         return self._at_full_size(H, W) + strips
 
     def fit(self, H: int, W: int, limit: int) -> bool:
         """Makes the strips smaller if need be, so that `memory` is within a limit; whether that is possible."""
+        if self.memory(H, W) <= limit:
+            return True
         left = limit - self._at_full_size(H, W)
         if left < _ROW_TEMPORARIES * self._row_bytes(W):
             return False

@@ -208,8 +208,10 @@ class ImageCleanModel:
         params = self.net.state_dict()
         if not self.averaged:
             return params, None
-        names = [name for name, parameter in self.net.named_parameters() if parameter.requires_grad]
-        return params, {**params, **dict(zip(names, self.averaged, strict=True))}
+        average_of = dict(zip(map(id, self.parameters), self.averaged, strict=True))
+        # A parameter may have several names.
+        named = [(name, id(each)) for name, each in self.net.named_parameters(remove_duplicate=False)]
+        return params, {**params, **{name: average_of[key] for name, key in named if key in average_of}}
 
     def restorer(self) -> Restorer:
         """With a copy of the averaged weights, where there are any, else of the weights as they are."""

@@ -61,11 +61,11 @@ def _largest(model: Any, stages: Stages, batches: TrainingBatches) -> list[int]:
 def _rehearse(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
     """What is missing, if anything; and what the stage takes, for the log, as far as that is known."""
     buffers = [buffer.clone() for buffer in model.net.buffers()]  # statistics, of networks that have some
+    free = free_memory(model.device)  # before: what failed may still hold what it took
     try:
         return (_tried_on_gpu if model.device.type == 'cuda' else _tried)(model, batch, stage)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            free = free_memory(model.device)
             there = f', and {_size(free)} are free' if free is not None else ''
             return f'one step takes more than there is{there}', ''
         if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):

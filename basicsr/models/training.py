@@ -198,13 +198,20 @@ class Training:
                     self.iteration = iteration
                     progress.update()
                     if self._due(self.options.logger.print_freq):
+                        self.model.raise_if_bad()  # waits for the device, which is part of the steps' time
                         steps, now = iteration - since, time.perf_counter()
                         self._log(progress, (now - began) / steps, self.data_time / steps)
                         self.data_time, began, since = 0.0, time.perf_counter(), iteration
+                    before = time.perf_counter()
                     if self.validation_sets and self._due(self.options.val.val_freq):
-                        self._validate()
+                        try:
+                            self._validate()
+                        except Exception:
+                            self._save()  # what was trained is not to be lost with it
+                            raise
                     if self._due(self.options.logger.save_checkpoint_freq):
                         self._save()
+                    began += time.perf_counter() - before
         except NonFiniteError as error:
             raise TrainingError(self._explain(error)) from None
         except RuntimeError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,6 +64,23 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
             'precision: found fp16 on a CPU, where it is neither fast nor safe; allowed: auto, fp32, bf16'
         )
     return _HALF.get(asked)
+
+
+@contextmanager
+def without_tf32(device: torch.device) -> Iterator[None]:
+    """Single precision as it is: PyTorch lets cuDNN round the factors of convolutions to 10 bits (TF32) on its own."""
+    if device.type != 'cuda':
+        yield
+        return
+    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [library.allow_tf32 for library in libraries]
+    try:
+        for library in libraries:
+            library.allow_tf32 = False
+        yield
+    finally:
+        for library, value in zip(libraries, before, strict=True):
+            library.allow_tf32 = value
 
 
 def precision_name(dtype: torch.dtype | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -110,11 +112,22 @@ def join(process: Process, device: torch.device, backend: str, port: int) -> Non
         ) from None
 
 
-def leave() -> None:
+def leave(status: int | None) -> None:
+    """With the exit status; None: with an exception that is on its way.
+
+    NCCL leaves a group with all its processes together. One that stops alone would wait for the others, and they for
+    it: it ends here and now."""
     global _store
     _store = None
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if status != 0 and dist.get_backend() == 'nccl':
+        if status is None:
+            traceback.print_exc()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status or 1)
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference import Restorer
-from basicsr.utils.device import resolve_device
+from basicsr.utils.device import resolve_device, without_tf32
 from scripts.benchmarks.measuring import Memory, check_modes, machine, run_alone, timed, title
 from scripts.benchmarks.networks import load_network, plain
 from scripts.benchmarks.table import Column, Report, Row, fraction, percent, seconds, whole
@@ -77,10 +77,12 @@ def measure(args: argparse.Namespace, task: dict[str, Any]) -> Row:
     memory = Memory(device)
     restore = plain(network, options) if mode == 'plain' else ours(network, device, mode)
     channels = options['inp_channels']
-    with torch.inference_mode():
+    with torch.inference_mode(), without_tf32(device):  # as ours is where it is to be exact
         restore(torch.rand(1, channels, 64, 64, device=device))  # what the libraries prepare once
         image = torch.rand(1, channels, height, width, device=device)
         repeats = args.plain_repeats if mode == 'plain' else args.repeats
+        if device.type == 'cuda':  # the first time libraries try their ways, and memory is asked of the driver
+            restore(image)
         times = [timed(lambda: restore(image), device) for _ in range(repeats)]
     return {'times': times, 'flops': flops, **memory.read()}
 

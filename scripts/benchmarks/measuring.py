@@ -89,6 +89,8 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
         else:
+            if sys.platform != 'linux':
+                raise RuntimeError('memory is measured by /proc; allowed: Linux, or a CUDA device')
             Path('/proc/self/clear_refs').write_text('5')  # the peak is what it is now
             self.before = self._of_process('VmRSS')
 

@@ -355,6 +355,13 @@ def needed(net, H, W, strip_bytes=1, **options):
     return StripEngine(net, strip_bytes=strip_bytes, **options).memory(H, W)
 
 
+def whole_as_a_strip(net, H, W):
+    """Bytes of a temporary for all rows of an image, of which the largest has so many channels: more a strip never
+    takes."""
+    engine = StripEngine(net)
+    return H * W * engine.widest * engine.dtype.itemsize
+
+
 @pytest.fixture
 def used(monkeypatch):
     """The `strip_bytes` of every call of an engine."""
@@ -393,7 +400,7 @@ def test_a_limit_with_room_changes_nothing(used):
     assert used == [STRIP_BYTES_CPU] * 2
     roomy.memory_limit -= 10
     roomy.restore(x)
-    assert used[-1] == STRIP_BYTES_CPU - 1
+    assert used[-1] == whole_as_a_strip(net, 40, 56) - 1
 
 
 def test_free_memory_is_the_limit_unless_there_is_one(free, used):
@@ -402,7 +409,7 @@ def test_free_memory_is_the_limit_unless_there_is_one(free, used):
     one = fp32(net)
     for there, strip_bytes in (
         (whole, STRIP_BYTES_CPU),
-        (whole - 10, STRIP_BYTES_CPU - 1),
+        (whole - 10, whole_as_a_strip(net, 40, 56) - 1),
         (None, STRIP_BYTES_CPU),
     ):
         free(there)
@@ -532,8 +539,8 @@ def test_said_once_however_often_strips_become_smaller(monkeypatch):
 
 def test_out_of_memory_begins_from_the_strips_that_were_chosen(monkeypatch):
     gpu = Gpu(monkeypatch, most=2_000_000)
-    gpu.restorer.memory_limit = needed(tiny(), 40, 56, 6_000_000)
-    gpu.restorer.restore(torch.rand(1, 3, 40, 56))
+    gpu.restorer.memory_limit = needed(tiny(), 256, 256, 6_000_000)
+    gpu.restorer.restore(torch.rand(1, 3, 256, 256))
     assert gpu.strips == [6_000_000, 1_500_000]
 
 
@@ -574,6 +581,25 @@ def test_fixed_strips_become_smaller_too_when_a_gpu_is_out_of_memory(monkeypatch
     gpu = Gpu(monkeypatch, most=STRIP_BYTES // 4, fixed_strips=True)
     gpu.restorer.restore(torch.rand(1, 3, 8, 8))
     assert gpu.strips == [STRIP_BYTES, STRIP_BYTES // 4]
+
+
+def test_fixed_strips_on_a_gpu_without_room_for_them_are_smaller_from_the_beginning(monkeypatch):
+    gpu = Gpu(monkeypatch, most=STRIP_BYTES, fixed_strips=True)
+    gpu.restorer.device = torch.device('cuda')  # says it; the work is the CPU's
+    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, **__: tensor)
+    limit = needed(tiny(), 256, 256, 6_000_000)
+    monkeypatch.setattr(restorer, 'free_memory', lambda device: limit)
+    gpu.restorer.restore(torch.rand(1, 3, 256, 256))
+    assert gpu.strips == [6_000_000]
+    limit = needed(tiny(), 256, 256) - 1
+    with pytest.raises(RestoreError, match=r'needs .* GB are free'):
+        gpu.restorer.restore(torch.rand(1, 3, 256, 256))
+
+
+def test_a_small_image_needs_little_memory():
+    """Whatever strips of larger ones may take."""
+    small, large = (needed(tiny(), side, side, STRIP_BYTES) for side in (64, 4096))
+    assert small < 150e6 < large and small > 10 * whole_as_a_strip(tiny(), 64, 64)
 
 
 def test_other_errors_are_not_tried_again(monkeypatch):

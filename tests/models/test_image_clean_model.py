@@ -17,6 +17,7 @@ from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.utils.device import DeviceError
 from basicsr.utils.dist import Process
 from basicsr.utils.options import load_options
+from basicsr.utils.registry import ARCH_REGISTRY
 
 CPU = torch.device('cpu')
 
@@ -132,6 +133,31 @@ def test_averaged_weights(make):
     plain.load_state_dict(ema)
     with torch.no_grad():
         assert torch.allclose(model.restorer().restore(x), plain(x), atol=1e-6)
+
+
+def test_a_parameter_of_two_names_is_averaged_under_both(make, monkeypatch):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Conv2d(3, 3, 1)
+            self.second = torch.nn.Conv2d(3, 3, 1)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    build = image_clean_model.build
+    monkeypatch.setattr(
+        image_clean_model,
+        'build',
+        lambda registry, section: Tied() if registry is ARCH_REGISTRY else build(registry, section),
+    )
+    model = make(ema_decay=0.5)
+    model.step([batch(1)], 1)
+    params, ema = model.weights()
+    assert torch.equal(ema['first.weight'], ema['second.weight'])
+    assert not torch.equal(ema['first.weight'], params['first.weight'])
+    assert torch.equal(model.restorer().network.second.weight, ema['first.weight'])
 
 
 def test_mixup_is_a_convex_combination_that_the_iteration_decides(make):

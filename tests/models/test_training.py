@@ -13,7 +13,9 @@ import yaml
 from kill_and_resume import ROOT, difference, results
 
 from basicsr import train as entry
+from basicsr.inference.restorer import RestoreError
 from basicsr.losses.pixel_loss import L1Loss
+from basicsr.models import training
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.utils.dist import Process
 from basicsr.utils.logger import get_logger
@@ -282,6 +284,37 @@ def test_half_precision_in_validation_is_refused_before_any_iteration(runs, said
     if not torch.cuda.is_available():
         assert entry.main(['-opt', str(path)]) == 1
         assert 'found fp16 on a CPU' in said() and not run_folder(name).exists()
+
+
+def test_a_validation_that_fails_loses_no_step(runs, monkeypatch, said):
+    def fail(*_, **__):
+        raise RestoreError('no memory for it')
+
+    name, path = runs.option_file()
+    change(path, logger={'save_checkpoint_freq': 100}, val={'val_freq': 5})
+    monkeypatch.setattr(training, 'evaluate', fail)
+    monkeypatch.setattr(training.Training, '_measure_input', lambda _: None)
+    assert entry.main(['-opt', str(path)]) == 1
+    assert 'no memory for it' in said() and state(name, 5)['iteration'] == 5
+
+    monkeypatch.undo()
+    assert entry.main(['-opt', str(path), '--auto_resume']) == 0
+    whole, path = runs.option_file()
+    change(path, logger={'save_checkpoint_freq': 100}, val={'val_freq': 5})
+    assert entry.main(['-opt', str(path)]) == 0
+    ours, theirs = (results(each)['weights']['params'] for each in (name, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_device_that_is_full_before_the_first_step_is_a_sentence(runs, monkeypatch, said):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+
+    name, path = runs.option_file()
+    monkeypatch.setattr(ImageCleanModel, '__init__', full)
+    assert entry.main(['-opt', str(path)]) == 1
+    assert 'cpu is out of memory before the first step' in said() and 'Traceback' not in said()
+    assert not run_folder(name).exists()
 
 
 def test_an_image_too_small_for_a_metric_is_named(runs, said):

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from basicsr.utils.device import PRECISIONS, DeviceError, precision_name, resolve_device, resolve_precision
+from basicsr.utils.device import (
+    PRECISIONS,
+    DeviceError,
+    precision_name,
+    resolve_device,
+    resolve_precision,
+    without_tf32,
+)
 from basicsr.utils.files import ROOT
 
 
@@ -152,3 +159,14 @@ def test_precision_name(dtype, name):
 @pytest.mark.parametrize('name', PRECISIONS[1:])
 def test_precisions_there_and_back(name):
     assert precision_name(resolve_precision(name, torch.device('cuda'))) == name
+
+
+def test_without_tf32_on_a_gpu_and_only_inside():
+    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [library.allow_tf32 for library in libraries]
+    with pytest.raises(KeyError), without_tf32(torch.device('cuda')):
+        assert not any(library.allow_tf32 for library in libraries)
+        raise KeyError
+    with without_tf32(torch.device('cpu')):
+        assert [library.allow_tf32 for library in libraries] == before
+    assert [library.allow_tf32 for library in libraries] == before
