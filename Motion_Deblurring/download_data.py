@@ -30,7 +30,16 @@ if __name__ == '__main__':
 from basicsr.utils.archive import ArchiveError, DamagedArchiveError, unpack_folders
 from basicsr.utils.console import print_any_name
 from basicsr.utils.download import DownloadError, RemoteFile, fetch, fetch_zip_from_drive
-from basicsr.utils.files import ROOT, absolute, held, remove_leftovers, scratch_folder, sync_folder
+from basicsr.utils.files import (
+    ROOT,
+    InUseError,
+    absolute,
+    held,
+    made_folder,
+    remove_leftovers,
+    scratch_folder,
+    sync_folder,
+)
 from basicsr.utils.signals import ending_cleanly
 
 DATASETS = ROOT / 'Motion_Deblurring' / 'Datasets'
@@ -214,12 +223,12 @@ def get_set(datasets: Path, one: DataSet, args: argparse.Namespace) -> str:
         return f'{place} is there already: {one.pairs:,} pairs{kept}'
     if not args.force and all(is_filled(place / kind) for kind in KINDS):
         refuse(place, one)
-    datasets.mkdir(parents=True, exist_ok=True)
     try:
-        with held(datasets / f'.{one.archive}.lock'):
-            fetch_and_unpack(archive, place, one, args)
-    except BlockingIOError:
-        raise DataError(f'{archive}: another process downloads or unpacks it') from None
+        with made_folder(datasets), held(datasets / f'.{one.archive}.lock'):
+            if not is_whole(datasets, one):  # another process may have made it so
+                fetch_and_unpack(archive, place, one, args)
+    except InUseError as error:
+        raise DataError(f'{archive}: {error}') from None
     return f'{place} is there: {one.pairs:,} pairs'
 
 

@@ -30,7 +30,7 @@ if __name__ == '__main__':
 
 from basicsr.utils.arguments import too_small
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import ROOT, absolute, held, remove_leftovers
+from basicsr.utils.files import ROOT, InUseError, absolute, held, remove_leftovers
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -165,8 +165,8 @@ def cut(datasets: Path, task: Task, pairs: Dataset_PairedImage, workers: int) ->
             finally:
                 for folder in folders.values():
                     remove_leftovers(folder)  # of processes that were ended
-    except BlockingIOError:
-        raise DataError(f'{place}: another process is cutting into it') from None
+    except InUseError as error:
+        raise DataError(f'{place}: {error}') from None
     except OSError as error:
         raise DataError(f'{place}: cannot be written: {error.strerror or error}') from None
     for folder in folders.values():

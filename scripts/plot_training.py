@@ -54,7 +54,7 @@ def curves(runs: Sequence[Path]) -> Curves:
     unrestored: dict[tuple[str, str], float] = {}
     for run in runs:
         records = list(read(run))
-        if min((record['iter'] for record in records), default=0) <= end - start:
+        if not _goes_on(records):
             start, unrestored = end, {}
         for record in records:
             kind, end = record['kind'], max(end, start + record['iter'])
@@ -72,6 +72,12 @@ def curves(runs: Sequence[Path]) -> Curves:
     if not {LOSS, RATE} <= drawn.keys():
         raise HistoryError(f'{runs[0]}: nothing has been logged of its training')
     return drawn
+
+
+def _goes_on(records: Sequence[dict[str, Any]]) -> bool:
+    """Whether a run was begun with the state of another one: its first iterations are not in its log."""
+    logged = [record['iter'] for record in records if record['kind'] == 'train'][:2]
+    return bool(logged) and all(record['iter'] for record in records) and logged[0] > logged[-1] - logged[0] > 0
 
 
 def draw(drawn: Curves, output: Path) -> None:

@@ -29,7 +29,15 @@ if __name__ == '__main__':
 
 from basicsr.utils.arguments import too_small
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import absolute, atomic_write, held, scratch_folder, sync_folder
+from basicsr.utils.files import (
+    InUseError,
+    absolute,
+    atomic_write,
+    held,
+    made_folder,
+    scratch_folder,
+    sync_folder,
+)
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -108,8 +116,12 @@ def pack(args: argparse.Namespace) -> int:
     from basicsr.data.paired_image_dataset import Dataset_PairedImage
 
     output = absolute(args.output)
-    if os.path.lexists(output):
-        raise ValueError(f'--output: found {args.output}, which is there already; allowed: a new name')
+
+    def refuse_existing() -> None:
+        if os.path.lexists(output):
+            raise ValueError(f'--output: found {args.output}, which is there already; allowed: a new name')
+
+    refuse_existing()
     dataset = Dataset_PairedImage(
         str(absolute(args.input_dir)),
         str(absolute(args.target_dir)),
@@ -121,8 +133,12 @@ def pack(args: argparse.Namespace) -> int:
         return output.with_name(f'.{output.name}.{suffix}')
 
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with held(hidden('lock')), scratch_folder(output.parent, hidden('tmp')) as folder:
+        with (
+            made_folder(output.parent),
+            held(hidden('lock')),
+            scratch_folder(output.parent, hidden('tmp')) as folder,
+        ):
+            refuse_existing()  # as another process may have made it meanwhile
             with (folder / PIXELS).open('xb') as file:
                 pairs = write_all(file, dataset, args.workers)
                 size = file.tell()
@@ -132,8 +148,8 @@ def pack(args: argparse.Namespace) -> int:
             atomic_write(folder / INDEX, index.encode())
             folder.rename(output)
         sync_folder(output.parent)
-    except BlockingIOError:
-        raise ValueError(f'{args.output}: another process is packing it') from None
+    except InUseError as error:
+        raise ValueError(f'{args.output}: {error}') from None
     except OSError as error:
         raise OSError(f'{args.output}: cannot be written: {error.strerror or error}') from None
     print(f'{index.summary()}, in {args.output}')

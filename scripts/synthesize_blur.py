@@ -42,7 +42,7 @@ from basicsr.data.parallel import in_parallel
 from basicsr.data.sources import DataError, FolderSource, decode
 from basicsr.data.synthetic_blur import BlurParameters, blurred_pair, random_trajectory, to_linear, to_srgb
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import absolute, atomic_write
+from basicsr.utils.files import InUseError, absolute, atomic_write, held, made_folder
 from basicsr.utils.options import OptionError, yaml_value
 from basicsr.utils.signals import ending_cleanly
 
@@ -431,6 +431,16 @@ def synthesize(
 
 def _make(output: Path, settings: dict[str, Any], written: Written, workers: int, overwrite: bool) -> bool:
     """False: it was there already."""
+    try:
+        with made_folder(output), held(output / '.lock'):
+            return _make_alone(output, settings, written, workers, overwrite)
+    except InUseError as error:
+        raise DataError(f'{output}: {error}') from None
+
+
+def _make_alone(
+    output: Path, settings: dict[str, Any], written: Written, workers: int, overwrite: bool
+) -> bool:
     try:
         before = settings_of(output)
     except DataError:

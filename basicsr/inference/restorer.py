@@ -73,7 +73,7 @@ class Restorer:
         tile_overlap: pixels that neighbouring tiles share, 0 ≤ tile_overlap < tile; None: 32, or half a tile.
         multiple: sides are padded to a multiple of this; None: to what the network says it needs.
         fixed_strips: strips do not depend on what is free: the same image gives the same bits again. (On a GPU
-            that is out of memory they become smaller all the same, and that is said.)
+            without room for them they become smaller all the same, and that is said.)
 
     A grey image goes through a 3-channel network as three equal channels, and their plain mean comes out
     (weights of 1/3: no channel is nearer to a grey scene than another). The channels of a colour image go
@@ -253,12 +253,17 @@ class Restorer:
                 f'{what or f"{kind} of {W}×{H} pixels"} needs {(engine.memory(*padded) + beside) / 1e9:.2f} GB of '
                 f'memory on {self.device}, and {limit / 1e9:.2f} GB {there}{less}'
             )
+        if self.fixed_strips:
+            self._tell_of_smaller_strips()
         return engine
 
-    def _take_smaller_strips(self, engine: StripEngine) -> None:
+    def _tell_of_smaller_strips(self) -> None:
         if not self.told:
             get_logger().warning('%s is out of memory: going on with smaller strips', self.device)
             self.told = True
+
+    def _take_smaller_strips(self, engine: StripEngine) -> None:
+        self._tell_of_smaller_strips()
         self.strip_bytes = engine.strip_bytes = engine.strip_bytes // 4
         torch.cuda.empty_cache()
 

@@ -34,8 +34,9 @@ def run_tests(options: Any, device: torch.device, folder: Path) -> Iterator[tupl
     net = load_network(options, device)
     metrics = build_metrics(options)
     sets = validation_sets(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    check_writable(folder)  # before the work of hours
+    check_writable(
+        next(each for each in (folder, *folder.parents) if each.exists())
+    )  # before the work of hours
 
     restorer = build_restorer(net, device, options.val)
     results: dict[str, Evaluation] = {}
@@ -55,6 +56,7 @@ def run_tests(options: Any, device: torch.device, folder: Path) -> Iterator[tupl
 
 def _write(folder: Path, options: Any, results: dict[str, Evaluation]) -> None:
     figures = {name: {'mean': result.means, 'images': result.images} for name, result in results.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     about = {'name': options.name, 'weights': options.path.pretrain_network_g}
     atomic_write(folder / 'metrics.json', as_json({**about, 'datasets': figures}).encode())
     atomic_write(folder / 'metrics.csv', _as_csv(results).encode(errors='backslashreplace'))

@@ -86,6 +86,7 @@ class Training:
         self.model = MODEL_REGISTRY.get(options.model_type)(options, device, process)
         self.best: dict[str, Any] | None = None
         self.iteration = 0  # the last one that is done
+        self.unvalidated = False  # whether its validation was due, and failed
         self.samples: int | None = None  # seen until then, by all processes; None: to be computed
         self._resume(auto_resume)
         if self.validation_sets:
@@ -137,6 +138,7 @@ class Training:
             self.best = best if self.directory.weights_file('best').exists() else None
         self.iteration = state['iteration']
         self.samples = state.get('samples')
+        self.unvalidated = state.get('unvalidated', False)
         self._report_changes(json.loads(state['options']))
         self.logger.info('Resumed after iteration %d.', self.iteration)
 
@@ -163,6 +165,7 @@ class Training:
                 'samples': self.batches.samples_before(self.iteration + 1),
                 'model': self.model.state(),
                 'best': self.best,
+                'unvalidated': self.unvalidated,
                 'options': self.options.model_dump_json(),
             },
         )
@@ -173,6 +176,9 @@ class Training:
     def run(self) -> None:
         total = self.options.train.total_iter
         self._report_batches()
+        if self.unvalidated and self.validation_sets:
+            self._validate_or_save()
+            self._save()
         if self.iteration >= total:
             if self.process.is_main and not self._latest_is_whole():  # a kill may have come before it
                 self.model.save_weights(self.directory.weights_file('latest'), self.iteration)
@@ -204,11 +210,7 @@ class Training:
                         self.data_time, began, since = 0.0, time.perf_counter(), iteration
                     before = time.perf_counter()
                     if self.validation_sets and self._due(self.options.val.val_freq):
-                        try:
-                            self._validate()
-                        except Exception:
-                            self._save()  # what was trained is not to be lost with it
-                            raise
+                        self._validate_or_save()
                     if self._due(self.options.logger.save_checkpoint_freq):
                         self._save()
                     began += time.perf_counter() - before
@@ -335,6 +337,19 @@ class Training:
             )
             self.logger.info('iter 0, %s, not restored: %s', name, _listed(result.means))
             self._record(f'input_{name}', result.means)
+
+    def _validate_or_save(self) -> None:
+        """What was trained is not lost with a validation that fails; a resumed run begins with that."""
+        try:
+            self._validate()
+        except Exception:
+            self.unvalidated = True
+            try:
+                self._save()
+            except OSError as error:
+                self.logger.error('What was trained cannot be saved either: %s', error)
+            raise
+        self.unvalidated = False
 
     def _validate(self) -> None:
         self.model.raise_if_bad()

@@ -52,7 +52,8 @@ def build_metrics(options: Any) -> dict[str, Metric]:
 
 def build_restorer(net: nn.Module, device: torch.device, val: Any) -> Restorer:
     """As the `val` section of an option file says. Figures repeat bit for bit: the strips do not depend on what
-    memory happens to be free. Raises ValueError on what does not fit the network, RestoreError, DeviceError."""
+    memory happens to be free (but on a GPU without room for them, which is said). Raises ValueError on what does not
+    fit the network, RestoreError, DeviceError."""
     return Restorer(
         net,
         device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,21 +67,34 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
     return _HALF.get(asked)
 
 
+_tf32_lock = threading.Lock()
+_tf32_before: list[bool] = []
+_threads_without_tf32 = 0
+
+
 @contextmanager
 def without_tf32(device: torch.device) -> Iterator[None]:
-    """Single precision as it is: PyTorch lets cuDNN round the factors of convolutions to 10 bits (TF32) on its own."""
+    """Single precision as it is: PyTorch lets cuDNN round the factors of convolutions to 10 bits (TF32) on its own,
+    and does so again when no thread is in here any more."""
+    global _threads_without_tf32
     if device.type != 'cuda':
         yield
         return
     libraries = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [library.allow_tf32 for library in libraries]
+    with _tf32_lock:
+        if not _threads_without_tf32:
+            _tf32_before[:] = [library.allow_tf32 for library in libraries]
+            for library in libraries:
+                library.allow_tf32 = False
+        _threads_without_tf32 += 1
     try:
-        for library in libraries:
-            library.allow_tf32 = False
         yield
     finally:
-        for library, value in zip(libraries, before, strict=True):
-            library.allow_tf32 = value
+        with _tf32_lock:
+            _threads_without_tf32 -= 1
+            if not _threads_without_tf32:
+                for library, value in zip(libraries, _tf32_before, strict=True):
+                    library.allow_tf32 = value
 
 
 def precision_name(dtype: torch.dtype | None) -> str:

@@ -111,21 +111,62 @@ def check_writable(folder: Path) -> None:
 
 
 @contextlib.contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Makes a folder, and those above it; what was made and is empty at the end is removed. Raises OSError."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+class InUseError(Exception):
+    """Somebody else is at it."""
+
+
+@contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Makes a file whose holder alone may do something, and removes it at the end. Raises BlockingIOError if another
-    process holds it, OSError if it cannot be made."""
-    with path.open('a+b') as file:
-        if not lock(file):
-            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(path))
-        try:
-            yield
-        finally:
+    """Makes a file whose holder alone may do something, and removes it at the end. In a folder where no file can be
+    made nobody is kept out: nothing can be done there. Raises InUseError, or OSError."""
+    file = _held_file(path)
+    try:
+        yield
+    finally:
+        if file is not None:
+            if sys.platform == 'win32':  # an open file cannot be removed there
+                file.close()
             path.unlink(missing_ok=True)
+            file.close()
+
+
+def _held_file(path: Path) -> IO[bytes] | None:
+    while True:
+        try:
+            file = path.open('a+b')
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            if path.exists():
+                raise InUseError(f'another user is at work on it, or was and has left {path}') from None
+            return None
+        if not lock(file):
+            file.close()
+            raise InUseError('another process is at work on it')
+        # The one before may have removed it after it was opened here.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of some network file systems
 
 
 def lock(file: IO[Any]) -> bool:
-    """Whether this process has an open file for itself, until it closes it or ends. Nobody is kept out on Windows,
-    which has no such lock."""
+    """Whether this process has an open file for itself, until it closes it or ends. Nobody is kept out on Windows and
+    on file systems without such locks."""
     if sys.platform == 'win32':
         return True
     try:
@@ -133,6 +174,9 @@ def lock(file: IO[Any]) -> bool:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     return True
 
 

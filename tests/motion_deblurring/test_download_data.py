@@ -613,7 +613,7 @@ def test_two_commands_do_not_get_one_set(here, drive, capsys):
         assert run('GoPro', 'HIDE') == 1
         other.communicate(b'\n')
     errors, out = said(capsys)
-    assert errors == [f'{here / "out" / "GoPro_test.zip"}: another process downloads or unpacks it']
+    assert errors == [f'{here / "out" / "GoPro_test.zip"}: another process is at work on it']
     assert 'HIDE is there' in out and drive.calls == [download_data.TEST['HIDE'].drive_id]
     assert run('GoPro') == 0  # the lock is gone with its holder
     assert not lock.exists()

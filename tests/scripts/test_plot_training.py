@@ -46,11 +46,12 @@ def test_runs_follow_one_another_and_gains_are_over_the_input(runs):
 def test_a_run_begun_with_the_state_of_another_goes_on_with_its_numbers(runs, tmp_path):
     three = write_run(
         tmp_path / 'three',
-        {'iter': 25, 'kind': 'train', 'loss': 0.2, 'lr': 1e-5, 'stage': 1},
+        {'iter': 20, 'kind': 'train', 'loss': 0.3, 'lr': 1e-5, 'stage': 1},
+        {'iter': 30, 'kind': 'train', 'loss': 0.2, 'lr': 1e-5, 'stage': 1},
         {'iter': 30, 'kind': 'val_a', 'psnr': 22.5},
     )
     drawn = plot_training.curves([runs[0], three, runs[1]])
-    assert drawn['train', 'loss'] == ([10, 20, 25, 35], [0.5, 0.4, 0.2, 0.3])
+    assert drawn['train', 'loss'] == ([10, 20, 20, 30, 35], [0.5, 0.4, 0.3, 0.2, 0.3])
     assert drawn['val_a', 'psnr'] == ([20, 30, 35], [1.5, 2.5, 3.0])
 
 

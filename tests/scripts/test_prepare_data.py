@@ -318,6 +318,7 @@ def test_nothing_is_left_behind_by_a_folder_without_images(here, capsys):
     assert refusal(capsys, *ARGUMENTS, '--input_dir', 'nowhere').startswith(
         f'{here / "nowhere"}: cannot be read as a folder'
     )
+    assert refusal(capsys, *ARGUMENTS, '--input_dir', 'none', '--output', 'new/folder/my.pack')
     said = refusal(capsys, *ARGUMENTS, '--output', 'lq/9.png/my.pack')
     assert said.startswith('lq/9.png/my.pack: cannot be written: ')
     assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq', 'none']
@@ -344,7 +345,7 @@ def test_two_commands_do_not_make_one_pack(here, capsys):
         [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=here
     ) as other:
         assert other.stdout.readline() == b'held\n'
-        assert refusal(capsys, *ARGUMENTS) == 'my.pack: another process is packing it'
+        assert refusal(capsys, *ARGUMENTS) == 'my.pack: another process is at work on it'
         other.communicate(b'\n')
     assert sorted(path.name for path in here.iterdir()) == ['.my.pack.lock', 'gt', 'lq']
 

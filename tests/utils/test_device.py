@@ -167,6 +167,12 @@ def test_without_tf32_on_a_gpu_and_only_inside():
     with pytest.raises(KeyError), without_tf32(torch.device('cuda')):
         assert not any(library.allow_tf32 for library in libraries)
         raise KeyError
+    # Two threads, of which the first to come is the first to go.
+    one, other = (without_tf32(torch.device('cuda')) for _ in range(2))
+    for each in (one.__enter__, other.__enter__, lambda: one.__exit__(None, None, None)):
+        each()
+        assert not any(library.allow_tf32 for library in libraries)
+    other.__exit__(None, None, None)
     with without_tf32(torch.device('cpu')):
         assert [library.allow_tf32 for library in libraries] == before
     assert [library.allow_tf32 for library in libraries] == before

@@ -1,10 +1,28 @@
+import errno
 import json
 import os
 import stat
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
-from basicsr.utils.files import ROOT, absolute, as_json, atomic_write, remove_leftovers, resolve, scratch_folder
+from basicsr.utils import files
+from basicsr.utils.files import (
+    ROOT,
+    InUseError,
+    absolute,
+    as_json,
+    atomic_write,
+    held,
+    lock,
+    made_folder,
+    remove_leftovers,
+    resolve,
+    scratch_folder,
+)
 
 
 def test_root_is_the_repository():
@@ -92,3 +110,75 @@ def test_what_kills_have_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / '.mine.tmp').write_bytes(b'')
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {'file', '.mine.tmp'}
+
+
+OTHER = 'import fcntl, sys; f = open(sys.argv[1], "a+b"); fcntl.lockf(f, 2); print("held", flush=True); input()'
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='locks are POSIX')
+def test_one_process_alone_holds_a_file(tmp_path):
+    path = tmp_path / '.lock'
+    with subprocess.Popen(
+        [sys.executable, '-c', OTHER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b'held\n'
+        with pytest.raises(InUseError, match='another process'), held(path):
+            pytest.fail('held by two')
+        other.communicate(b'\n')
+    with pytest.raises(KeyError), held(path):  # whoever held it is gone
+        assert path.exists()
+        raise KeyError
+    assert not path.exists()
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='locks are POSIX')
+def test_a_file_that_its_holder_removes_meanwhile_is_not_the_one_to_hold(tmp_path, monkeypatch):
+    path = tmp_path / '.lock'
+    calls = []
+
+    def slow_lock(file):
+        calls.append(1)
+        if len(calls) == 1:  # between opening and locking
+            path.unlink()
+        return lock(file)
+
+    monkeypatch.setattr(files, 'lock', slow_lock)
+    with held(path):
+        assert len(calls) == 2 and path.exists()
+    assert not path.exists()
+
+
+def test_where_nothing_can_be_made_nobody_is_kept_out(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr(Path, 'open', refused)
+    with held(tmp_path / '.lock'):
+        pass
+    os.close(os.open(tmp_path / '.lock', os.O_CREAT))  # another user's
+    with pytest.raises(InUseError, match=r'another user .* has left .*\.lock'), held(tmp_path / '.lock'):
+        pytest.fail('of another')
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='locks are POSIX')
+@pytest.mark.parametrize(('error', 'ends'), [(errno.ENOLCK, False), (errno.EIO, True)])
+def test_file_systems_without_locks(tmp_path, monkeypatch, error, ends):
+    def fails(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(files.fcntl, 'lockf', fails)
+    with (tmp_path / 'file').open('w') as file, pytest.raises(OSError) if ends else nullcontext():
+        assert lock(file)
+
+
+def test_folders_made_for_nothing_are_removed(tmp_path):
+    with pytest.raises(KeyError), made_folder(tmp_path / 'a' / 'b'):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'kept').mkdir()
+    with made_folder(tmp_path / 'kept' / 'a'):
+        (tmp_path / 'kept' / 'a' / 'file').touch()
+    with made_folder(tmp_path / 'kept'):
+        (tmp_path / 'kept' / 'a' / 'file').unlink()
+        (tmp_path / 'kept' / 'a').rmdir()
+    assert [path.name for path in tmp_path.iterdir()] == ['kept']
