@@ -45,7 +45,7 @@ from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import LAUNCHERS, Process, find_process, join, last_words, leave
 from basicsr.utils.files import ROOT, atomic_write, resolve
 from basicsr.utils.logger import get_logger, log_to_console, log_to_file
-from basicsr.utils.options import OptionError, read_yaml, without_effect
+from basicsr.utils.options import OptionError
 
 # --debug: enough to see every part of the loop within a minute.
 DEBUG_SETTINGS = ['logger:print_freq=1', 'logger:save_checkpoint_freq=8', 'val:val_freq=8']
@@ -97,9 +97,6 @@ def _train(args: argparse.Namespace) -> None:
             '--force_yml name=ANOTHER_NAME starts a new run' + (f', also from {asked}' if asked else '')
         )
     join(process, device, options.dist_params.backend, options.dist_params.port)
-    ignored = without_effect(read_yaml(Path(args.opt)))
-    if ignored:
-        logger.warning('These options have no effect here: %s', ', '.join(ignored))
     with contextlib.ExitStack() as stack:
         stack.enter_context(last_words(process))
         process.gather(is_new)  # all have looked by now, which joining alone does not mean with every backend

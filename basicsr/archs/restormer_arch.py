@@ -373,7 +373,16 @@ class Restormer(nn.Module):
         dual_pixel_task: bool = False,
     ) -> None:
         super().__init__()
-        self._check(inp_channels, out_channels, dim, num_blocks, heads, LayerNorm_type, dual_pixel_task)
+        self._check(
+            inp_channels,
+            out_channels,
+            dim,
+            num_blocks,
+            num_refinement_blocks,
+            heads,
+            LayerNorm_type,
+            dual_pixel_task,
+        )
 
         def level(channels: int, num_heads: int, count: int) -> nn.Sequential:
             return nn.Sequential(
@@ -414,10 +423,13 @@ class Restormer(nn.Module):
         out_channels: int,
         dim: int,
         num_blocks: list[int],
+        num_refinement_blocks: int,
         heads: list[int],
         LayerNorm_type: str,
         dual_pixel_task: bool,
     ) -> None:
+        if num_refinement_blocks < 0:
+            raise ValueError(f'num_refinement_blocks: found {num_refinement_blocks}; allowed: 0 or more')
         if dim < 2 or dim % 2:
             raise ValueError(f'dim: found {dim}; allowed: an even number of channels')
         for name, values in (('num_blocks', num_blocks), ('heads', heads)):

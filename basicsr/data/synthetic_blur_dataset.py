@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import typing
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,11 @@ class Dataset_SyntheticBlur(BlurParameters, Dataset):
             if not source.names:
                 raise DataError(f'{source.root}: there is no image in it')
         self.photographs = [(source, name) for source in sources for name in source.names]
+        often = Counter(name for _, name in self.photographs)
+        # Several folders may have the same names, and restored images are written under these.
+        self.names = [
+            name if often[name] == 1 else f'{name}-{index}' for index, (_, name) in enumerate(self.photographs)
+        ]
         self._kept: list[Image] = []
         if self.in_memory:
             self._kept = [self._read(index) for index in range(len(self))]
@@ -96,7 +102,7 @@ class Dataset_SyntheticBlur(BlurParameters, Dataset):
         images = dict(zip(('lq', 'gt'), blurred_pair(photograph, generator, self, patch, another), strict=True))
         if is_sample and self.geometric_augs:
             images = random_flip_or_rotation(images, generator)
-        name = self.photographs[index][1]
+        name = self.names[index]
         return {**{kind: to_tensor(image) for kind, image in images.items()}, 'name': name}
 
 

@@ -84,6 +84,9 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
             raise ImageFileError(f'{path} cannot be read: it is no regular file')
+        free = free_memory(torch.device('cpu'))
+        if free is not None and path.stat().st_size > free:
+            raise MemoryError
         data = path.read_bytes()
     except OSError as error:
         raise ImageFileError(f'{path} cannot be read: {error.strerror or error}') from error
@@ -156,8 +159,15 @@ def _without_limits() -> Iterator[None]:
 def _check_room(image: PIL.Image.Image, deep: bool) -> None:
     """Raises MemoryError: Linux would kill, not raise."""
     free = free_memory(torch.device('cpu'))
-    # What the decoder makes and its copy as an array.
-    if free is not None and 2 * image.width * image.height * len(image.getbands()) * (1 + deep) > free:
+    bands = len(image.getbands())
+    stored = 1 if bands == 1 else 4  # bytes of a pixel in Pillow
+    if deep:
+        needed = stored + 6 * bands  # what OpenCV decodes, and copies of it in another order
+    elif image.mode in ('L', 'RGB', 'RGBA'):
+        needed = stored + 2 * bands  # Pillow copies in pieces, and joins them
+    else:
+        needed = stored + 4 + 2 * 4
+    if free is not None and needed * image.width * image.height > free:
         raise MemoryError
 
 

@@ -216,13 +216,16 @@ class ImageCleanModel:
     def restorer(self) -> Restorer:
         """With a copy of the averaged weights, where there are any, else of the weights as they are."""
         params, averaged = self.weights()
-        net = copy.deepcopy(self.net)
+        try:
+            net = copy.deepcopy(self.net)
+        except RuntimeError:  # one that keeps tensors which gradients flow through, as weight_norm does
+            net = build(ARCH_REGISTRY, self.options.network_g).to(self.device, self.dtype)
         net.load_state_dict(averaged or params)
         return build_restorer(net, self.device, self.options.val)
 
     def save_weights(self, path: Any, iteration: int) -> None:
         params, averaged = self.weights()
-        network = {'type': self.options.network_g.type, **arguments(self.options.network_g)}
+        network = {'type': self.options.network_g.type, **arguments(self.options.network_g, mode='json')}
         save_checkpoint(path, params, network, iteration, averaged)
 
     def state(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from basicsr.inference.tasks import TASKS
 from basicsr.models.lr_scheduler import SCHEDULERS
 from basicsr.models.validation import Metric
 from basicsr.utils.files import ROOT, resolve
+from basicsr.utils.logger import get_logger
 from basicsr.utils.options import (
     FOLDER_NAME,
     Key,
@@ -40,6 +41,7 @@ from basicsr.utils.options import (
     dotted,
     read_file,
     show,
+    without_effect,
 )
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, Registry
 
@@ -63,6 +65,8 @@ def read_options(path: str | Path, settings: list[str], purpose: Purpose, world_
     lines = file.report(mistakes)
     if lines or options is None:
         raise OptionError(lines)
+    if ignored := without_effect(data):
+        get_logger().warning('These options have no effect here: %s', ', '.join(ignored))
     return options
 
 
@@ -180,7 +184,9 @@ class _Checks:
             if file and not _exists(file, Path.is_file):
                 allowed = 'a file' if self.purpose == 'test' else 'a file, or ~ for none'
                 parts = _in_repository(file)
-                published = parts[1:2] == ('pretrained_models',)
+                published = any(
+                    parts == (task.folder, 'pretrained_models', task.published) for task in TASKS.values()
+                )
                 hint = (
                     f'; python {parts[0]}/download_data.py --data weights gets the published one'
                     if published
@@ -197,7 +203,8 @@ class _Checks:
         for phase, dataset in self.used_sets.items():
             for name in ('dataroot_gt', 'dataroot_lq', 'meta_info_file'):
                 test = Path.is_file if name == 'meta_info_file' else Path.is_dir
-                if isinstance(dataset.get(name), str) and not _exists(dataset[name], test):
+                root = dataset.get(name)
+                if isinstance(root, str) and not (root and _exists(root, test)):
                     yield ('datasets', phase, name), dataset[name]
             pack = dataset.get('dataroot') if dataset.get('type') == 'Dataset_PackedImage' else None
             if pack is not None and not _exists(pack, Path.is_dir):

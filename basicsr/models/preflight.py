@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import traceback
 from contextlib import nullcontext
 from math import gcd
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from basicsr.data.paired_image_dataset import collate
-from basicsr.data.stages import Stages, TrainingBatches
+from basicsr.data.stages import SampleKey, Stages, TrainingBatches
 from basicsr.inference.memory import free_memory, is_out_of_memory
 from basicsr.utils.logger import get_logger
 
@@ -34,12 +35,25 @@ def check_memory(model: Any, stages: Stages, batches: TrainingBatches, train_set
     for stage in _largest(model, stages, batches):
         iteration = max(batches.first_iteration, 1 + sum(stages.iters[:stage]))
         keys = batches.micro_batch(iteration, batches.mine[0])
-        batch = collate([train_set[key] for key in keys])
+        batch = _batch_of(train_set, keys)
         shortage, taken = _rehearse(model, batch, stage)
         shortages = [text for text in model.process.gather(shortage) if text]
         if shortages:
             raise PreflightError(_advice(model.options, stages, stage, shortages[0]))
         get_logger().info('Stage %d takes the most memory%s: it fits.', stage + 1, taken)
+
+
+def _batch_of(train_set: Any, keys: Any) -> dict[str, Any]:
+    """Raises PreflightError where a dataset of the user's own is not one to train on."""
+    try:
+        return collate([train_set[key] for key in keys])
+    except (LookupError, TypeError, AttributeError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise PreflightError(
+            f'datasets.train: {type(train_set).__name__} gives no training sample ({type(error).__name__}: {error}, in '
+            f'{place.filename}, line {place.lineno}); allowed: a set whose set[key], key a '
+            f'{SampleKey.__module__}.SampleKey, is {{"lq", "gt", "name"}}'
+        ) from error
 
 
 def _largest(model: Any, stages: Stages, batches: TrainingBatches) -> list[int]:

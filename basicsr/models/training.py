@@ -21,7 +21,7 @@ from basicsr.inference.memory import is_out_of_memory
 from basicsr.models.image_clean_model import NonFiniteError
 from basicsr.models.preflight import check_memory
 from basicsr.models.run_directory import RunDirectory, read_state
-from basicsr.models.validation import Evaluation, build_metrics, evaluate
+from basicsr.models.validation import Evaluation, build_metrics, evaluate, files_of
 from basicsr.utils.checkpoint import CheckpointError, read_checkpoint
 from basicsr.utils.dist import Process
 from basicsr.utils.files import resolve
@@ -276,7 +276,7 @@ class Training:
 
     def _explain(self, error: NonFiniteError) -> str:
         keys = self.batches.batch(error.iteration)
-        files = ', '.join(dict.fromkeys(self.train_set.files(key.index) for key in keys))
+        files = ', '.join(dict.fromkeys(files_of(self.train_set, key.index) for key in keys))
         states = sorted(self.directory.states.glob('*.state'))
         left = (
             f'the states in {self.directory.states} are from before it'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -28,15 +29,23 @@ from basicsr.utils.registry import METRIC_REGISTRY
 class Metric:
     """A function of (restored, ground truth), and which way is better."""
 
-    function: Callable[..., float]
+    function: Callable[..., Any]
     settings: dict[str, Any] = field(default_factory=dict)
     higher_is_better: bool = True
 
     def __call__(self, restored: np.ndarray, gt: np.ndarray, data_range: float) -> float:
-        return self.function(restored, gt, **{'data_range': data_range, **self.settings})
+        # A number of any kind, as NumPy and PyTorch have their own.
+        return float(self.function(restored, gt, **{'data_range': data_range, **self.settings}))
 
     def is_better(self, value: float, than: float | None) -> bool:
-        return than is None or (value > than if self.higher_is_better else value < than)
+        if than is None or math.isnan(than):
+            return not math.isnan(value)
+        return value > than if self.higher_is_better else value < than
+
+
+def files_of(dataset: Any, index: int) -> str:
+    """For messages: where a pair comes from, if the dataset tells."""
+    return dataset.files(index) if hasattr(dataset, 'files') else f'pair {index} of {type(dataset).__name__}'
 
 
 def build_metrics(options: Any) -> dict[str, Metric]:
@@ -119,7 +128,7 @@ def evaluate(
                     scores = _measure(pair['lq'], pair['gt'], metrics, rounded)
                     values |= {f'input_{name}': score for name, score in scores.items()}
             except ValueError as error:  # too small for a metric, as a rule
-                raise DataError(f'{dataset.files(index)}: {error}') from None
+                raise DataError(f'{files_of(dataset, index)}: {error}') from None
         if index == 0:
             sample = {kind: _levels(image, deep=False) for kind, image in images.items()}
         mine.append((index, values))
@@ -147,7 +156,7 @@ def restore_pairs(
 def _restored(restore: Callable[[Tensor], Tensor], lq: Tensor, dataset: Any, index: int) -> Tensor:
     restored = restore(to_float(lq)[None])[0].float()
     if not bool(restored.isfinite().all()):  # before the clamp, which makes 1 of infinity
-        raise FloatingPointError(f'{dataset.files(index)}: the restored image is not finite')
+        raise FloatingPointError(f'{files_of(dataset, index)}: the restored image is not finite')
     return restored.clamp(0, 1).cpu()
 
 

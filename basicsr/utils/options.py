@@ -403,11 +403,14 @@ def _options_model(registered: tuple[Any, ...]) -> type[BaseModel]:
     )
 
 
-def arguments(component: BaseModel, base: type[BaseModel] = Section) -> dict[str, Any]:
-    """The keyword arguments that a component's section gives to its class: a copy, free to be changed."""
+def arguments(
+    component: BaseModel, base: type[BaseModel] = Section, mode: Literal['python', 'json'] = 'python'
+) -> dict[str, Any]:
+    """The keyword arguments that a component's section gives to its class: a copy, free to be changed. In mode json
+    they are as in the option file: plain values."""
     not_its = {'type', *base.model_fields} - getattr(component, '_parameters', frozenset())
     keys = component.model_fields_set - not_its
-    return {key: value for key, value in component.model_dump().items() if key in keys}
+    return {key: value for key, value in component.model_dump(mode=mode).items() if key in keys}
 
 
 def build(entries: Registry | dict[str, Any], component: BaseModel, base: type[BaseModel] = Section) -> Any:
@@ -650,7 +653,7 @@ def _with(data: Any, key: Key, value: Any, above: Key = ()) -> Any:
 
 
 def without_effect(data: dict[str, Any]) -> list[str]:
-    """Keys of the file that published option files have, and that do nothing here."""
+    """Keys of the options that published option files have, and that do nothing here."""
     patterns = [re.compile(re.escape(pattern).replace(r'\*', r'[^.]+')) for pattern in WITHOUT_EFFECT]
     return [key for pattern in patterns for key in map(dotted, _all_keys(data)) if pattern.fullmatch(key)]
 

@@ -22,8 +22,11 @@ class Registry:
         self.kind = kind
         self._entries: dict[str, Callable[..., Any]] = {}
 
-    def register(self, name: str | None = None) -> Callable[[T], T]:
-        """Decorator. Raises ValueError if another object already has the name."""
+    def register(self, name: Any = None) -> Any:
+        """Decorator, with the name to register or without, and with or without parentheses; `register(MyNet)` is the
+        same without being one. Raises ValueError if another object already has the name."""
+        if callable(name):
+            return self.register()(name)
 
         def add(entry: T) -> T:
             key = name or entry.__name__

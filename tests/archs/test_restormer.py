@@ -188,6 +188,7 @@ def test_compiles_as_a_graph():
         ({'heads': [1, 2, 4, 7]}, 'heads'),
         ({'heads': [1, 2, 4]}, 'heads'),
         ({'num_blocks': [1, 1, 1]}, 'num_blocks'),
+        ({'num_refinement_blocks': -1}, 'num_refinement_blocks'),
         ({'LayerNorm_type': 'Batch'}, 'LayerNorm_type'),
         ({'inp_channels': 6}, 'out_channels'),
     ],

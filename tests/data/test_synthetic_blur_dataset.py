@@ -167,6 +167,12 @@ def test_every_parameter_is_a_key_with_a_description():
     assert described['shake']['default'] == list(parameters['shake'].default)
 
 
+def test_pairs_of_folders_with_the_same_names_have_names_of_their_own(tmp_path, folder):
+    again = write_photographs(tmp_path / 'again', 'b.png', 'x.png')
+    dataset = Dataset_SyntheticBlur(dataroot_gt=[folder, again])
+    assert [dataset[index]['name'] for index in range(5)] == ['a', 'b-1', 'c', 'b-3', 'x']
+
+
 # --- mixed --------------------------------------------------------------------------------------------------
 
 

@@ -289,12 +289,26 @@ def test_large_profiles_and_texts(tmp_path):
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     write_png(tmp_path / 'a.png', RGB)
-    for free, fits in ((2 * RGB.size, True), (2 * RGB.size - 1, False)):
+    needed = 10 * RGB.size // 3  # four bytes of a pixel in Pillow, and twice three of the array
+    for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(image_files, 'free_memory', lambda device, free=free: free)
         if fits:
             np.testing.assert_array_equal(read_image(tmp_path / 'a.png').pixels, RGB)
         else:
             assert refusal(tmp_path / 'a.png').endswith('does not fit into memory')
+    # A palette becomes colours first.
+    palette = pillow(RGB).quantize(16)
+    palette.save(tmp_path / 'p.png')
+    monkeypatch.setattr(image_files, 'free_memory', lambda device: 13 * palette.width * palette.height)
+    assert read_image(tmp_path / 'p.png').pixels.shape == RGB.shape
+    monkeypatch.setattr(image_files, 'free_memory', lambda device: 13 * palette.width * palette.height - 1)
+    assert refusal(tmp_path / 'p.png').endswith('does not fit into memory')
+    # Nor is a file read that is larger.
+    monkeypatch.setattr(image_files, 'free_memory', lambda device: 1000)
+    with (tmp_path / 'b.png').open('wb') as file:
+        file.truncate(1001)
+    assert refusal(tmp_path / 'b.png').endswith('does not fit into memory')
+    monkeypatch.undo()
     with (tmp_path / 'b.png').open('wb') as file:
         file.truncate(1 << 42)  # takes no room on the disk
     assert refusal(tmp_path / 'b.png').endswith('does not fit into memory')

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from kill_and_resume import options
 from basicsr.data.stages import mixup_generator
 from basicsr.models import image_clean_model
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
+from basicsr.utils.checkpoint import load_weights, network_options
 from basicsr.utils.device import DeviceError
 from basicsr.utils.dist import Process
 from basicsr.utils.options import load_options
@@ -133,6 +136,36 @@ def test_averaged_weights(make):
     plain.load_state_dict(ema)
     with torch.no_grad():
         assert torch.allclose(model.restorer().restore(x), plain(x), atol=1e-6)
+
+
+def test_a_network_that_cannot_be_copied_is_built_again(make, monkeypatch):
+    model = make(ema_decay=0.5)
+    model.step([batch(1)], 1)
+    x = torch.rand(1, 3, 16, 16)
+    expected = model.restorer().restore(x)
+    model.net.product = model.parameters[0] * 2  # with a graph, as weight_norm keeps one
+    assert torch.equal(model.restorer().restore(x), expected)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='a path is written as POSIX has it')
+def test_checkpoints_hold_plain_values_of_the_option_file(tmp_path, make, monkeypatch):
+    class Read(torch.nn.Module):
+        def __init__(self, file: Path) -> None:
+            super().__init__()
+            assert isinstance(file, Path)
+            self.layer = torch.nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    monkeypatch.setitem(ARCH_REGISTRY._entries, 'Read', Read)
+    content = options(tmp_path, 'unit', mixing_augs={'mixup': False})
+    content['network_g'] = {'type': 'Read', 'file': 'a/kernel.npz'}
+    (tmp_path / 'options.yml').write_text(yaml.safe_dump(content))
+    checked, _, mistakes = load_options(tmp_path / 'options.yml')
+    assert not mistakes
+    ImageCleanModel(checked, CPU, Process()).save_weights(tmp_path / 'net.pth', 1)
+    assert network_options(load_weights(tmp_path / 'net.pth')) == content['network_g']
 
 
 def test_a_parameter_of_two_names_is_averaged_under_both(make, monkeypatch):

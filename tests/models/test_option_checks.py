@@ -19,6 +19,7 @@ from basicsr import train as train_entry
 from basicsr.models import option_checks
 from basicsr.models.option_checks import read_options
 from basicsr.utils import files, registry
+from basicsr.utils.logger import get_logger
 from basicsr.utils.options import OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +122,28 @@ def test_without_data_or_weights_test_files_say_where_they_come_from(tmp_path, m
     assert 'quickstart' not in data
     assert 'path.pretrain_network_g: found ' in weights
     assert 'python Motion_Deblurring/download_data.py --data weights gets' in weights
+
+
+def test_weights_in_a_folder_that_only_sounds_like_a_tasks_have_no_hint(check, published):
+    (said,) = check(published, 'path:pretrain_network_g=experiments/pretrained_models/motion_deblurring.pth')
+    assert said.endswith('where there is no file; allowed: a file, or ~ for none')
+
+
+def test_an_empty_name_is_no_folder(check, published):
+    (said,) = check(published, "datasets:train:dataroot_gt=''", "datasets:val:dataroot_lq=''")
+    assert said.startswith('datasets.train.dataroot_gt: found "", where there is no folder')
+    assert 'as for datasets.val.dataroot_lq' in said
+
+
+@pytest.mark.parametrize('purpose', ['train', 'test'])
+def test_options_without_effect_are_named_also_those_of_the_command_line(check, published, caplog, purpose):
+    get_logger().addHandler(caplog.handler)
+    settings = ['scale=4', 'path:pretrain_network_g=README.md']
+    del published['val']['rgb2bgr']
+    assert check(published, *settings, 'val:rgb2bgr=false', purpose=purpose) == []
+    get_logger().removeHandler(caplog.handler)
+    (line,) = caplog.messages
+    assert line.startswith('These options have no effect here: ') and 'scale' in line and 'val.rgb2bgr' in line
 
 
 def test_without_its_data_the_quickstart_says_how_to_make_them(tmp_path, monkeypatch):

@@ -207,6 +207,28 @@ def test_an_allocator_that_fails_is_the_same(prepare, monkeypatch):
     assert all(parameter.grad is None for parameter in model.parameters)
 
 
+class Indexed:
+    """A set that knows nothing of samples."""
+
+    def __getitem__(self, index):
+        return {'lq': [1, 2][index]}
+
+
+class Nameless:
+    def __getitem__(self, key):
+        return {'lq': torch.zeros(3, key.patch, key.patch), 'gt': torch.zeros(3, key.patch, key.patch)}
+
+
+@pytest.mark.parametrize(('data', 'error'), [(Indexed(), 'TypeError'), (Nameless(), 'KeyError')])
+def test_a_set_that_is_none_to_train_on_is_a_sentence(prepare, data, error):
+    model, stages, batches, _ = prepare()
+    name = type(data).__name__
+    with pytest.raises(
+        PreflightError, match=rf'datasets\.train: {name} gives no training sample \({error}: .*SampleKey'
+    ):
+        check_memory(model, stages, batches, data)
+
+
 def test_other_errors_are_not_taken_for_it(prepare, monkeypatch):
     model, *rest = prepare()
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import basicsr.metrics  # noqa: F401  registers them
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.metrics.psnr_ssim import calculate_psnr
-from basicsr.models.validation import Metric, build_metrics, evaluate
+from basicsr.models.validation import Metric, build_metrics, evaluate, files_of
 from basicsr.utils.dist import Process
 from basicsr.utils.options import load_options
 
@@ -153,6 +153,18 @@ val:
         assert not metric.is_better(worse, better)
         assert not metric.is_better(better, better)
         assert metric.is_better(worse, None)
+        assert not metric.is_better(math.nan, None) and not metric.is_better(math.nan, worse)
+        assert metric.is_better(worse, math.nan)
+
+
+@pytest.mark.parametrize('number', [np.float32(0.5), np.array(0.5), torch.tensor(0.5)])
+def test_a_metric_may_give_any_kind_of_number(number):
+    result = evaluate(lambda x: x, Pairs(images(1), images(1)), {'half': Metric(lambda *_, **__: number)})
+    assert type(result.images[0]['half']) is float and result.means['half'] == 0.5
+
+
+def test_a_dataset_need_not_know_its_files():
+    assert files_of(object(), 3) == 'pair 3 of object'
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])

@@ -864,3 +864,18 @@ def test_the_schema_describes_the_keys():
     paired = definitions['Dataset_PairedImage']['properties']
     assert paired['dataroot_lq']['description'] and paired['gt_size']['description']
     assert 'title' not in restormer['properties']['dim']
+
+
+def test_a_class_is_registered_with_and_without_parentheses():
+    nets = registry.Registry('net')
+
+    @nets.register
+    class Bare: ...
+
+    class Called: ...
+
+    class Named: ...
+
+    assert nets.register(Called) is Called and nets.register('other')(Named) is Named
+    assert (nets.get('Bare'), nets.get('Called'), nets.get('other')) == (Bare, Called, Named)
+    assert isinstance(Bare, type)
