@@ -111,14 +111,20 @@ def command(option_file: Path, *arguments: str) -> list[str]:
 
 def run(arguments: list[str], killed_after: float | None = None) -> subprocess.CompletedProcess[str]:
     """Runs to the end, or for some seconds. One thread: the same sums in the same order."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     with tempfile.TemporaryFile('w+') as output:
-        process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            arguments, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             process.wait(timeout=killed_after)
         except subprocess.TimeoutExpired:
             process.kill()  # the run itself; its loader's workers notice later
             process.wait()
+        except BaseException:  # a test that takes too long, or Ctrl-C: nothing goes on behind it
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
         output.seek(0)
         return subprocess.CompletedProcess(arguments, process.returncode, output.read())
 
@@ -166,9 +172,12 @@ class Runs:
         self.names: list[str] = []
         make_images(folder)
 
+    def name(self) -> str:
+        self.names.append(f'test-{uuid.uuid4().hex[:8]}')
+        return self.names[-1]
+
     def option_file(self, **train: object) -> tuple[str, Path]:
-        name = f'test-{uuid.uuid4().hex[:8]}'
-        self.names.append(name)
+        name = self.name()
         path = self.folder / f'{name}.yml'
         path.write_text(yaml.safe_dump(options(self.folder, name, **train)))
         return name, path

@@ -99,7 +99,10 @@ def by_slurm(processes, path, folder, monkeypatch):
     monkeypatch.setenv('PATH', str(folder), prepend=os.pathsep)
     for name, value in {'NTASKS': str(processes), 'JOB_NODELIST': 'node', 'SUBMIT_DIR': str(ROOT)}.items():
         monkeypatch.setenv(f'SLURM_{name}', value)
-    monkeypatch.setenv('MASTER_PORT', str(20_000 + os.getpid() % 20_000))
+    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        monkeypatch.setenv('MASTER_PORT', str(free.getsockname()[1]))
     return run([str(ROOT / 'scripts' / 'train_slurm.sh'), str(path)])
 
 

@@ -14,9 +14,10 @@ import yaml
 from kill_and_resume import options
 
 from basicsr.data.stages import mixup_generator
+from basicsr.inference import Restorer
 from basicsr.models import image_clean_model
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
-from basicsr.utils.checkpoint import load_weights, network_options
+from basicsr.utils.checkpoint import CheckpointError, load_weights, network_options
 from basicsr.utils.device import DeviceError
 from basicsr.utils.dist import Process
 from basicsr.utils.options import load_options
@@ -27,11 +28,14 @@ CPU = torch.device('cpu')
 
 @pytest.fixture
 def make(tmp_path):
-    def make(**train):
+    def make(val=None, path=None, network_g=None, **train):
         content = options(tmp_path, 'unit', **{'mixing_augs': {'mixup': False}, 'ema_decay': 0, **train})
-        path = tmp_path / 'options.yml'
-        path.write_text(yaml.safe_dump(content))
-        checked, _, mistakes = load_options(path)
+        content['val'].update(val or {})
+        content['network_g'].update(network_g or {})
+        content['path'] = path or {}
+        file = tmp_path / 'options.yml'
+        file.write_text(yaml.safe_dump(content))
+        checked, _, mistakes = load_options(file)
         assert not mistakes
         return ImageCleanModel(checked, CPU, Process())
 
@@ -136,6 +140,32 @@ def test_averaged_weights(make):
     plain.load_state_dict(ema)
     with torch.no_grad():
         assert torch.allclose(model.restorer().restore(x), plain(x), atol=1e-6)
+
+
+@pytest.mark.parametrize('val', [{'tlc': 8}, {'tile': 16, 'tile_overlap': 4}, {'tile': 16}])
+def test_validation_restores_as_the_options_say(make, val):
+    model = make(val=val)
+    x = torch.rand(1, 3, 40, 32)
+    found = model.restorer().restore(x)
+    assert torch.equal(found, Restorer(model.net, CPU, 'fp32', **val).restore(x))
+    assert not torch.allclose(found, Restorer(model.net, CPU, 'fp32').restore(x), atol=1e-5)
+
+
+def test_training_starts_from_the_weights_that_are_asked_for(make, tmp_path):
+    first = make()
+    with torch.no_grad():
+        for parameter in first.parameters:
+            parameter.add_(torch.randn_like(parameter))
+    first.save_weights(tmp_path / 'net.pth', 1)
+    given = {'pretrain_network_g': str(tmp_path / 'net.pth')}
+    assert same(make(path=given).net.state_dict(), first.net.state_dict())
+
+    more_blocks = {'num_blocks': [2, 1, 1, 1]}
+    with pytest.raises(CheckpointError):
+        make(path=given, network_g=more_blocks)
+    larger = make(path={**given, 'strict_load_g': False}, network_g=more_blocks).net.state_dict()
+    assert len(larger) > len(first.net.state_dict())
+    assert all(torch.equal(larger[name], tensor) for name, tensor in first.net.state_dict().items())
 
 
 def test_a_network_that_cannot_be_copied_is_built_again(make, monkeypatch):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import resource
 import shlex
 import signal
 import subprocess
@@ -334,13 +333,9 @@ def test_frames_that_are_no_pairs(here, capsys, workers):
 
 
 @pytest.mark.parametrize('workers', ['0', '1'])
-def test_a_full_disk(here, capsys, workers):
-    usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, most))  # then writing fails, as on a full disk
-    try:
+def test_a_full_disk(here, capsys, workers, small_files):
+    with small_files(300):
         said = refusal(capsys, '--workers', workers)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
     assert said == f'{here}/sets/train/GoPro/input_crops/2-1.png cannot be written: File too large'
     assert not [name for name in crops(here) if not name.endswith('.png')]
     assert run() == 0

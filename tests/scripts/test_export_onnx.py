@@ -253,7 +253,9 @@ def test_as_a_program_without_arguments_from_another_folder(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
     )
-    assert (done.returncode, done.stderr) == (0, '')
+    # ONNX Runtime may complain of a graphics card that it does not know.
+    said = [line for line in done.stderr.splitlines() if 'onnxruntime:Default' not in line]
+    assert (done.returncode, said) == (0, [])
     name = f'{default_weights("motion_deblurring").stem}.onnx'
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert name in done.stdout

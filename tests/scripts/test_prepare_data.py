@@ -4,7 +4,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -264,13 +263,9 @@ class TestNothingIsLeftBehindBy:
         assert said == f'{here / "lq" / "12.png"}: is empty, cut short, or not an image'
         assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq']
 
-    def test_a_full_disk(self, here, capsys, workers, untouched):
-        usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, most))  # then writing fails, as on a full disk
-        try:
+    def test_a_full_disk(self, here, capsys, workers, untouched, small_files):
+        with small_files(4000):
             said = refusal(capsys, *ARGUMENTS, '--workers', workers)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
         assert said == 'my.pack: cannot be written: File too large'
 
     @pytest.mark.parametrize('place', ['first', 'last'])

@@ -412,7 +412,7 @@ def test_what_cannot_be_written_is_a_sentence(tmp_path, photographs, workers):
     command = ['--output', 'set', '--sharp_dir', photographs, '--per_image', '1', '--workers', str(workers)]
     limited = f'ulimit -f 8; exec "{sys.executable}" "$@"'  # a file may have 8 KiB, as on a disk that is full
     result = subprocess.run(
-        ['bash', '-c', limited, 'bash', SCRIPT, *command], cwd=tmp_path, capture_output=True, text=True
+        ['bash', '-c', limited, 'bash', '-B', SCRIPT, *command], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     assert re.search(r'set/train/\w+/a-1\.png: cannot be written: File too large$', result.stderr.strip())
