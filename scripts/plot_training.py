@@ -54,7 +54,7 @@ def curves(runs: Sequence[Path]) -> Curves:
     unrestored: dict[tuple[str, str], float] = {}
     for run in runs:
         records = list(read(run))
-        if not _goes_on(records):
+        if not _goes_on(records, end - start):
             start, unrestored = end, {}
         for record in records:
             kind, end = record['kind'], max(end, start + record['iter'])
@@ -74,10 +74,14 @@ def curves(runs: Sequence[Path]) -> Curves:
     return drawn
 
 
-def _goes_on(records: Sequence[dict[str, Any]]) -> bool:
-    """Whether a run was begun with the state of another one: its first iterations are not in its log."""
-    logged = [record['iter'] for record in records if record['kind'] == 'train'][:2]
-    return bool(logged) and all(record['iter'] for record in records) and logged[0] > logged[-1] - logged[0] > 0
+def _goes_on(records: Sequence[dict[str, Any]], before: int) -> bool:
+    """Whether a run was begun with the state of another one, of `before` iterations: the first are not in its log."""
+    logged = [record['iter'] for record in records if record['kind'] == 'train'][:3]
+    if not logged or not all(record['iter'] for record in records):
+        return False
+    if len(logged) < 3:  # the last line of a run comes early
+        return logged[0] > before
+    return logged[0] > max(logged[1] - logged[0], logged[2] - logged[1])
 
 
 def draw(drawn: Curves, output: Path) -> None:

@@ -62,9 +62,12 @@ class Dataset_SyntheticBlur(BlurParameters, Dataset):
         self.photographs = [(source, name) for source in sources for name in source.names]
         often = Counter(name for _, name in self.photographs)
         # Several folders may have the same names, and restored images are written under these.
-        self.names = [
-            name if often[name] == 1 else f'{name}-{index}' for index, (_, name) in enumerate(self.photographs)
-        ]
+        self.names = []
+        for index, (_, name) in enumerate(self.photographs):
+            own = name if often[name] == 1 else f'{name}-{index}'
+            while own != name and own in often:
+                own += '-'
+            self.names.append(own)
         self._kept: list[Image] = []
         if self.in_memory:
             self._kept = [self._read(index) for index in range(len(self))]

@@ -22,7 +22,7 @@ from basicsr.models.validation import build_restorer
 from basicsr.utils.checkpoint import CheckpointError, save_checkpoint
 from basicsr.utils.device import resolve_precision
 from basicsr.utils.dist import Process
-from basicsr.utils.options import arguments, build
+from basicsr.utils.options import arguments, build, plain_arguments
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
 # With fp16: as many steps in a row without a finite gradient end the run. Each halves the factor of the loss, which
@@ -225,7 +225,7 @@ class ImageCleanModel:
 
     def save_weights(self, path: Any, iteration: int) -> None:
         params, averaged = self.weights()
-        network = {'type': self.options.network_g.type, **arguments(self.options.network_g, mode='json')}
+        network = {'type': self.options.network_g.type, **plain_arguments(self.options.network_g)}
         save_checkpoint(path, params, network, iteration, averaged)
 
     def state(self) -> dict[str, Any]:

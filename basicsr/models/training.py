@@ -354,11 +354,12 @@ class Training:
     def _validate(self) -> None:
         self.model.raise_if_bad()
         restorer = self.model.restorer()
-        for position, (name, dataset) in enumerate(self.validation_sets.items()):
+        results: dict[str, Evaluation] = {}
+        for name, dataset in self.validation_sets.items():
             folder = (
                 self.directory.visualization / name / str(self.iteration) if self.options.val.save_img else None
             )
-            result = evaluate(
+            results[name] = evaluate(
                 restorer.restore,
                 dataset,
                 self.metrics,
@@ -367,7 +368,8 @@ class Training:
                 process=self.process,
                 title=f'validating on {name}',
             )
-            self.logger.info('iter %d, %s: %s', self.iteration, name, _listed(result.means))
+            self.logger.info('iter %d, %s: %s', self.iteration, name, _listed(results[name].means))
+        for position, (name, result) in enumerate(results.items()):  # of all sets, or of none if one fails
             self._record(f'val_{name}', result.means)
             if self.tensorboard and result.sample:
                 self.tensorboard.add_image(

@@ -119,7 +119,7 @@ def made_folder(path: Path) -> Iterator[None]:
         yield
     finally:
         for folder in made:
-            if not any(folder.iterdir()):
+            with contextlib.suppress(OSError):  # something is in it, or another process was first
                 folder.rmdir()
 
 
@@ -156,8 +156,9 @@ def _held_file(path: Path) -> IO[bytes] | None:
             file.close()
             raise InUseError('another process is at work on it')
         # The one before may have removed it after it was opened here.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
         file.close()
 
 

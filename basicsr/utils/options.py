@@ -403,14 +403,25 @@ def _options_model(registered: tuple[Any, ...]) -> type[BaseModel]:
     )
 
 
-def arguments(
-    component: BaseModel, base: type[BaseModel] = Section, mode: Literal['python', 'json'] = 'python'
-) -> dict[str, Any]:
-    """The keyword arguments that a component's section gives to its class: a copy, free to be changed. In mode json
-    they are as in the option file: plain values."""
+def arguments(component: BaseModel, base: type[BaseModel] = Section) -> dict[str, Any]:
+    """The keyword arguments that a component's section gives to its class: a copy, free to be changed."""
     not_its = {'type', *base.model_fields} - getattr(component, '_parameters', frozenset())
     keys = component.model_fields_set - not_its
-    return {key: value for key, value in component.model_dump(mode=mode).items() if key in keys}
+    return {key: value for key, value in component.model_dump().items() if key in keys}
+
+
+def plain_arguments(component: BaseModel) -> dict[str, Any]:
+    """The same to keep in a file: what Python alone has, such as a Path, is as it is in the option file."""
+    in_file = component.model_dump(mode='json')
+    return {key: value if _is_plain(value) else in_file[key] for key, value in arguments(component).items()}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(each) for item in value.items() for each in item)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def build(entries: Registry | dict[str, Any], component: BaseModel, base: type[BaseModel] = Section) -> Any:

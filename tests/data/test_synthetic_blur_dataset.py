@@ -168,9 +168,10 @@ def test_every_parameter_is_a_key_with_a_description():
 
 
 def test_pairs_of_folders_with_the_same_names_have_names_of_their_own(tmp_path, folder):
-    again = write_photographs(tmp_path / 'again', 'b.png', 'x.png')
+    again = write_photographs(tmp_path / 'again', 'b.png', 'b-1.png')
     dataset = Dataset_SyntheticBlur(dataroot_gt=[folder, again])
-    assert [dataset[index]['name'] for index in range(5)] == ['a', 'b-1', 'c', 'b-3', 'x']
+    names = [dataset[index]['name'] for index in range(5)]
+    assert names[0] == 'a' and names[2] == 'c' and len({*names}) == 5
 
 
 # --- mixed --------------------------------------------------------------------------------------------------

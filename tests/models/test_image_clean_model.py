@@ -180,7 +180,7 @@ def test_a_network_that_cannot_be_copied_is_built_again(make, monkeypatch):
 @pytest.mark.skipif(os.name != 'posix', reason='a path is written as POSIX has it')
 def test_checkpoints_hold_plain_values_of_the_option_file(tmp_path, make, monkeypatch):
     class Read(torch.nn.Module):
-        def __init__(self, file: Path) -> None:
+        def __init__(self, file: Path, size: tuple[int, int]) -> None:
             super().__init__()
             assert isinstance(file, Path)
             self.layer = torch.nn.Conv2d(3, 3, 1)
@@ -190,12 +190,13 @@ def test_checkpoints_hold_plain_values_of_the_option_file(tmp_path, make, monkey
 
     monkeypatch.setitem(ARCH_REGISTRY._entries, 'Read', Read)
     content = options(tmp_path, 'unit', mixing_augs={'mixup': False})
-    content['network_g'] = {'type': 'Read', 'file': 'a/kernel.npz'}
+    content['network_g'] = {'type': 'Read', 'file': 'a/kernel.npz', 'size': [3, 4]}
     (tmp_path / 'options.yml').write_text(yaml.safe_dump(content))
     checked, _, mistakes = load_options(tmp_path / 'options.yml')
     assert not mistakes
     ImageCleanModel(checked, CPU, Process()).save_weights(tmp_path / 'net.pth', 1)
-    assert network_options(load_weights(tmp_path / 'net.pth')) == content['network_g']
+    stored = network_options(load_weights(tmp_path / 'net.pth'))
+    assert stored == {**content['network_g'], 'size': (3, 4)}
 
 
 def test_a_parameter_of_two_names_is_averaged_under_both(make, monkeypatch):

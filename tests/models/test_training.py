@@ -288,15 +288,18 @@ def test_half_precision_in_validation_is_refused_before_any_iteration(runs, said
 
 @pytest.mark.parametrize('last', [5, 20])  # in the middle, and at the end
 def test_a_validation_that_fails_loses_no_step(runs, monkeypatch, said, last):
+    def two_sets(path):
+        return {'val_2': yaml.safe_load(path.read_text())['datasets']['val']}
+
     evaluate = training.evaluate
 
     def fail(*arguments, title, **options):
-        if title.startswith('validating'):
+        if title == 'validating on val_2':
             raise RestoreError('no memory for it')
         return evaluate(*arguments, title=title, **options)
 
     name, path = runs.option_file()
-    change(path, logger={'save_checkpoint_freq': last}, val={'val_freq': last})
+    change(path, logger={'save_checkpoint_freq': last}, val={'val_freq': last}, datasets=two_sets(path))
     monkeypatch.setattr(training, 'evaluate', fail)
     for again in ([], ['--auto_resume']):
         assert entry.main(['-opt', str(path), *again]) == 1
@@ -305,7 +308,7 @@ def test_a_validation_that_fails_loses_no_step(runs, monkeypatch, said, last):
     monkeypatch.undo()
     assert entry.main(['-opt', str(path), '--auto_resume']) == 0
     whole, path = runs.option_file()
-    change(path, logger={'save_checkpoint_freq': last}, val={'val_freq': last})
+    change(path, logger={'save_checkpoint_freq': last}, val={'val_freq': last}, datasets=two_sets(path))
     assert entry.main(['-opt', str(path)]) == 0
     ours, theirs = results(name), results(whole)
     for found in (ours, theirs):

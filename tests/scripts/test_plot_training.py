@@ -49,10 +49,18 @@ def test_a_run_begun_with_the_state_of_another_goes_on_with_its_numbers(runs, tm
         {'iter': 20, 'kind': 'train', 'loss': 0.3, 'lr': 1e-5, 'stage': 1},
         {'iter': 30, 'kind': 'train', 'loss': 0.2, 'lr': 1e-5, 'stage': 1},
         {'iter': 30, 'kind': 'val_a', 'psnr': 22.5},
+        {'iter': 35, 'kind': 'train', 'loss': 0.1, 'lr': 1e-5, 'stage': 1},
     )
+    short = write_run(
+        tmp_path / 'short',
+        {'iter': 10, 'kind': 'train', 'loss': 0.2, 'lr': 1e-5, 'stage': 1},
+        {'iter': 15, 'kind': 'train', 'loss': 0.1, 'lr': 1e-5, 'stage': 1},
+    )
+    drawn = plot_training.curves([runs[0], short])
+    assert drawn['train', 'loss'] == ([10, 20, 30, 35], [0.5, 0.4, 0.2, 0.1])
     drawn = plot_training.curves([runs[0], three, runs[1]])
-    assert drawn['train', 'loss'] == ([10, 20, 20, 30, 35], [0.5, 0.4, 0.3, 0.2, 0.3])
-    assert drawn['val_a', 'psnr'] == ([20, 30, 35], [1.5, 2.5, 3.0])
+    assert drawn['train', 'loss'] == ([10, 20, 20, 30, 35, 40], [0.5, 0.4, 0.3, 0.2, 0.1, 0.3])
+    assert drawn['val_a', 'psnr'] == ([20, 30, 40], [1.5, 2.5, 3.0])
 
 
 def test_a_last_line_that_a_kill_has_cut_is_left_out(runs):
