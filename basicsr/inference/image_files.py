@@ -10,12 +10,10 @@ import io
 import os
 import stat
 import struct
-import threading
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from natsort import natsorted
 from basicsr.data.sources import IMAGE_SUFFIXES
 from basicsr.inference.memory import free_memory
 from basicsr.utils.files import atomic_write
+from basicsr.utils.overrides import Overrides
 
 _KINDS = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')  # Pillow's names of those
@@ -96,7 +95,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
         raise ImageFileError(f'{path} is empty')
     try:
         # Without formats that run a program (PostScript).
-        with _without_limits(), PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with _NO_LIMITS.within(), PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageFileError(f'{path} has {image.width}×{image.height} pixels; allowed: {MAX_PIXELS:,}')
             deep = _is_deep(image, data)
@@ -126,34 +125,11 @@ class _Unsupported(Exception):  # noqa: N818
 
 # Pillow's limits, of a whole process: 179 million pixels, which real photographs exceed, and 1 MB of colour profile or
 # text in a PNG.
-_LIMITS = (
+_NO_LIMITS = Overrides(
     (PIL.Image, 'MAX_IMAGE_PIXELS', None),
     (PIL.PngImagePlugin, 'MAX_TEXT_CHUNK', 1 << 26),
     (PIL.PngImagePlugin, 'MAX_TEXT_MEMORY', 1 << 28),
 )
-_limits_lock = threading.Lock()
-_limits_before: list[int | None] = []
-_threads_without_limits = 0
-
-
-@contextmanager
-def _without_limits() -> Iterator[None]:
-    """The limits are back when no thread is in here any more."""
-    global _threads_without_limits
-    with _limits_lock:
-        if not _threads_without_limits:
-            _limits_before[:] = [getattr(module, name) for module, name, _ in _LIMITS]
-            for module, name, value in _LIMITS:
-                setattr(module, name, value)
-        _threads_without_limits += 1
-    try:
-        yield
-    finally:
-        with _limits_lock:
-            _threads_without_limits -= 1
-            if not _threads_without_limits:
-                for (module, name, _), value in zip(_LIMITS, _limits_before, strict=True):
-                    setattr(module, name, value)
 
 
 def _check_room(image: PIL.Image.Image, deep: bool) -> None:

@@ -34,9 +34,8 @@ def run_tests(options: Any, device: torch.device, folder: Path) -> Iterator[tupl
     net = load_network(options, device)
     metrics = build_metrics(options)
     sets = validation_sets(options)
-    check_writable(
-        next(each for each in (folder, *folder.parents) if each.exists())
-    )  # before the work of hours
+    # Before the work of hours.
+    check_writable(next(each for each in (folder, *folder.parents) if each.exists()))
 
     restorer = build_restorer(net, device, options.val)
     results: dict[str, Evaluation] = {}

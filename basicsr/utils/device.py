@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+
+from basicsr.utils.overrides import Overrides
 
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
 
@@ -67,34 +67,15 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
     return _HALF.get(asked)
 
 
-_tf32_lock = threading.Lock()
-_tf32_before: list[bool] = []
-_threads_without_tf32 = 0
+_NO_TF32 = Overrides(
+    (torch.backends.cudnn, 'allow_tf32', False), (torch.backends.cuda.matmul, 'allow_tf32', False)
+)
 
 
-@contextmanager
-def without_tf32(device: torch.device) -> Iterator[None]:
+def without_tf32(device: torch.device) -> AbstractContextManager[None]:
     """Single precision as it is: PyTorch lets cuDNN round the factors of convolutions to 10 bits (TF32) on its own,
     and does so again when no thread is in here any more."""
-    global _threads_without_tf32
-    if device.type != 'cuda':
-        yield
-        return
-    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
-    with _tf32_lock:
-        if not _threads_without_tf32:
-            _tf32_before[:] = [library.allow_tf32 for library in libraries]
-            for library in libraries:
-                library.allow_tf32 = False
-        _threads_without_tf32 += 1
-    try:
-        yield
-    finally:
-        with _tf32_lock:
-            _threads_without_tf32 -= 1
-            if not _threads_without_tf32:
-                for library, value in zip(libraries, _tf32_before, strict=True):
-                    library.allow_tf32 = value
+    return _NO_TF32.within() if device.type == 'cuda' else nullcontext()
 
 
 def precision_name(dtype: torch.dtype | None) -> str:
