@@ -33,7 +33,7 @@ FAKE_SCONTROL = '#!/usr/bin/env bash\n[[ "$*" == "show hostnames node" ]] && ech
 
 # Runs train.py with a change to one process: what it does in iteration 6.
 STOP_ONE = """
-import os, signal, sys, time
+import contextlib, os, signal, sys
 from basicsr.data.sources import DataError
 from basicsr.models.image_clean_model import ImageCleanModel
 real = ImageCleanModel.step
@@ -44,7 +44,13 @@ def step(self, batches, iteration, *rest):
 ImageCleanModel.step = step
 from basicsr.train import main
 status = main(sys.argv[1:])
-time.sleep(5)  # the launcher ends the others when one is gone: first they find out for themselves
+if os.environ['RANK'] == '1':
+    # Gone for the other, and not for the launcher, which would end the other before it can say why.
+    sys.stdout.flush()
+    for file in range(3, 1000):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(file, False)
+    os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)'])
 sys.exit(status)
 """
 
