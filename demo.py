@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from basicsr.utils.arguments import add_tlc
+from basicsr.utils.arguments import add_tlc, user_path
 from basicsr.utils.console import print_any_name
 from basicsr.utils.files import ROOT
 from basicsr.utils.signals import ending_cleanly
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--input_dir',
-        type=Path,
+        type=user_path,
         default=ROOT / 'demo' / 'degraded',
         metavar='FILE_OR_FOLDER',
         help='an image, or a folder of images (png, jpg, bmp, tif, webp; folders in it are not entered); '
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--result_dir',
-        type=Path,
+        type=user_path,
         default=ROOT / 'demo' / 'restored',
         metavar='FOLDER',
         help='results go into <FOLDER>/<task>/, as PNG with the depth, alpha and colour profile of the input, '
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--weights',
-        type=Path,
+        type=user_path,
         metavar='FILE',
         help="a checkpoint, of this repository's training or a published one; default: the task's published "
         'weights if you have downloaded them, else those that come with the repository',
@@ -100,7 +100,14 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
     import numpy as np
     from tqdm import tqdm
 
-    from basicsr.inference.image_files import ImageFileError, list_images, output_names, read_image, write_png
+    from basicsr.inference.image_files import (
+        ImageFileError,
+        left_alone,
+        list_images,
+        output_names,
+        read_image,
+        write_png,
+    )
     from basicsr.inference.restorer import RestoreError, Restorer
     from basicsr.inference.tasks import default_weights, find_task, with_tlc
     from basicsr.utils.checkpoint import build_network, load_weights
@@ -132,6 +139,9 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
 
     print(used)
     print(f'device: {restorer.device}, {restorer.precision}' + (', TLC' if tlc else ''), flush=True)
+
+    if others := left_alone(args.input_dir, folder):
+        print(f'left alone in {args.input_dir}: {others}', file=sys.stderr)
 
     names = output_names(inputs)
     protected = {_identity(path) for path in inputs} - {None}

@@ -3,17 +3,22 @@
     python Motion_Deblurring/evaluate.py                                     # all test sets, the published weights
     python Motion_Deblurring/evaluate.py --datasets GoPro HIDE --weights FILE --tlc
     python Motion_Deblurring/evaluate.py --datasets GoPro --restored_dir FOLDER    # no network: images of FOLDER
-    python Motion_Deblurring/evaluate.py --input_dir A --target_dir B --limit 20   # pairs of one's own
+    python Motion_Deblurring/evaluate.py --input_dir A --target_dir B --limit 20   # pairs of one's own, the weights of
+                                                                                   # the demo
 
 GoPro and HIDE (protocol gopro): PSNR, SSIM-3D (MATLAB's ssim of an RGB array, the papers') and SSIM-2D (of each
 colour). RealBlur (protocol realblur): PSNR and SSIM after alignment to the target, as published, with the number of
-images whose alignment did not converge (they are measured where they are), and PSNR without alignment, on luma and on
-RGB. All of 8-bit images (16 where the target has them), as mean over the images, for the blurred image and the result.
+images whose alignment did not converge (they are measured where they are); without alignment PSNR of luma, and the
+three of GoPro. All of 8-bit images (16 where the target has them), as mean over the images, for the blurred image and
+the result.
 
 The weights of this repository are measured as demo.py uses them, with TLC; all others without, unless told otherwise.
 Images are restored in single precision and in strips of a fixed height, and measured meanwhile by --workers
-processes, on whose number nothing depends. Exit status: 0 if all that was asked for was measured (without --datasets:
-what is there), 1 if something was not, 2 on a wrong argument or if there is nothing to measure, 130 after Ctrl-C.
+processes, on whose number nothing depends. An image that cannot be read, restored or measured is named and left out;
+what was measured until Ctrl-C is shown and written.
+
+Exit status: 0 if all that was asked for was measured (without --datasets: what is there), 1 if something was not, 2 on
+a wrong argument or if there is nothing to measure, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.utils.arguments import add_tlc, too_small
+from basicsr.utils.arguments import add_tlc, too_small, user_path
 from basicsr.utils.console import print_any_name
 from basicsr.utils.files import ROOT, absolute, as_json, atomic_write, check_writable
 from basicsr.utils.signals import ending_cleanly
@@ -44,7 +49,6 @@ if TYPE_CHECKING:
 
     from basicsr.data.paired_image_dataset import Dataset_PairedImage
     from basicsr.inference import Restorer
-    from basicsr.models.validation import Evaluation
 
 DATA = ROOT / 'Motion_Deblurring' / 'Datasets' / 'test'
 TASK = 'motion_deblurring'
@@ -66,6 +70,8 @@ PROTOCOLS = {
         Figure('ssim_aligned', 'SSIM, aligned', 3),
         Figure('psnr_y', 'PSNR of luma', 2),
         Figure('psnr', 'PSNR', 2),
+        Figure('ssim_3d', 'SSIM-3D', 3),
+        Figure('ssim_2d', 'SSIM-2D', 3),
     ),
 }
 ALIGNED = 'aligned'  # in the JSON, of each image: whether its alignment converged
@@ -98,14 +104,17 @@ def parser() -> argparse.ArgumentParser:
     )
     pairs.add_argument(
         '--data_dir',
-        type=Path,
+        type=user_path,
         default=DATA,
         metavar='FOLDER',
         help='where <SET>/input and <SET>/target are; default: Motion_Deblurring/Datasets/test of the repository',
     )
-    pairs.add_argument('--input_dir', type=Path, metavar='FOLDER', help="blurred images of one's own")
+    pairs.add_argument('--input_dir', type=user_path, metavar='FOLDER', help="blurred images of one's own")
     pairs.add_argument(
-        '--target_dir', type=Path, metavar='FOLDER', help='sharp images of the same names as the blurred ones'
+        '--target_dir',
+        type=user_path,
+        metavar='FOLDER',
+        help='sharp images of the same names as the blurred ones',
     )
     pairs.add_argument(
         '--protocol',
@@ -118,9 +127,10 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_argument_group('what to measure')
     what.add_argument(
         '--weights',
-        type=Path,
+        type=user_path,
         metavar='FILE',
-        help="a checkpoint, of this repository's training or a published one; default: the published one",
+        help="a checkpoint, of this repository's training or a published one; default: the published one; for "
+        "pairs of one's own, if it is not there, the one that comes with the repository",
     )
     add_tlc(what)
     what.add_argument(
@@ -131,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         '--restored_dir',
-        type=Path,
+        type=user_path,
         metavar='FOLDER',
         help='measure images restored elsewhere, with the names of the sharp ones, in <FOLDER>/<SET> or, for one set, '
         'in FOLDER itself',
@@ -140,16 +150,18 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         '--workers',
         type=int,
-        default=os.cpu_count() or 1,
         metavar='N',
         help='processes that measure; default: as many as there are processors',
     )
     how.add_argument(
-        '--save_dir', type=Path, metavar='FOLDER', help='also write the results, as <FOLDER>/<SET>/<name>.png'
+        '--save_dir',
+        type=user_path,
+        metavar='FOLDER',
+        help='also write the results, as <FOLDER>/<SET>/<name>.png',
     )
     how.add_argument(
         '--json',
-        type=Path,
+        type=user_path,
         metavar='FILE',
         help='also write all figures, those of each image, too; null: infinite, as the PSNR of equal images is',
     )
@@ -213,6 +225,7 @@ def evaluate_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
+    from basicsr.data.parallel import processors
     from basicsr.inference import RestoreError
 
     places, missing = chosen_places(args)
@@ -235,18 +248,25 @@ def evaluate_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -
         about |= {'weights': weights, 'precision': restorer.precision, 'tlc': tlc}
 
     results: dict[str, Any] = {}
+    failures = bool(args.datasets and missing)
+    workers = args.workers or processors()
     # Not forked: a copy of a process that has threads, or a GPU, may wait for ever.
-    with ProcessPoolExecutor(args.workers, get_context('spawn'), start_worker) as pool:
+    with ProcessPoolExecutor(workers, get_context('spawn'), start_worker) as pool:
         try:
             for one in sets:
-                result = evaluate(one, restorer, pool, args.workers)
-                print(f'\n{title(one)}\n{table(one, result)}', flush=True)
-                results[one.name] = as_data(one, result)
-                if args.json:  # after each: the next may take hours
-                    atomic_write(absolute(args.json), as_json({**about, 'datasets': results}).encode())
+                done = Measured([], [])
+                try:
+                    evaluate(one, restorer, pool, workers, done)
+                finally:  # what there is, of however few images: they may have taken hours
+                    failures |= bool(done.failed)
+                    if done.images:
+                        print(f'\n{title(one, done)}\n{table(one, done)}', flush=True)
+                        results[one.name] = as_data(one, done)
+                        if args.json:
+                            atomic_write(absolute(args.json), as_json({**about, 'datasets': results}).encode())
         finally:
             pool.shutdown(cancel_futures=True)
-    return 1 if args.datasets and missing else 0
+    return 1 if failures else 0
 
 
 # --- what to measure on -------------------------------------------------------------------------------------
@@ -342,17 +362,19 @@ def chosen_places(args: argparse.Namespace) -> tuple[list[Place], list[str]]:
 def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str, bool | int]:
     """And the weights and the TLC it has. Raises CheckpointError, DeviceError, ValueError, RestoreError."""
     from basicsr.inference import Restorer
-    from basicsr.inference.tasks import TASKS, with_tlc
+    from basicsr.inference.tasks import TASKS, default_weights, with_tlc
     from basicsr.utils.checkpoint import CheckpointError, build_network, load_weights
 
     path = args.weights
-    if path is None:
+    if path is None and args.input_dir:
+        path = default_weights(TASK)
+    elif path is None:
         task = TASKS[TASK]
         path = ROOT / task.folder / 'pretrained_models' / task.published
         if not path.is_file():
             raise CheckpointError(
                 f'{path}: found no published weights; allowed: these, which {DOWNLOAD} weights gets, or others '
-                'with --weights'
+                f'with --weights, as {task.shipped_file}'
             )
     weights = load_weights(path)
     tlc = with_tlc(path, args.tlc)
@@ -364,57 +386,79 @@ def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str, bool | int]
     return restorer, f'{weights.path}' + (f' ({weights.key})' if weights.key else ''), tlc
 
 
-def restored_images(one: TestSet, restorer: Restorer | None) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
-    """As `restore_pairs` gives them; without a restorer from the files. Raises what it raises."""
+def restored_image(one: TestSet, restorer: Restorer | None, index: int) -> tuple[dict[str, Any], Tensor]:
+    """A pair, and its result, (C, H, W) in [0, 1]: of the network, or, without a restorer, from its file. Raises what
+    `restore_pairs` raises."""
     from basicsr.data.paired_image_dataset import to_float
     from basicsr.data.sources import DataError
     from basicsr.models.validation import restore_pairs
 
     if restorer is not None:
-        yield from restore_pairs(restorer.restore, one.pairs, range(one.count), one.place.save)
-        return
+        ((_, pair, restored),) = restore_pairs(restorer.restore, one.pairs, [index], one.place.save)
+        return pair, restored
     assert one.restored is not None
-    numbers = {name: number for number, name in enumerate(one.restored.names)}
-    for index in range(one.count):
-        number = numbers[one.pairs.names[index]]
-        pair, restored = one.pairs[index], one.restored[number]['lq']
-        if restored.shape != pair['gt'].shape:
-            found, allowed = ('{2}x{1}'.format(*image.shape) for image in (restored, pair['gt']))
-            raise DataError(
-                f'{one.restored.files(number)}: found {found}; allowed: the size of its target, {allowed}'
-            )
-        yield index, pair, to_float(restored)
+    number = one.restored.names.index(one.pairs.names[index])
+    pair, restored = one.pairs[index], one.restored[number]['lq']
+    if restored.shape != pair['gt'].shape:
+        found, allowed = ('{2}x{1}'.format(*image.shape) for image in (restored, pair['gt']))
+        raise DataError(
+            f'{one.restored.files(number)}: found {found}; allowed: the size of its target, {allowed}'
+        )
+    return pair, to_float(restored)
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def evaluate(one: TestSet, restorer: Restorer | None, pool: Executor, workers: int) -> Evaluation:
-    """Raises DataError, RestoreError, ImageFileError, FloatingPointError, ChildProcessError."""
+class Measured(NamedTuple):
+    """What came out for a set: the figures of each image that could be measured, in the set's order, and a sentence
+    about each other."""
+
+    images: list[dict[str, Any]]
+    failed: list[str]
+
+
+def evaluate(one: TestSet, restorer: Restorer | None, pool: Executor, workers: int, done: Measured) -> None:
+    """Fills `done`. Raises what would fail for other images, too: ImageFileError (a result cannot be written),
+    FloatingPointError, ChildProcessError."""
     from concurrent.futures.process import BrokenProcessPool
 
     from tqdm import tqdm
 
     from basicsr.data.sources import DataError
-    from basicsr.models.validation import Evaluation, levels_like, means
+    from basicsr.inference import RestoreError
+    from basicsr.models.validation import levels_like
 
-    def jobs() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        for _, pair, restored in restored_images(one, restorer):
-            images = levels_like(pair['gt'], restored, pair['lq'], pair['gt'])
-            yield one.protocol, dict(zip(('restored', 'lq', 'gt'), images, strict=True))
+    with tqdm(desc=one.name, total=one.count, unit='image', leave=False, disable=None) as bar:
 
-    rows: list[dict[str, Any]] = []
-    measured = in_order(pool, jobs(), 2 * workers)
-    try:
-        for figures in tqdm(measured, one.name, one.count, unit='image', leave=False, disable=None):
-            rows.append({'name': one.pairs.names[len(rows)], **figures})
-    except BrokenProcessPool:
-        raise ChildProcessError(
-            f'{one.name}: a process that measures has died, perhaps for want of memory; fewer --workers take less'
-        ) from None
-    except MeasureError as error:
-        raise DataError(f'{one.pairs.files(len(rows))}: {error}') from None
-    return Evaluation(rows, means(rows))
+        def fail(sentence: str) -> None:
+            done.failed.append(sentence)
+            bar.write(f'not measured: {sentence}', file=sys.stderr)
+            bar.update()
+
+        def jobs() -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
+            for index in range(one.count):
+                try:
+                    pair, restored = restored_image(one, restorer, index)
+                except (DataError, RestoreError) as error:
+                    fail(str(error))
+                    continue
+                images = levels_like(pair['gt'], restored, pair['lq'], pair['gt'])
+                yield index, one.protocol, dict(zip(('restored', 'lq', 'gt'), images, strict=True))
+
+        try:
+            for index, job in in_order(pool, jobs(), 2 * workers):
+                try:
+                    figures = job.result()
+                except MeasureError as error:
+                    fail(f'{one.pairs.files(index)}: {error}')
+                    continue
+                done.images.append({'name': one.pairs.names[index], **figures})
+                bar.update()
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                f'{one.name}: a process that measures has died, perhaps for want of memory; fewer --workers take less'
+            ) from None
 
 
 class MeasureError(ValueError):
@@ -424,15 +468,23 @@ class MeasureError(ValueError):
 NO_MEMORY = 'cannot be measured in the memory there is; fewer --workers take less'
 
 
-def in_order(pool: Executor, jobs: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[dict[str, Any]]:
-    """`measure(*job)` of each; no more than `ahead` jobs are waiting at a time, as each holds images."""
+def in_order(
+    pool: Executor, jobs: Iterable[tuple[int, str, dict[str, np.ndarray]]], ahead: int
+) -> Iterator[tuple[int, Future[dict[str, float | bool]]]]:
+    """`measure` of each job, (index, *arguments), with the index, and done if `ahead` others are waiting; no more wait
+    at a time, as each holds images. What stops the jobs is raised after those before it."""
     waiting: deque[Any] = deque()
-    for job in jobs:
-        waiting.append(pool.submit(measure, *job))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    stopped: Exception | None = None
+    try:
+        for index, *job in jobs:
+            waiting.append((index, pool.submit(measure, *job)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+    except Exception as error:
+        stopped = error
+    yield from waiting
+    if stopped is not None:
+        raise stopped
 
 
 def start_worker() -> None:
@@ -474,19 +526,19 @@ def figures_of(protocol: str, image: np.ndarray, target: np.ndarray) -> dict[str
     from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim, calculate_ssim_3d
     from basicsr.metrics.realblur import calculate_aligned
 
-    psnr = calculate_psnr(image, target)
+    plain = {
+        'psnr': calculate_psnr(image, target),
+        'ssim_3d': calculate_ssim_3d(image, target),
+        'ssim_2d': calculate_ssim(image, target),
+    }
     if protocol == 'gopro':
-        return {
-            'psnr': psnr,
-            'ssim_3d': calculate_ssim_3d(image, target),
-            'ssim_2d': calculate_ssim(image, target),
-        }
+        return plain
     aligned = calculate_aligned(image, target)
     return {
         'psnr_aligned': aligned.psnr,
         'ssim_aligned': aligned.ssim,
         'psnr_y': calculate_psnr(image, target, test_y_channel=True),
-        'psnr': psnr,
+        **plain,
         ALIGNED: aligned.converged,
     }
 
@@ -494,12 +546,14 @@ def figures_of(protocol: str, image: np.ndarray, target: np.ndarray) -> dict[str
 # --- what is said -------------------------------------------------------------------------------------------
 
 
-def title(one: TestSet) -> str:
-    there = len(one.pairs)
-    if one.count == there:
+def title(one: TestSet, done: Measured) -> str:
+    there, measured = len(one.pairs), len(done.images)
+    if measured == there:
         return f'{one.name}: {there:,} images'
     apart = '; the published figures are of all' if published(one) else ''
-    return f'{one.name}: the first {one.count:,} of {there:,} images alone (--limit){apart}'
+    limit = f'the first {one.count:,} of ' if one.count < there else ''
+    of = '' if measured == one.count else f'{measured:,} of '
+    return f'{one.name}: {of}{limit}{there:,} images alone{" (--limit)" if limit else ""}{apart}'
 
 
 def published(one: TestSet) -> dict[str, dict[str, float]]:
@@ -507,43 +561,47 @@ def published(one: TestSet) -> dict[str, dict[str, float]]:
     return {method: sets[one.name] for method, sets in PUBLISHED.items() if one.name in sets}
 
 
-def table(one: TestSet, result: Evaluation) -> str:
+def table(one: TestSet, done: Measured) -> str:
     """A line for each figure: of the blurred images, of the results, and as published, if it is."""
     from basicsr.models.testing import fixed_width
+    from basicsr.models.validation import means
 
-    methods = published(one)
+    methods, mean = published(one), means(done.images)
     rows = [['', 'blurred', 'result', *(f'{method}, published' for method in methods)]]
     for key, name, digits in PROTOCOLS[one.protocol]:
-        ours = [f'{result.means[start + key]:.4f}' for start in ('input_', '')]
+        ours = [f'{mean[start + key]:.4f}' for start in ('input_', '')]
         theirs = [f'{figures[key]:.{digits}f}' if key in figures else '-' for figures in methods.values()]
         rows.append([name, *ours, *theirs])
-    if lost := not_aligned(one, result):
+    if lost := not_aligned(one, done):
         rows.append(['images not aligned', *map(str, lost.values()), *('-' for _ in methods)])
     return '\n'.join(fixed_width(rows))
 
 
-def not_aligned(one: TestSet, result: Evaluation) -> dict[str, int]:
+def not_aligned(one: TestSet, done: Measured) -> dict[str, int]:
     """How many blurred images, and how many results; nothing if this protocol does not align."""
     if one.protocol != 'realblur':
         return {}
     return {
-        what: sum(not image[start + ALIGNED] for image in result.images)
+        what: sum(not image[start + ALIGNED] for image in done.images)
         for what, start in (('blurred', 'input_'), ('result', ''))
     }
 
 
-def as_data(one: TestSet, result: Evaluation) -> dict[str, Any]:
+def as_data(one: TestSet, done: Measured) -> dict[str, Any]:
     """For JSON."""
-    lost = not_aligned(one, result)
+    from basicsr.models.validation import means
+
+    lost = not_aligned(one, done)
     return {
         'protocol': one.protocol,
         'input_dir': str(one.place.input),
         'target_dir': str(one.place.target),
         'images_there': len(one.pairs),
         'published': published(one),
-        'mean': result.means,
+        'mean': means(done.images),
         **({'not_aligned': lost} if lost else {}),
-        'images': result.images,
+        **({'not_measured': done.failed} if done.failed else {}),
+        'images': done.images,
     }
 
 

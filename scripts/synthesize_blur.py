@@ -6,8 +6,9 @@ photographs inside the scikit-image wheel, to try the training out (it is no ben
     python scripts/synthesize_blur.py --output my_set --model shake6d --sharp_dir PHOTOGRAPHS --sheet look.png
 
 The set is `<output>/{train,val}/{input,target}/<photograph>-<n>.png` (n from 1; input is the blurred image),
-and `<output>/settings.json` says how it was made, or is being made. The same settings give the same bytes; a
-larger --per_image adds pairs and leaves the first ones as they were. With --sharp_dir all is in `train`.
+and `<output>/settings.json` says how it was made, or is being made. The same settings give the same bytes, and the same
+command goes on where it was ended; a larger --per_image adds pairs and leaves the first ones as they are. With
+--sharp_dir all is in `train`.
 
 `--model kernel` blurs a whole photograph with one kernel. No built-in photograph is in both train and val, but
 blur is: pair n of every photograph has kernel n, as in the benchmark of Levin et al. (CVPR 2009; 4 photographs
@@ -41,8 +42,9 @@ from numpy.typing import NDArray
 from basicsr.data.parallel import in_parallel
 from basicsr.data.sources import DataError, FolderSource, decode
 from basicsr.data.synthetic_blur import BlurParameters, blurred_pair, random_trajectory, to_linear, to_srgb
+from basicsr.utils.arguments import user_path
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import InUseError, absolute, atomic_write, held, made_folder
+from basicsr.utils.files import InUseError, absolute, atomic_write, held, made_folder, remove_leftovers
 from basicsr.utils.options import OptionError, yaml_value
 from basicsr.utils.signals import ending_cleanly
 
@@ -150,7 +152,7 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     encoded, data = cv2.imencode(path.suffix, image)
     assert encoded
     try:
-        path.write_bytes(data.tobytes())  # cv2.imwrite returns False when the disk is full; this raises
+        atomic_write(path, data.tobytes())  # a pair that is there is whole, whatever ends the command
     except OSError as error:  # in a sentence, as it may come from another process
         raise DataError(f'{path}: cannot be written: {error.strerror or error}') from None
 
@@ -234,26 +236,27 @@ def _listed(value: Any) -> Any:
 
 
 class Written:
-    """`written[i]` writes a pair."""
+    """`written[i]` writes the pair `missing[i]`."""
 
     def __init__(
         self, output: Path, photographs: Photographs, model: KernelBlur | ShakeBlur, per_image: int, seed: int
     ) -> None:
         self.output, self.photographs, self.model, self.seed = output, photographs, model, seed
         self.pairs = photographs.pairs(per_image)
+        self.missing = self.pairs
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.missing)
 
     def __getitem__(self, index: int) -> None:
-        pair = self.pairs[index]
+        pair = self.missing[index]
         blurred, sharp = self.model.pair(self.photographs, pair, self.seed)
         for role, image in (('input', blurred), ('target', sharp)):
             write_image(self.output / pair.split / role / pair.name, image)
 
 
-def is_complete(output: Path, pairs: list[Pair]) -> bool:
-    files = (output / pair.split / role / pair.name for pair in pairs for role in ('input', 'target'))
+def is_there(output: Path, pair: Pair) -> bool:
+    files = (output / pair.split / role / pair.name for role in ('input', 'target'))
     return all(path.is_file() and path.stat().st_size for path in files)  # empty: after a power cut
 
 
@@ -267,7 +270,10 @@ def settings_of(output: Path) -> dict[str, Any] | None:
     try:
         settings = json.loads(path.read_bytes())
         photographs = settings['photographs']
-        if all(split in PHOTOGRAPHS and [*map(str, names)] == names for split, names in photographs.items()):
+        named = all(
+            split in PHOTOGRAPHS and [*map(str, names)] == names for split, names in photographs.items()
+        )
+        if named and isinstance(settings['per_image'], int):
             return settings
     except FileNotFoundError:
         return None
@@ -278,21 +284,28 @@ def settings_of(output: Path) -> dict[str, Any] | None:
     )
 
 
-def clear(output: Path, splits: Mapping[str, Iterable[str]]) -> None:
-    """Delete an earlier set, of photographs by split. Raises FileExistsError, and deletes nothing, if its folders
-    hold anything else."""
+def own_files(output: Path, splits: Mapping[str, Iterable[str]]) -> list[Path]:
+    """What is in the folders of a set of photographs by split. Raises FileExistsError if anything else is."""
     stems = {Path(name).stem for names in splits.values() for name in names}
     folders = [folder for folder in folders_of(output, splits) if folder.is_dir()]
+    for folder in folders:
+        remove_leftovers(folder)
     found = [path for folder in folders for path in sorted(folder.iterdir())]
     for path in found:
         stem, _, number = path.stem.rpartition('-')
         if not (path.is_file() and path.suffix == '.png' and stem in stems and number.isdecimal()):
             raise FileExistsError(f'{path} is not from this script; choose another --output or move it away')
-    for path in found:
+    return found
+
+
+def clear(output: Path, splits: Mapping[str, Iterable[str]]) -> None:
+    """Delete an earlier set, of photographs by split. Raises FileExistsError, and deletes nothing, if its folders
+    hold anything else."""
+    for path in own_files(output, splits):
         path.unlink()
     (output / SETTINGS_FILE).unlink(missing_ok=True)  # last: it says which files are the set's
     # An empty folder looks like a set.
-    for folder in [*folders, *(output / split for split in splits)]:
+    for folder in [*folders_of(output, splits), *(output / split for split in splits)]:
         if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -373,7 +386,7 @@ def synthesize(
     workers: int = 0,
     sheet: str | Path | None = None,
 ) -> dict[str, int]:
-    """Make the set, or leave it alone if it is there with the same settings.
+    """Make the set, or what is missing of it.
 
     Args:
         output: folder of the set.
@@ -392,9 +405,9 @@ def synthesize(
         sheet: picture to write, of some sharp and blurred pictures side by side.
 
     Returns the number of pairs written, {'train': n, 'val': m}; all are 0 if the set was there already.
-    Raises FileExistsError if there is a set with other settings, or a set that does not say its settings (unless
-    `overwrite`), or someone's own images; a set that was never finished is made anew without being asked;
-    ValueError on arguments that make no sense, on photographs that cannot be read and on what cannot be written.
+    Raises FileExistsError if there is a set with other settings, finished or not, or a set that does not say its
+    settings (unless `overwrite`), or someone's own images; ValueError on arguments that make no sense, on photographs
+    that cannot be read and on what cannot be written.
     """
     blurring = blur_model(model, blur_length, noise, shake, parameters)
     if per_image < 1:
@@ -423,24 +436,20 @@ def synthesize(
                 f'sharp_dir: found {sharp_dir}, a folder of the set to be made; allowed: another one'
             )
     written = Written(output, photographs, blurring, per_image, seed)
-    made = _make(output, settings, written, workers, overwrite)
-    if sheet is not None:
-        write_sheet(Path(sheet), output, written.pairs)
-    return {split: made * per_image * len(names) for split, names in photographs.splits.items()}
-
-
-def _make(output: Path, settings: dict[str, Any], written: Written, workers: int, overwrite: bool) -> bool:
-    """False: it was there already."""
     try:
         with made_folder(output), held(output / '.lock'):
-            return _make_alone(output, settings, written, workers, overwrite)
+            _make_alone(output, settings, written, workers, overwrite)
     except InUseError as error:
         raise DataError(f'{output}: {error}') from None
+    if sheet is not None:
+        write_sheet(Path(sheet), output, written.pairs)
+    splits = [pair.split for pair in written.missing]
+    return {split: splits.count(split) for split in photographs.splits}
 
 
 def _make_alone(
     output: Path, settings: dict[str, Any], written: Written, workers: int, overwrite: bool
-) -> bool:
+) -> None:
     try:
         before = settings_of(output)
     except DataError:
@@ -455,22 +464,32 @@ def _make_alone(
                     f'{output} holds {found[0].relative_to(output)} and no {SETTINGS_FILE}, which would say that it is '
                     'from this script; --overwrite replaces what has the name of a pair to be made'
                 )
-        elif UNFINISHED not in before:
-            if before != settings:
-                raise FileExistsError(f'{output} holds a set made with other settings; --overwrite replaces it')
-            if is_complete(output, written.pairs):
-                return False
+        elif not _goes_on(before, settings):
+            kind = 'an unfinished set' if UNFINISHED in before else 'a set'
+            raise FileExistsError(f'{output} holds {kind} made with other settings; --overwrite replaces it')
     splits: dict[str, list[str]] = {}
     for each in (before, settings):
         for split, names in each['photographs'].items() if each else ():
             splits.setdefault(split, []).extend(names)
-    clear(output, splits)
+    if overwrite:
+        clear(output, splits)
+    else:
+        written.missing = [pair for pair in written.pairs if not is_there(output, pair)]
+        if not written.missing and before == settings:
+            return
+        own_files(output, splits)
     for folder in folders_of(output, written.photographs.splits):
         folder.mkdir(parents=True, exist_ok=True)
     write_settings(output, {UNFINISHED: True, **settings})  # so that another run knows whose the images are
     in_parallel(written, workers, 'synthesize_blur', lambda _: None)
     write_settings(output, settings)
-    return True
+
+
+def _goes_on(before: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a set is a part of the one to be made."""
+    apart = ('per_image', UNFINISHED)
+    alike = [{key: value for key, value in each.items() if key not in apart} for each in (before, settings)]
+    return alike[0] == alike[1] and before['per_image'] <= settings['per_image']
 
 
 def write_settings(output: Path, settings: dict[str, Any]) -> None:
@@ -493,8 +512,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument('--output', type=Path, default=DEFAULT_OUTPUT, help='folder of the set')
-    parser.add_argument('--sharp_dir', type=Path, help='folder of photographs; none: built-in ones')
+    parser.add_argument('--output', type=user_path, default=DEFAULT_OUTPUT, help='folder of the set')
+    parser.add_argument('--sharp_dir', type=user_path, help='folder of photographs; none: built-in ones')
     parser.add_argument('--model', choices=MODELS, default='kernel', help='how to blur')
     parser.add_argument('--seed', type=int, default=0, help='of all that is random')
     parser.add_argument('--per_image', type=int, default=2, help='pairs from each photograph')
@@ -516,7 +535,7 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument('--workers', type=int, default=0, help='processes; 0: this one alone')
     parser.add_argument(
-        '--sheet', type=Path, help='.png or .jpg to write: sharp and blurred pictures side by side'
+        '--sheet', type=user_path, help='.png or .jpg to write: sharp and blurred pictures side by side'
     )
     parser.add_argument('--overwrite', action='store_true', help='replace a set made with other settings')
     args = parser.parse_args(arguments)

@@ -124,7 +124,9 @@ def test_a_folder_of_everything(run, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert 'identity.pth (params)' in out and 'device: cpu' in out
     assert f'21 of 24 images restored, in {tmp_path / "out" / "motion_deblurring"}' in out
-    assert sorted(line.split(': ')[1].split(' ')[0] for line in err.splitlines()) == [
+    others, *refused = err.splitlines()
+    assert others == f'left alone in {source}: 1 .txt file, 1 folder'
+    assert sorted(line.split(': ')[1].split(' ')[0] for line in refused) == [
         str(source / name) for name in ('cut.jpg', 'empty.png', 'text.png')
     ]
 
@@ -230,6 +232,19 @@ def test_an_image_too_large_for_the_memory_is_named_and_the_others_are_done(run,
 
     assert run('--precision', 'fp32', '--tile', '32', '--tile_overlap', '8') == 0  # as the sentence says
     assert '3 of 3 images restored' in capsys.readouterr().out
+
+
+def test_what_is_no_image_is_said(run, tmp_path, capsys):
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+    (tmp_path / 'in' / 'photo.HEIC').touch()
+    (tmp_path / 'in' / 'more').mkdir()
+    assert run() == 0
+    out, err = capsys.readouterr()
+    assert '1 of 1 images restored' in out
+    said = f'left alone in {tmp_path / "in"}: 1 .heic file, 1 folder\n'
+    assert err == said
+    assert run(results=tmp_path / 'in' / 'results') == 0
+    assert capsys.readouterr().err == said
 
 
 def test_a_result_without_its_comparison_is_said(run, tmp_path, capsys):
@@ -405,16 +420,19 @@ def test_ctrl_c_is_quiet(weights, tmp_path):
     for n in range(500):
         write_png(tmp_path / f'{n}.png', noise(64, 64, 3))
     command = [sys.executable, ROOT / 'demo.py', '--input_dir', tmp_path, '--result_dir', tmp_path / 'out']
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, '--weights', weights, '--device', 'cpu'],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob('out/*/*.png')) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    ) as process:
+        try:
+            while not list(tmp_path.glob('out/*/*.png')):
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+        finally:
+            process.kill()
     assert (process.returncode, err) == (130, '')
     assert all(read_image(path) for path in tmp_path.glob('out/*/*'))  # whole files only

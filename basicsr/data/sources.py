@@ -19,7 +19,7 @@ import PIL.Image
 from natsort import natsorted
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.tif', '.tiff', '.webp')
 
 # The shortest start of a line that ends like an image: names may have spaces and dots in them.
 _FILE_NAME = re.compile(rf'\s*(\S.*?)(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})(?!\S)', flags=re.IGNORECASE)

@@ -294,8 +294,27 @@ def list_images(file_or_folder: str | os.PathLike[str]) -> list[Path]:
     except OSError as error:
         raise ImageFileError(f'{path} cannot be read: {error.strerror or error}') from error
     if not found:
-        raise ImageFileError(f'{path} has no images in it; allowed: {_KINDS}')
+        others = left_alone(path)
+        raise ImageFileError(f'{path} has no images in it{others and f" (but {others})"}; allowed: {_KINDS}')
     return natsorted(found, key=lambda file: file.name)
+
+
+def left_alone(path: Path, results: Path | None = None) -> str:
+    """What `list_images` leaves out of a folder and is not hidden, by kind: '40 .heic files, 2 folders'; '' if there
+    is nothing, or `path` is no folder. Where the folder `results` is does not count."""
+    if not path.is_dir():
+        return ''
+    kinds: Counter[str] = Counter()
+    for file in path.iterdir():
+        if file.name.startswith('.'):
+            continue
+        if _is_folder(file):
+            if results is not None and results.resolve().is_relative_to(file.resolve()):
+                continue
+            kinds['folder'] += 1
+        elif file.suffix.lower() not in IMAGE_SUFFIXES:
+            kinds[f'{file.suffix.lower()} file'.lstrip()] += 1
+    return ', '.join(f'{number} {kind}{"s" * (number > 1)}' for kind, number in sorted(kinds.items()))
 
 
 def _is_folder(path: Path) -> bool:

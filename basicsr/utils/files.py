@@ -21,14 +21,19 @@ if sys.platform != 'win32':
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`~` is the home folder; that of a user who is not there stays as it is, and is found to be no folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
+
+
 def resolve(path: str | os.PathLike[str]) -> Path:
     """Relative paths count from the repository root; `~` is the home folder."""
-    return ROOT / Path(path).expanduser()
+    return ROOT / expanded(path)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
     """As on a command line: relative paths count from the working directory; `~` is the home folder."""
-    return Path(path).expanduser().absolute()
+    return expanded(path).absolute()
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:

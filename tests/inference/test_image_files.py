@@ -13,7 +13,14 @@ import pytest
 from PIL import ImageCms
 
 from basicsr.inference import image_files
-from basicsr.inference.image_files import ImageFileError, list_images, output_names, read_image, write_png
+from basicsr.inference.image_files import (
+    ImageFileError,
+    left_alone,
+    list_images,
+    output_names,
+    read_image,
+    write_png,
+)
 
 RNG = np.random.default_rng(0)
 GREY = cv2.resize(RNG.integers(0, 256, (4, 6), np.uint8), (30, 20), interpolation=cv2.INTER_CUBIC)
@@ -459,6 +466,15 @@ def test_a_link_that_nobody_can_follow_is_one_image_that_cannot_be_read(tmp_path
 def test_list_images_of_nothing(tmp_path):
     assert 'no such file or folder' in refusal(tmp_path / 'none', list_images)
     assert 'has no images in it; allowed: png, jpg' in refusal(tmp_path, list_images)
+    assert left_alone(tmp_path) == ''
+    (tmp_path / 'a folder').mkdir()
+    for name in ('1.HEIC', '2.heic', 'notes', '.hidden.heic'):
+        (tmp_path / name).touch()
+    others = '2 .heic files, 1 file, 1 folder'
+    assert f'has no images in it (but {others}); allowed: png' in refusal(tmp_path, list_images)
+    (tmp_path / 'a.jfif').touch()
+    assert left_alone(tmp_path) == others and list_images(tmp_path) == [tmp_path / 'a.jfif']
+    assert left_alone(tmp_path / 'a.jfif') == ''
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from basicsr.inference import Restorer
+from basicsr.inference import Restorer, tasks
 from basicsr.inference.image_files import read_image, write_png
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim, calculate_ssim_3d
 from basicsr.metrics.realblur import calculate_aligned
@@ -98,15 +99,27 @@ def written():
     return json.loads(Path('out.json').read_text())
 
 
-def refusal(capsys, *arguments, status=2):
-    """What is said on standard error."""
+def refusal_with_output(capsys, *arguments, status=1):
+    """What is said on standard output and on standard error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == status
-    _, error = capsys.readouterr()
+    out, error = capsys.readouterr()
     assert 'Traceback' not in error
-    return error
+    return out, error
+
+
+def refusal(capsys, *arguments, status=2):
+    """What is said on standard error."""
+    return refusal_with_output(capsys, *arguments, status=status)[1]
+
+
+def complaints(capsys, *arguments):
+    """Of images that are left out, on standard error."""
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    return capsys.readouterr().err
 
 
 def rows(out, name):
@@ -132,7 +145,7 @@ def realblur(image, target):
         'psnr_aligned': psnr,
         'ssim_aligned': ssim,
         'psnr_y': calculate_psnr(image, target, test_y_channel=True),
-        'psnr': calculate_psnr(image, target),
+        **gopro(image, target),
         'aligned': converged,
     }
 
@@ -290,11 +303,46 @@ def test_tlc_and_the_limit_are_said(here, capsys, at_once):
     assert '\nGoPro: 3 images\n' in capsys.readouterr().out
 
 
-def test_json_has_the_sets_that_are_done_when_another_fails(here, capsys, at_once):
-    (here / 'data' / 'RealBlur_J' / 'input' / '10.png').write_bytes(b'none')
-    said = refusal(capsys, *NETWORK, status=1)
-    assert said.endswith('10.png: is empty, cut short, or not an image\n')
-    assert list(written()['datasets']) == ['GoPro']
+# --- what cannot be measured --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'said'),
+    [
+        (lambda path: path.write_bytes(b'none'), 'input/7.png: is empty, cut short, or not an image'),
+        (lambda path: write_png(path, picture(7, 1)[:-1]), 'allowed: the size of its partner'),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named_and_left_out(here, capsys, at_once, spoil, said):
+    spoil(here / 'data' / 'RealBlur_J' / 'input' / '7.png')
+    assert run(*NETWORK) == 1
+    out, error = capsys.readouterr()
+    (sentence,) = [line for line in error.splitlines() if line.startswith('not measured: ')]
+    assert said in sentence, sentence
+    assert '\nGoPro: 3 images\n' in out
+    assert '\nRealBlur_J: 2 of 3 images alone; the published figures are of all\n' in out
+    found = written()['datasets']['RealBlur_J']
+    assert [image['name'] for image in found['images']] == ['2', '10']
+    assert found['mean']['psnr'] == np.mean([image['psnr'] for image in found['images']])
+    assert found['not_measured'] == [sentence.removeprefix('not measured: ')]
+    assert 'not_measured' not in written()['datasets']['GoPro']
+
+
+def test_a_set_of_which_nothing_can_be_measured(here, capsys, at_once):
+    for path in (here / 'data' / 'GoPro' / 'input').iterdir():
+        path.write_bytes(b'none')
+    assert run(*NETWORK, '--limit', '2') == 1
+    out, error = capsys.readouterr()
+    assert error.count('not measured: ') == 2 and 'GoPro' not in out
+    assert list(written()['datasets']) == ['RealBlur_J']
+
+
+def test_what_is_done_is_said_when_a_result_cannot_be_written(here, capsys, at_once):
+    (here / 'saved' / 'GoPro' / '7.png').mkdir(parents=True)
+    said = refusal_with_output(capsys, *NETWORK, '--datasets', 'GoPro', '--save_dir', 'saved')
+    assert '7.png cannot be written: ' in said[1]
+    assert '\nGoPro: 1 of 3 images alone; the published figures are of all\n' in said[0]
+    assert [image['name'] for image in written()['datasets']['GoPro']['images']] == ['2']
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -362,14 +410,14 @@ def test_restored_images_that_are_missing_or_too_many(here, capsys):
 
 def test_restored_images_of_another_size(here, capsys, at_once):
     write_png(here / 'restored' / '7.png', picture(7, 1)[:-1])
-    said = refusal(capsys, '--datasets', 'GoPro', '--restored_dir', 'restored', status=1)
+    said = complaints(capsys, '--datasets', 'GoPro', '--restored_dir', 'restored')
     assert said.endswith('restored/7.png: found 44x35; allowed: the size of its target, 44x36\n')
 
 
 def test_images_too_small_to_be_measured(here, capsys, at_once):
     for kind in ('input', 'target'):
         write_png(here / 'data' / 'GoPro' / kind / '7.png', picture(7, 1)[:9])
-    said = refusal(capsys, *NETWORK, '--datasets', 'GoPro', status=1)
+    said = complaints(capsys, *NETWORK, '--datasets', 'GoPro')
     assert 'GoPro/input/7.png: ' in said and 'allowed: at least 11' in said
 
 
@@ -412,7 +460,18 @@ def test_without_the_published_weights_it_says_where_they_are(here, capsys, monk
     monkeypatch.setattr(evaluate, 'ROOT', here)
     said = refusal(capsys)
     assert 'motion_deblurring.pth: found no published weights; allowed: these, which python Motion_Deb' in said
-    assert 'download_data.py --data weights gets, or others with --weights' in said
+    assert 'download_data.py --data weights gets, or others with --weights, as /' in said
+    assert 'motion_deblurring_compact.pth' in said
+
+
+def test_pairs_of_ones_own_are_restored_by_the_weights_of_the_demo(here, capsys, at_once, monkeypatch):
+    published = here / 'not there.pth'
+    monkeypatch.setitem(
+        tasks.TASKS, 'motion_deblurring', replace(tasks.TASKS[evaluate.TASK], published=published)
+    )
+    given = ['--input_dir', 'data/GoPro/input', '--target_dir', 'data/GoPro/target', '--device', 'cpu']
+    assert run(*given) == 0
+    assert f'weights: {COMPACT}' in capsys.readouterr().out
 
 
 def test_results_do_not_replace_the_images(here, capsys):
@@ -438,7 +497,7 @@ def test_errors_of_opencv_are_sentences(here, capsys, at_once, monkeypatch, code
         raise error
 
     monkeypatch.setattr('basicsr.metrics.psnr_ssim.calculate_psnr', fails)
-    said = refusal(capsys, '--datasets', 'GoPro', '--restored_dir', 'restored', status=1)
+    said = complaints(capsys, '--datasets', 'GoPro', '--restored_dir', 'restored')
     assert text in said
 
 
@@ -467,10 +526,11 @@ def test_only_a_few_images_are_in_memory():
     def jobs():
         for number in range(20):
             taken.append(number)
-            yield (number,)
+            yield number, number
 
     done = []
-    for number in evaluate.in_order(Pool(), jobs(), 4):
+    for number, job in evaluate.in_order(Pool(), jobs(), 4):
+        assert job.result() == number
         done.append(number)
         assert len(taken) - len(done) <= 4
     assert done == list(range(20))
@@ -502,7 +562,8 @@ def test_as_a_command_ended_by_sigterm(here):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)  # to the end of the pipe
     assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in out
-    assert not Path('out.json').exists()
+    if Path('out.json').exists():  # of what was measured until then
+        assert len(written()['datasets']['GoPro']['images']) < 43
 
 
 # --- published figures --------------------------------------------------------------------------------------

@@ -212,6 +212,10 @@ def test_more_pairs_leave_the_first_as_they_were(tmp_path, small):
     synthesize_blur.synthesize(tmp_path / 'b', per_image=3)
     few, many = contents(tmp_path / 'a'), contents(tmp_path / 'b')
     assert all(many[path] == data for path, data in few.items() if path.suffix == '.png')
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'a').rglob('*.png')}
+    assert synthesize_blur.synthesize(tmp_path / 'a', per_image=3) == {'train': 2, 'val': 2}
+    assert contents(tmp_path / 'a') == many
+    assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
 def test_a_set_with_the_same_settings_is_left_alone(tmp_path, small):
@@ -259,8 +263,8 @@ def test_settings_that_are_none_are_replaced_on_request_alone(tmp_path, small, t
     assert synthesize_blur.synthesize(tmp_path, per_image=1, overwrite=True) == {'train': 1, 'val': 1}
 
 
-@pytest.mark.parametrize('photographs', [('coffee.png', 'chelsea.png'), ('camera.png',)])
-def test_an_interrupted_set_is_redone(tmp_path, small, monkeypatch, photographs):
+def interrupt(monkeypatch):
+    """Ends the script before it writes a pair of val."""
     write = synthesize_blur.write_image
 
     def interrupted(path, image):
@@ -269,27 +273,61 @@ def test_an_interrupted_set_is_redone(tmp_path, small, monkeypatch, photographs)
         write(path, image)
 
     monkeypatch.setattr(synthesize_blur, 'write_image', interrupted)
+    return write
+
+
+def test_an_interrupted_set_goes_on(tmp_path, small, monkeypatch):
+    write = interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2)
     assert json.loads((tmp_path / 'set/settings.json').read_text())['unfinished']
-    assert list(tmp_path.rglob('*.png'))
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.png')}
+    assert len(times) == 4
+
+    monkeypatch.setattr(synthesize_blur, 'write_image', write)
+    (tmp_path / 'set/train/input/.0123456789abcdef.tmp').write_bytes(b'of a killed process')
+    assert synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2) == {'train': 0, 'val': 2}
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    synthesize_blur.synthesize(tmp_path / 'fresh', seed=3, per_image=2)
+    assert contents(tmp_path / 'set') == contents(tmp_path / 'fresh')
+
+
+@pytest.mark.parametrize('photographs', [('coffee.png', 'chelsea.png'), ('camera.png',)])
+def test_an_interrupted_set_is_replaced_on_request(tmp_path, small, monkeypatch, photographs):
+    write = interrupt(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2)
+    before = contents(tmp_path / 'set')
 
     monkeypatch.setattr(synthesize_blur, 'write_image', write)
     # Also by one of other photographs.
     monkeypatch.setattr(synthesize_blur, 'PHOTOGRAPHS', {'train': photographs[:1], 'val': photographs[-1:]})
-    assert synthesize_blur.synthesize(tmp_path / 'set', per_image=1) == {'train': 1, 'val': 1}
+    with pytest.raises(FileExistsError, match='holds an unfinished set made with other settings; --overwrite'):
+        synthesize_blur.synthesize(tmp_path / 'set', per_image=1)
+    assert contents(tmp_path / 'set') == before
+    assert synthesize_blur.synthesize(tmp_path / 'set', per_image=1, overwrite=True) == {'train': 1, 'val': 1}
     synthesize_blur.synthesize(tmp_path / 'fresh', per_image=1)
     assert contents(tmp_path / 'set') == contents(tmp_path / 'fresh')
 
 
-def test_a_set_that_lost_a_file_is_redone(tmp_path, small):
+def test_a_set_that_lost_a_file_gets_it_back(tmp_path, small):
     synthesize_blur.synthesize(tmp_path, per_image=1)
     before = contents(tmp_path)
     (tmp_path / 'val/target/coffee-1.png').unlink()
-    assert synthesize_blur.synthesize(tmp_path, per_image=1) == {'train': 1, 'val': 1}
+    assert synthesize_blur.synthesize(tmp_path, per_image=1) == {'train': 0, 'val': 1}
     assert contents(tmp_path) == before
     (tmp_path / 'val/target/coffee-1.png').write_bytes(b'')
-    assert synthesize_blur.synthesize(tmp_path, per_image=1) == {'train': 1, 'val': 1}
+    assert synthesize_blur.synthesize(tmp_path, per_image=1) == {'train': 0, 'val': 1}
+    assert contents(tmp_path) == before
+
+
+def test_a_set_with_images_of_someone_else_does_not_go_on(tmp_path, small):
+    synthesize_blur.synthesize(tmp_path, per_image=1)
+    (tmp_path / 'val/target/coffee-1.png').unlink()
+    (tmp_path / 'train/input/mine.png').write_bytes(b'precious')
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r'mine\.png is not from this script'):
+        synthesize_blur.synthesize(tmp_path, per_image=1)
     assert contents(tmp_path) == before
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from basicsr.utils import files
+from basicsr.utils.arguments import user_path
 from basicsr.utils.files import (
     ROOT,
     InUseError,
     absolute,
     as_json,
     atomic_write,
+    expanded,
     held,
     lock,
     made_folder,
@@ -23,6 +25,13 @@ from basicsr.utils.files import (
     resolve,
     scratch_folder,
 )
+
+
+def test_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert [path('~/x') for path in (expanded, absolute, resolve, user_path)] == 4 * [tmp_path / 'x']
+    assert expanded('~nobody-has-this-name/x') == Path('~nobody-has-this-name/x')
+    assert resolve('a/~') == ROOT / 'a' / '~'
 
 
 def test_root_is_the_repository():
