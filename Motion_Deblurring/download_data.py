@@ -5,7 +5,7 @@
     python Motion_Deblurring/download_data.py --data test                # GoPro, HIDE, RealBlur_J, RealBlur_R
     python Motion_Deblurring/download_data.py --data GoPro RealBlur_J    # some of the test sets
 
-The sets come from Google Drive, by `pip install 'gdown>=5'`, as zip archives, and are unpacked into
+The sets come from Google Drive, by `pip install 'gdown>=6.4'`, as zip archives, and are unpacked into
 Motion_Deblurring/Datasets: train/GoPro/{input,target}, test/<set>/{input,target}. If Google Drive refuses, an archive
 that was downloaded in a browser, to the name that the message says, is as good.
 
@@ -17,17 +17,18 @@ something is not (each is named), 2 on a wrong argument or without gdown, 130 af
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn
 
 # Run as a script, Python looks for modules in Motion_Deblurring/, and the package may not be installed.
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.utils.archive import ArchiveError, DamagedArchiveError, unpack_folders
+from basicsr.utils.archive import ArchiveError, WrongArchiveError, unpack_folders
 from basicsr.utils.console import print_any_name
 from basicsr.utils.download import DownloadError, RemoteFile, fetch, fetch_zip_from_drive
 from basicsr.utils.files import (
@@ -44,6 +45,7 @@ from basicsr.utils.signals import ending_cleanly
 
 DATASETS = ROOT / 'Motion_Deblurring' / 'Datasets'
 PRETRAINED = ROOT / 'Motion_Deblurring' / 'pretrained_models'
+GDOWN = 'gdown>=6.4'
 KINDS = ('input', 'target')  # folders: blurred and sharp
 
 
@@ -53,9 +55,12 @@ class DataSet(NamedTuple):
     pairs: int
 
     @property
+    def name(self) -> str:
+        return self.place.split('/')[1]
+
+    @property
     def archive(self) -> str:
-        split, name = self.place.split('/')
-        return f'{name}_{split}.zip'
+        return f'{self.name}_{self.place.split("/")[0]}.zip'
 
 
 TRAIN = {'train': DataSet('train/GoPro', '1zgALzrLCC_tcXKu_iHQTHukKUVT1aodI', 2103)}
@@ -119,7 +124,7 @@ def get_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int
     if any(needs_download(output or DATASETS, one) for one in sets) and not has_gdown():
         arguments.error(
             'data sets are downloaded by the package gdown, which is not installed, or too old: '
-            "pip install 'gdown>=5'"
+            f"pip install '{GDOWN}'"
         )
     failures = 0
 
@@ -144,12 +149,12 @@ def get_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int
 
 
 def has_gdown() -> bool:
-    """In a release whose errors can be told apart."""
+    """In a release that notices silence, and what is cut short."""
     try:
-        import gdown.exceptions  # noqa: F401
+        import gdown.exceptions
     except ImportError:
         return False
-    return True
+    return 'timeout' in inspect.signature(gdown.download).parameters
 
 
 def chosen_sets(names: Sequence[str]) -> list[DataSet]:
@@ -239,9 +244,9 @@ def fetch_and_unpack(archive: Path, place: Path, one: DataSet, args: argparse.Na
         fetch_zip_from_drive(one.drive_id, archive)
     try:
         unpack(archive, place, one, args.force)
-    except DamagedArchiveError as error:
+    except WrongArchiveError as error:
         if is_new or not args.force:
-            raise DamagedArchiveError(f'{error}; --force downloads it anew') from None
+            raise WrongArchiveError(f'{error}; --force downloads it anew') from None
         archive.unlink()
         fetch_zip_from_drive(one.drive_id, archive)
         unpack(archive, place, one, args.force)
@@ -268,6 +273,19 @@ def refuse(place: Path, one: DataSet) -> NoReturn:
     )
 
 
+def check_archive(archive: Path, inside: PurePosixPath, unpacked: Path, one: DataSet) -> None:
+    """Raises WrongArchiveError if it is of another set: `inside` is where it had the two folders."""
+    from basicsr.data.sources import DataError
+
+    others = {other.name.casefold() for other in (*TRAIN.values(), *TEST.values())} - {one.name.casefold()}
+    if inside.name.casefold() in others:  # RealBlur's two have as many pairs, of the same names
+        raise WrongArchiveError(f'{archive}: found the set {inside.name} in it; allowed: {one.name}')
+    try:
+        check_pairs(unpacked, one, str(archive))
+    except DataError as error:
+        raise WrongArchiveError(str(error)) from None
+
+
 def unpack(archive: Path, place: Path, one: DataSet, force: bool) -> None:
     """Raises ArchiveError or DataError; each of the two folders is then as it was."""
     from basicsr.data.sources import DataError
@@ -276,8 +294,7 @@ def unpack(archive: Path, place: Path, one: DataSet, force: bool) -> None:
         place.mkdir(parents=True, exist_ok=True)
         remove_leftovers(place)
         with scratch_folder(place) as scratch:
-            unpack_folders(archive, KINDS, scratch)
-            check_pairs(scratch, one, str(archive))
+            check_archive(archive, unpack_folders(archive, KINDS, scratch), scratch, one)
             # One may be there, where a command was ended between the two.
             new = [kind for kind in KINDS if listing(place / kind) != listing(scratch / kind)]
             if not force and any(is_filled(place / kind) for kind in new):

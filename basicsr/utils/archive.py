@@ -38,29 +38,32 @@ class ArchiveError(ValueError):
     """An archive that cannot be used. The message is one sentence."""
 
 
-class DamagedArchiveError(ArchiveError):
+class WrongArchiveError(ArchiveError):
     """One that another download may mend."""
 
 
-def unpack_folders(archive: Path, names: Sequence[str], destination: Path) -> None:
+def unpack_folders(archive: Path, names: Sequence[str], destination: Path) -> PurePosixPath:
     """Writes the folders `names` to `destination`, an empty folder, from wherever they stand side by side in the
-    archive. Every byte is checked against the archive's checksums, and is on the disk at the end.
+    archive: from the folder returned. Every byte is checked against the archive's checksums, and is on the disk at
+    the end.
 
-    Raises ArchiveError, DamagedArchiveError if bytes are wrong, and OSError where it cannot write.
+    Raises ArchiveError, WrongArchiveError if bytes are wrong or the folders are not there, and OSError where it cannot
+    write.
     """
     try:
         with zipfile.ZipFile(archive) as file:
             members = _members(file, archive)
-            chosen = _side_by_side(members, names, archive)
+            place, chosen = _side_by_side(members, names, archive)
             check_room(destination, sum(info.file_size for info, _ in chosen))
             for info, path in tqdm(chosen, desc=archive.name, unit='file'):
                 _write(file, info, destination / path)
+            return place
     except DAMAGES as error:
-        raise DamagedArchiveError(f'{archive}: cannot be unpacked: {" ".join(str(error).split())}') from None
+        raise WrongArchiveError(f'{archive}: cannot be unpacked: {" ".join(str(error).split())}') from None
     except OSError as error:
         if error.errno is not None:
             raise
-        raise DamagedArchiveError(f'{archive}: cannot be unpacked: {error}') from None  # of bz2
+        raise WrongArchiveError(f'{archive}: cannot be unpacked: {error}') from None  # of bz2
 
 
 def _members(file: zipfile.ZipFile, archive: Path) -> Members:
@@ -83,8 +86,8 @@ def _members(file: zipfile.ZipFile, archive: Path) -> Members:
     return members
 
 
-def _side_by_side(members: Members, names: Sequence[str], archive: Path) -> Members:
-    """The files below folders of these names, with their paths from where these folders are."""
+def _side_by_side(members: Members, names: Sequence[str], archive: Path) -> tuple[PurePosixPath, Members]:
+    """Where folders of these names are, and the files below them, with their paths from there."""
     places: dict[PurePosixPath, Members] = {}
     for info, path in members:
         for depth, part in enumerate(path.parts[:-1]):
@@ -92,11 +95,13 @@ def _side_by_side(members: Members, names: Sequence[str], archive: Path) -> Memb
                 below = PurePosixPath(*path.parts[depth:])
                 places.setdefault(PurePosixPath(*path.parts[:depth]), []).append((info, below))
                 break
-    chosen = [files for files in places.values() if {path.parts[0] for _, path in files} == set(names)]
+    chosen = [
+        (place, files) for place, files in places.items() if {path.parts[0] for _, path in files} == set(names)
+    ]
     if len(chosen) != 1:
         tops = sorted({path.parts[0] for _, path in members})
         found = f'{len(chosen)} places' if chosen else f'no place (but {", ".join(tops[:8]) or "nothing"})'
-        raise ArchiveError(
+        raise WrongArchiveError(
             f'{archive}: found {found} with folders {" and ".join(names)} in it; allowed: one; nothing was unpacked'
         )
     return chosen[0]

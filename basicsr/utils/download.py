@@ -206,7 +206,7 @@ def _gdown(file_id: str, part: Path, path: Path) -> None:
 
     url = f'https://drive.google.com/uc?id={file_id}'
     try:
-        gdown.download(url=url, output=str(part), resume=True)
+        gdown.download(url=url, output=str(part), resume=True, timeout=TIMEOUT)
     except FileURLRetrievalError:
         raise DownloadError(
             f'{path}: Google Drive gives no access to the file, as a rule because it was downloaded too often today; '
@@ -216,7 +216,8 @@ def _gdown(file_id: str, part: Path, path: Path) -> None:
         if isinstance(error, OSError) and error.errno is not None:  # of a file, not of the network
             raise
         raise DownloadError(
-            f'{path}: {_refusal_of_drive(error)}; the same command goes on from there'
+            f'{path}: {_refusal_of_drive(error)}; the same command goes on from there (if never, then without '
+            f'{part.name}*)'
         ) from None
 
 
