@@ -127,7 +127,7 @@ def _options(args: argparse.Namespace, settings: list[str], process: Process) ->
     except OptionError:
         if process.local_rank:
             get_logger().setLevel(logging.CRITICAL)
-            time.sleep(2)  # a launcher that sees one end stops the others
+            time.sleep(20)  # a launcher that sees one end stops the others, who may be later
         raise
 
 

@@ -9,6 +9,7 @@ weights, optimiser state and every logged value, bit for bit. The tests use the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -122,6 +123,9 @@ def run(arguments: list[str], killed_after: float | None = None) -> subprocess.C
             process.kill()  # the run itself; its loader's workers notice later
             process.wait()
         except BaseException:  # a test that takes too long, or Ctrl-C: nothing goes on behind it
+            process.terminate()  # a launcher then ends those that it started, in groups of their own
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise

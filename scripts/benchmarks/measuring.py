@@ -20,6 +20,9 @@ from scripts.benchmarks import PRECISIONS
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'benchmark.py'
 
+SMALL_SIDE = 256  # of matrices whose product is quick on any machine
+LONGEST_PRODUCT = 3  # seconds
+
 
 class KilledError(RuntimeError):
     """A process was killed, as systems do that run out of memory."""
@@ -49,15 +52,22 @@ def run_alone(args: argparse.Namespace, task: dict[str, Any]) -> dict[str, Any]:
 def machine(device: torch.device) -> dict[str, Any]:
     """What it is, and its rate of multiplying square matrices, which no network exceeds."""
     side = 2048 if device.type == 'cpu' else 8192
+
+    def rate(side: int, dtype: torch.dtype) -> float:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in 'ab')
+        times = [timed(lambda: torch.mm(a, b), device) for _ in range(10)]
+        return 2 * side**3 / statistics.median(times[2:])
+
     rates = {}
     for precision in PRECISIONS:
         try:
             dtype = resolve_precision(precision, device) or torch.float32
         except DeviceError:  # fp16 on a CPU
             continue
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in 'ab')
-        times = [timed(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(10)]
-        rates[precision] = 2 * side**3 / statistics.median(times[2:]) / 1e9
+        rates[precision] = rate(SMALL_SIDE, dtype) / 1e9
+        # A processor that has no instructions for a precision would take minutes, and be no faster.
+        if 2 * side**3 / rates[precision] / 1e9 < LONGEST_PRODUCT:
+            rates[precision] = rate(side, dtype) / 1e9
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
     return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'gflops': rates}
 

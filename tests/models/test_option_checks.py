@@ -136,7 +136,10 @@ def test_an_empty_name_is_no_folder(check, published):
 
 
 @pytest.mark.parametrize('purpose', ['train', 'test'])
-def test_options_without_effect_are_named_also_those_of_the_command_line(check, published, caplog, purpose):
+def test_options_without_effect_are_named_also_those_of_the_command_line(
+    check, published, caplog, monkeypatch, purpose
+):
+    monkeypatch.setattr(get_logger(), 'propagate', False)  # as on the command line
     get_logger().addHandler(caplog.handler)
     settings = ['scale=4', 'path:pretrain_network_g=README.md']
     del published['val']['rgb2bgr']

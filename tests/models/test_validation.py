@@ -256,7 +256,7 @@ def test_processes_share_the_work_and_have_the_same_result(tmp_path, world_size,
     context = multiprocessing.get_context('fork')
     queue = context.Queue()
     processes = [
-        context.Process(target=_one_of, args=(rank, world_size, count, tmp_path, queue))
+        context.Process(target=_one_of, args=(rank, world_size, count, tmp_path, queue), daemon=True)
         for rank in range(world_size)
     ]
     for process in processes:

@@ -91,6 +91,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.when_cut = lambda: None
         self.requests = []
 
+    def handle_error(self, *_):
+        """A client has hung up."""
+
     @property
     def url(self):
         return f'http://127.0.0.1:{self.server_port}/v1.0/motion_deblurring.pth'

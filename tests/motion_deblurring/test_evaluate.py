@@ -560,7 +560,7 @@ def test_as_a_command_ended_by_sigterm(here):
     while not process.stdout.readline().startswith('device: '):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)  # to the end of the pipe
+    out, _ = process.communicate(timeout=240)  # to the end of the pipe
     assert process.returncode == 128 + signal.SIGTERM and 'Traceback' not in out
     if Path('out.json').exists():  # of what was measured until then
         assert len(written()['datasets']['GoPro']['images']) < 43

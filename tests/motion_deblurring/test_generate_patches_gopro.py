@@ -261,7 +261,7 @@ def test_after_a_command_that_was_ended_the_next_one_ends_as_if_it_had_not_been(
     tmp_path, monkeypatch, number, status
 ):
     """With all its processes at once, as a terminal does it."""
-    many_frames(tmp_path, 60)
+    many_frames(tmp_path, 150)
     arguments = ['--datasets', 'sets', '--crop_size', '128', '--stride', '72', '--workers']
     command = [sys.executable, SCRIPT, *arguments, '1']
     folder = tmp_path / 'sets/train/GoPro/input_crops'
@@ -276,13 +276,13 @@ def test_after_a_command_that_was_ended_the_next_one_ends_as_if_it_had_not_been(
     assert process.returncode == status
     assert 'Traceback' not in error
     began = crops(tmp_path)
-    assert 10 <= len(began) < 60 * 4 * 2
+    assert 10 <= len(began) < 150 * 4 * 2
     if number != signal.SIGKILL:
         assert all(name.endswith('.png') for name in began)
     monkeypatch.chdir(tmp_path)
     assert generate_patches_gopro.main([*arguments, '0']) == 0
     ended = crops(tmp_path)
-    assert len(ended) == 60 * 4 * 2 and all(name.endswith('.png') for name in ended)
+    assert len(ended) == 150 * 4 * 2 and all(name.endswith('.png') for name in ended)
     for kind in ('input', 'target'):
         (tmp_path / f'sets/train/GoPro/{kind}_crops').rename(tmp_path / f'{kind}_crops')
     assert generate_patches_gopro.main([*arguments, '0']) == 0
