@@ -45,7 +45,7 @@ from basicsr.utils.signals import ending_cleanly
 
 DATASETS = ROOT / 'Motion_Deblurring' / 'Datasets'
 PRETRAINED = ROOT / 'Motion_Deblurring' / 'pretrained_models'
-GDOWN = 'gdown>=6.4'
+WITHOUT_GDOWN = "the package gdown is needed, which is not installed, or too old: pip install 'gdown>=6.4'"
 KINDS = ('input', 'target')  # folders: blurred and sharp
 
 
@@ -122,10 +122,7 @@ def get_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int
     output = absolute(args.output) if args.output else None
     sets = chosen_sets(args.data)
     if any(needs_download(output or DATASETS, one) for one in sets) and not has_gdown():
-        arguments.error(
-            'data sets are downloaded by the package gdown, which is not installed, or too old: '
-            f"pip install '{GDOWN}'"
-        )
+        arguments.error(f'to download data sets, {WITHOUT_GDOWN}')
     failures = 0
 
     def attempt(get: Callable[..., str], *what: Any) -> None:
@@ -247,7 +244,8 @@ def fetch_and_unpack(archive: Path, place: Path, one: DataSet, args: argparse.Na
     except WrongArchiveError as error:
         if is_new or not args.force:
             raise WrongArchiveError(f'{error}; --force downloads it anew') from None
-        archive.unlink()
+        if not has_gdown():
+            raise WrongArchiveError(f'{error}; to download it anew, {WITHOUT_GDOWN}') from None
         fetch_zip_from_drive(one.drive_id, archive)
         unpack(archive, place, one, args.force)
     if not args.keep_archives:

@@ -299,7 +299,7 @@ def own_files(output: Path, splits: Mapping[str, Iterable[str]]) -> list[Path]:
 
 
 def clear(output: Path, splits: Mapping[str, Iterable[str]]) -> None:
-    """Delete an earlier set, of photographs by split. Raises FileExistsError, and deletes nothing, if its folders
+    """Delete an earlier set, of photographs by split. Raises FileExistsError, and deletes none of it, if its folders
     hold anything else."""
     for path in own_files(output, splits):
         path.unlink()
@@ -395,7 +395,7 @@ def synthesize(
         blur_length: kernels: least and largest length of the camera's path, in pixels, uniform between them; none:
             BLUR_LENGTH.
         noise: kernels: standard deviation in steps of 1/255; none: NOISE.
-        overwrite: replace a set that has other settings.
+        overwrite: replace a set that is finished, or has other settings.
         sharp_dir: folder of photographs; none: the built-in ones.
         model: one of MODELS.
         shake: shake6d: least and largest length of the camera's path, in % of a picture's longer side; none: that of
@@ -471,7 +471,7 @@ def _make_alone(
     for each in (before, settings):
         for split, names in each['photographs'].items() if each else ():
             splits.setdefault(split, []).extend(names)
-    if overwrite:
+    if overwrite and not (before and UNFINISHED in before and _goes_on(before, settings)):
         clear(output, splits)
     else:
         written.missing = [pair for pair in written.pairs if not is_there(output, pair)]
@@ -537,7 +537,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         '--sheet', type=user_path, help='.png or .jpg to write: sharp and blurred pictures side by side'
     )
-    parser.add_argument('--overwrite', action='store_true', help='replace a set made with other settings')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace a set that is finished, or has other settings'
+    )
     args = parser.parse_args(arguments)
     if args.parameters is not None:
         keys = [key for key, _ in args.parameters]
@@ -555,7 +557,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     if any(counts.values()):
         titles = {'train': 'training', 'val': 'validation'}
-        print(f'{args.output}: {" and ".join(f"{n} {titles[split]}" for split, n in counts.items())} pairs')
+        print(
+            f'{args.output}: {" and ".join(f"{n} {titles[split]}" for split, n in counts.items())} pairs written'
+        )
     else:
         print(f'{args.output}: already there with these settings, nothing to do')
     return 0

@@ -126,7 +126,8 @@ def run(arguments: list[str], killed_after: float | None = None) -> subprocess.C
             process.terminate()  # a launcher then ends those that it started, in groups of their own
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
         output.seek(0)

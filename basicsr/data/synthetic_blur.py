@@ -1,10 +1,10 @@
 """Motion blur as a camera makes it: from one sharp photograph a blurred and a sharp picture of it.
 
     photograph → linear light → brighter highlights → frames of a moving camera, and of what moves before it
-      blurred: their mean → saturation → noise → camera curve → JPEG
+      blurred: their mean → noise → saturation → camera curve → JPEG
       sharp:   the frame at the middle of the exposure → saturation → camera curve
 
-Frames are averaged in linear light, with saturation and noise after it, as in Rim et al., "Realistic blur
+Frames are averaged in linear light, with noise and saturation after it, as in Rim et al., "Realistic blur
 synthesis for learning image deblurring" (ECCV 2022). Pairs of a `video` are made as those of GoPro were (Nah et al.,
 "Deep multi-scale convolutional neural network for dynamic scene deblurring", CVPR 2017): a few frames, averaged as the
 camera shows them. The camera moves with 6 degrees of freedom, so that the blur varies over the picture, on paths in the

@@ -35,6 +35,7 @@ _FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')  # Pillow's names of those
 # Also OpenCV's own limit. A larger one is a mistake or an attack, as it unpacks to several GB.
 MAX_PIXELS = 1 << 30
 
+LISTED = 8  # kinds of files in a message
 LONGEST_NAME = 255  # bytes, of a file
 
 _EXIF_ORIENTATION = 0x0112
@@ -314,7 +315,10 @@ def left_alone(path: Path, results: Path | None = None) -> str:
             kinds['folder'] += 1
         elif file.suffix.lower() not in IMAGE_SUFFIXES:
             kinds[f'{file.suffix.lower()} file'.lstrip()] += 1
-    return ', '.join(f'{number} {kind}{"s" * (number > 1)}' for kind, number in sorted(kinds.items()))
+    common = kinds.most_common(LISTED)
+    said = [f'{number} {kind}{"s" * (number > 1)}' for kind, number in sorted(common)]
+    more = kinds.total() - sum(number for _, number in common)
+    return ', '.join([*said, f'{more} more'] if more else said)
 
 
 def _is_folder(path: Path) -> bool:

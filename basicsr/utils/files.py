@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """`~` is the home folder; that of a user who is not there stays as it is, and is found to be no folder."""
+    """`~` is the home folder; `~name` stays as it is where there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
 
 

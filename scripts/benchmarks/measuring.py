@@ -66,7 +66,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             continue
         rates[precision] = rate(SMALL_SIDE, dtype) / 1e9
         # A processor that has no instructions for a precision would take minutes, and be no faster.
-        if 2 * side**3 / rates[precision] / 1e9 < LONGEST_PRODUCT:
+        if device.type != 'cpu' or 2 * side**3 / rates[precision] / 1e9 < LONGEST_PRODUCT:
             rates[precision] = rate(side, dtype) / 1e9
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
     return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'gflops': rates}

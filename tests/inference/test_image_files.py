@@ -475,6 +475,10 @@ def test_list_images_of_nothing(tmp_path):
     (tmp_path / 'a.jfif').touch()
     assert left_alone(tmp_path) == others and list_images(tmp_path) == [tmp_path / 'a.jfif']
     assert left_alone(tmp_path / 'a.jfif') == ''
+    for number in range(20):
+        (tmp_path / f'scan.{number:03}').touch()
+    said = left_alone(tmp_path).split(', ')
+    assert len(said) == 9 and '2 .heic files' in said and said[-1] == '15 more'
 
 
 @pytest.mark.parametrize(

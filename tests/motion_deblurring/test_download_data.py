@@ -547,10 +547,19 @@ def test_without_gdown_a_sentence_says_how_to_get_it(here, drive, capsys, monkey
     with pytest.raises(SystemExit) as caught:
         run('test')
     assert caught.value.code == 2
-    assert "gdown, which is not installed, or too old: pip install 'gdown>=6.4'\n" in capsys.readouterr().err
+    assert (
+        "gdown is needed, which is not installed, or too old: pip install 'gdown>=6.4'\n"
+        in capsys.readouterr().err
+    )
     assert files(here) == {}
     (here / 'out').mkdir()
-    (here / 'out' / 'GoPro_test.zip').write_bytes(drive.archives[GOPRO])  # of a browser
+    archive = here / 'out' / 'GoPro_test.zip'
+    archive.write_bytes(damaged('bytes'))  # of a browser
+    assert run('GoPro', '--force') == 1
+    (error,) = said(capsys)[0]
+    assert '; to download it anew, the package gdown is needed, which is not installed' in error
+    assert archive.read_bytes() == damaged('bytes')
+    archive.write_bytes(drive.archives[GOPRO])
     assert run('GoPro') == 0
     assert run('GoPro') == 0
 
@@ -721,6 +730,10 @@ def test_a_damaged_archive(here, drive, capsys, kind):
         assert files(here).keys() == {'out/GoPro_test.zip'}
         assert not (here / 'out' / 'test' / 'GoPro').exists()  # evaluate.py would take it for a set
     assert len(drive.calls) == 1
+    before, drive.error = files(here), drive.exceptions.FileURLRetrievalError('too often')
+    assert run('GoPro', '--force') == 1
+    assert files(here) == before  # until there is another
+    drive.error, drive.calls[1:] = None, []
     drive.archives[GOPRO] = good
     assert run('GoPro', '--force') == 0
     assert files(here).keys() == unpacked('test/GoPro')

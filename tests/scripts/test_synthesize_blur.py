@@ -276,7 +276,8 @@ def interrupt(monkeypatch):
     return write
 
 
-def test_an_interrupted_set_goes_on(tmp_path, small, monkeypatch):
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_an_interrupted_set_goes_on(tmp_path, small, monkeypatch, overwrite):
     write = interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2)
@@ -286,7 +287,8 @@ def test_an_interrupted_set_goes_on(tmp_path, small, monkeypatch):
 
     monkeypatch.setattr(synthesize_blur, 'write_image', write)
     (tmp_path / 'set/train/input/.0123456789abcdef.tmp').write_bytes(b'of a killed process')
-    assert synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2) == {'train': 0, 'val': 2}
+    made = synthesize_blur.synthesize(tmp_path / 'set', seed=3, per_image=2, overwrite=overwrite)
+    assert made == {'train': 0, 'val': 2}
     assert times == {path: path.stat().st_mtime_ns for path in times}
     synthesize_blur.synthesize(tmp_path / 'fresh', seed=3, per_image=2)
     assert contents(tmp_path / 'set') == contents(tmp_path / 'fresh')
