@@ -109,17 +109,16 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
         write_png,
     )
     from basicsr.inference.restorer import RestoreError, Restorer
-    from basicsr.inference.tasks import default_weights, find_task, with_tlc
+    from basicsr.inference.tasks import default_weights, find_task
     from basicsr.utils.checkpoint import build_network, load_weights
 
     warnings.filterwarnings('ignore', module='PIL')  # what it says of broken files, the demo says in a sentence
     try:
         task = find_task(args.task)
         inputs = list_images(args.input_dir)
-        weights_file = args.weights or default_weights(task.name)
-        weights = load_weights(weights_file)
+        weights = load_weights(args.weights or default_weights(task.name))
         used = f'weights: {weights.path}' + (f' ({weights.key})' if weights.key else '')
-        tlc = with_tlc(weights_file, args.tlc)
+        tlc = weights.with_tlc(args.tlc)
         net = build_network(weights)
         del weights  # the network has its own copy
         restorer = Restorer(

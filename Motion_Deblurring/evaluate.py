@@ -12,7 +12,7 @@ images whose alignment did not converge (they are measured where they are); with
 three of GoPro. All of 8-bit images (16 where the target has them), as mean over the images, for the blurred image and
 the result.
 
-The weights of this repository are measured as demo.py uses them, with TLC; all others without, unless told otherwise.
+Weights are measured as demo.py uses them: with TLC if they were validated with it, as those of this repository were.
 Images are restored in single precision and in strips of a fixed height, and measured meanwhile by --workers
 processes, on whose number nothing depends. An image that cannot be read, restored or measured is named and left out;
 what was measured until Ctrl-C is shown and written.
@@ -362,7 +362,7 @@ def chosen_places(args: argparse.Namespace) -> tuple[list[Place], list[str]]:
 def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str, bool | int]:
     """And the weights and the TLC it has. Raises CheckpointError, DeviceError, ValueError, RestoreError."""
     from basicsr.inference import Restorer
-    from basicsr.inference.tasks import TASKS, default_weights, with_tlc
+    from basicsr.inference.tasks import TASKS, default_weights
     from basicsr.utils.checkpoint import CheckpointError, build_network, load_weights
 
     path = args.weights
@@ -377,7 +377,7 @@ def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str, bool | int]
                 f'with --weights, as {task.shipped_file}'
             )
     weights = load_weights(path)
-    tlc = with_tlc(path, args.tlc)
+    tlc = weights.with_tlc(args.tlc)
     restorer = Restorer(
         build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=tlc, fixed_strips=True
     )
@@ -419,8 +419,8 @@ class Measured(NamedTuple):
 
 
 def evaluate(one: TestSet, restorer: Restorer | None, pool: Executor, workers: int, done: Measured) -> None:
-    """Fills `done`. Raises what would fail for other images, too: ImageFileError (a result cannot be written),
-    FloatingPointError, ChildProcessError."""
+    """Fills `done`. Raises what would fail for other images, too: ImageFileError if a result cannot be written, and
+    ChildProcessError if a process dies."""
     from concurrent.futures.process import BrokenProcessPool
 
     from tqdm import tqdm
@@ -440,7 +440,7 @@ def evaluate(one: TestSet, restorer: Restorer | None, pool: Executor, workers: i
             for index in range(one.count):
                 try:
                     pair, restored = restored_image(one, restorer, index)
-                except (DataError, RestoreError) as error:
+                except (DataError, FloatingPointError, RestoreError) as error:
                     fail(str(error))
                     continue
                 images = levels_like(pair['gt'], restored, pair['lq'], pair['gt'])

@@ -7,7 +7,8 @@ Needs `pip install onnx`; if onnxruntime is installed, too, the model is run onc
 
 The model takes `image`, float32 (batch, channels, height, width), RGB in [0, 1], of any batch and size: padding
 and cropping are in it. It gives `restored`, of the same size, not clamped. Its metadata say so, and hold the
-network's options. It is the network without TLC, which demo.py uses with the weights of this repository.
+network's options. It is the network without TLC, which demo.py uses with weights that were
+validated with it, as those of this repository were.
 
 Exit status: 0 if the file was written, 1 if it would not give what PyTorch gives, 2 on a wrong argument, 130 after
 Ctrl-C, 143 after SIGTERM; an older file is replaced by a whole one or stays.
@@ -66,7 +67,7 @@ def export(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         import onnx  # noqa: F401
     except ImportError as error:
         parser.error(f'the package onnx is needed and cannot be imported ({error}); pip install onnx')
-    from basicsr.inference.tasks import default_weights, with_tlc
+    from basicsr.inference.tasks import default_weights
     from basicsr.utils.checkpoint import build_network, load_weights, network_options
     from basicsr.utils.files import atomic_write
 
@@ -104,7 +105,7 @@ def export(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     except OSError as error:
         parser.error(f'--output {output} cannot be written: {error.strerror or error}')
     print(f'{output}: {output.stat().st_size / 1e6:.1f} MB', *metadata.values(), sep='\n')
-    if with_tlc(weights.path, None):
+    if weights.tlc:
         print('without TLC, which demo.py uses with these weights: on large images its results are better')
 
 

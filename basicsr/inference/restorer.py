@@ -17,7 +17,7 @@ from basicsr.archs.restormer_arch import Restormer, no_autocast
 from basicsr.inference.image_files import check_pixels
 from basicsr.inference.memory import free_memory, is_out_of_memory
 from basicsr.inference.strips import StripEngine
-from basicsr.inference.tasks import default_weights, with_tlc
+from basicsr.inference.tasks import default_weights
 from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
 from basicsr.utils.checkpoint import build_network, load_weights
@@ -126,11 +126,11 @@ class Restorer:
         **options: Any,
     ) -> Restorer:
         """With the weights of a file, by default those for motion deblurring; `options` are the class's own. If `tlc`
-        is not among them, or None, the weights that come with the repository are used with TLC, and others without.
-        Raises CheckpointError, too."""
+        is not among them, or None, it is what the weights were validated with, as the file says: those that come with
+        the repository with TLC. Raises CheckpointError, too."""
         path = path or default_weights('motion_deblurring')
         weights = load_weights(path)
-        options['tlc'] = with_tlc(path, options.get('tlc'))
+        options['tlc'] = weights.with_tlc(options.get('tlc'))
         return cls(build_network(weights), device, precision, **options)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

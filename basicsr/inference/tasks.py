@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +55,3 @@ def default_weights(task: str) -> Path:
         f'{folder} has neither {found.published} nor {found.shipped}: no weights for {found.name}; '
         f'python {found.folder}/download_data.py --data weights gets the first'
     )
-
-
-def with_tlc(weights: str | os.PathLike[str], asked: bool | int | None) -> bool | int:
-    """TLC as it was asked for; None: for the shipped weights alone, which were trained on small patches and gain by it
-    (the model card says how much)."""
-    if asked is not None:
-        return asked
-    path = Path(weights).resolve()
-    return any(path == task.shipped_file.resolve() for task in TASKS.values())

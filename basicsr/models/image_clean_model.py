@@ -226,7 +226,7 @@ class ImageCleanModel:
     def save_weights(self, path: Any, iteration: int) -> None:
         params, averaged = self.weights()
         network = {'type': self.options.network_g.type, **plain_arguments(self.options.network_g)}
-        save_checkpoint(path, params, network, iteration, averaged)
+        save_checkpoint(path, params, network, iteration, averaged, self.options.val.tlc)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""

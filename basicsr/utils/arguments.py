@@ -14,7 +14,7 @@ def user_path(text: str) -> Path:
 
 
 def add_tlc(group: argparse._ActionsContainer) -> None:
-    """--tlc and --no-tlc; not given: None, which is for `basicsr.inference.tasks.with_tlc` to decide."""
+    """--tlc and --no-tlc; not given: None, which is for `Weights.with_tlc` to decide."""
     group.add_argument(
         '--tlc',
         nargs='?',
@@ -22,8 +22,8 @@ def add_tlc(group: argparse._ActionsContainer) -> None:
         const=True,
         metavar='WINDOW',
         help='attention over local windows (TLC, arXiv 2112.04491), which suits weights trained on patches; of 384 '
-        'pixels, as published, or as many as you say: a multiple of 8. Default: with the weights of this repository '
-        'alone',
+        'pixels, as published, or as many as you say: a multiple of 8. Default: with weights that '
+        'were validated with it (val.tlc), as those of this repository were',
     )
     group.add_argument(
         '--no-tlc',

@@ -1,9 +1,9 @@
 """The one loader of weights, for training, testing and the demo, and the one writer.
 
-A file is a dictionary of `params` (and `params_ema`), tensors by name, and of `network_g` and `iter`, the
-options that rebuild the network and the iteration. The published files have `params` only: the options are then
-read off the tensors. Nothing but tensors and plain values is ever unpickled: a file from the internet runs no
-code.
+A file is a dictionary of `params` (and `params_ema`), tensors by name, of `network_g` and `iter`, the options that
+rebuild the network and the iteration, and of `tlc`, what the network was validated with. The published files have
+`params` only: the options are then read off the tensors. Nothing but tensors and plain values is ever unpickled: a
+file from the internet runs no code.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ class Weights:
     key: str
     network_g: dict[str, Any] | None = None
     iteration: int | None = None
+    tlc: bool | int = False
+    """What they were validated with, and are used with unless told otherwise: TLC, or the width of its windows."""
+
+    def with_tlc(self, asked: bool | int | None) -> bool | int:
+        """TLC as it was asked for; None: as the file says."""
+        return self.tlc if asked is None else asked
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
@@ -164,6 +170,9 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
         raise CheckpointError(
             f'{path}: network_g is a {type(network_g).__name__}; allowed: a dictionary of options'
         )
+    tlc = content.get('tlc', False) if key else False
+    if not isinstance(tlc, bool | int):
+        raise CheckpointError(f'{path}: tlc is a {type(tlc).__name__}; allowed: yes, no, or a number of pixels')
     return Weights(
         path=path,
         params={
@@ -173,6 +182,7 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
         key=key,
         network_g=network_g,
         iteration=iteration if isinstance(iteration, int) else None,
+        tlc=tlc,
     )
 
 
@@ -345,12 +355,13 @@ def save_checkpoint(
     network_g: Mapping[str, Any],
     iteration: int,
     params_ema: Mapping[str, Tensor] | None = None,
+    tlc: bool | int = False,
 ) -> None:
     """Writes a file that `load_weights` reads and that `build_network` needs nothing else for. Atomic.
 
     `network_g` must be plain values (numbers, strings, lists, dictionaries). Raises OSError.
     """
-    content = {'params': _portable(params), 'network_g': dict(network_g), 'iter': iteration}
+    content = {'params': _portable(params), 'network_g': dict(network_g), 'iter': iteration, 'tlc': tlc}
     if params_ema is not None:
         content['params_ema'] = _portable(params_ema)
     atomic_write(path, lambda file: torch.save(content, file))

@@ -214,7 +214,8 @@ class ValOptions(Section):
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'fp32'
     """What to restore in."""
     tlc: bool | PositiveInt = False
-    """Attention over local windows; true: of 384 pixels; a number: of so many, a multiple of 8."""
+    """Attention over local windows; true: of 384 pixels; a number: of so many, a multiple of 8. Weights that training
+    saves say so, and are used so by demo.py, evaluate.py and `Restorer.from_checkpoint`."""
     tile: PositiveInt | None = None
     """Side of tiles to restore one by one, a multiple of 8; null: images as a whole."""
     tile_overlap: Count | None = None

@@ -760,18 +760,19 @@ def test_default_weights(tmp_path, monkeypatch):
     assert tasks.default_weights('Motion_Deblurring') == published
 
 
-def test_the_shipped_weights_are_used_with_tlc_and_others_are_not(tmp_path, monkeypatch):
+def test_weights_are_used_with_the_tlc_that_they_were_validated_with(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, 'ROOT', tmp_path)
     folder = tmp_path / 'Motion_Deblurring' / 'pretrained_models'
     folder.mkdir(parents=True)
-    for name in ('motion_deblurring_compact.pth', 'other.pth'):
-        save_checkpoint(folder / name, tiny().state_dict(), {'type': 'Restormer', **TINY}, 1)
+    for name, tlc in (('motion_deblurring_compact.pth', True), ('other.pth', False), ('narrow.pth', 128)):
+        save_checkpoint(folder / name, tiny().state_dict(), {'type': 'Restormer', **TINY}, 1, tlc=tlc)
     before = image(392, 400, 3)  # larger than TLC's window
-    plain, local = (Restorer(tiny(), 'cpu', tlc=tlc)(before) for tlc in (False, True))
-    assert (plain != local).any()
+    plain, local, narrow = (Restorer(tiny(), 'cpu', tlc=tlc)(before) for tlc in (False, True, 128))
+    assert (plain != local).any() and (narrow != local).any()
     shipped, other = folder / 'motion_deblurring_compact.pth', folder / 'other.pth'
     for path, tlc, expected in (
-        (None, None, local), (shipped, None, local), (shipped, False, plain), (other, None, plain), (other, True, local)
+        (None, None, local), (shipped, None, local), (shipped, False, plain), (other, None, plain),
+        (other, True, local), (folder / 'narrow.pth', None, narrow),
     ):  # fmt: skip
         found = Restorer.from_checkpoint(path, device='cpu', tlc=tlc)(before)
         np.testing.assert_array_equal(found, expected)

@@ -16,11 +16,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from basicsr.inference import Restorer, tasks
 from basicsr.inference.image_files import read_image, write_png
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim, calculate_ssim_3d
 from basicsr.metrics.realblur import calculate_aligned
+from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.files import ROOT
 
 sys.path.insert(0, str(ROOT))  # the processes that measure import it by its name
@@ -279,10 +281,11 @@ def test_deep_images_are_measured_at_their_depth(here, at_once):
 
 
 def test_tlc_is_by_default_what_it_is_in_the_demo(here, at_once):
-    """On with the shipped weights, off with all others."""
-    others = here / 'others.pth'
-    others.write_bytes(COMPACT.read_bytes())
-    for weights, tlc in ((COMPACT, True), (others, False)):
+    """On with the shipped weights, also under another name, and off with those that do not say so."""
+    copied, others = here / 'copied.pth', here / 'others.pth'
+    copied.write_bytes(COMPACT.read_bytes())
+    torch.save({'params': load_weights(COMPACT).params}, others)
+    for weights, tlc in ((COMPACT, True), (copied, True), (others, False)):
         given = ['--weights', weights, '--device', 'cpu', '--datasets', 'GoPro', '--limit', 1]
         assert run(*given) == 0
         assert written()['tlc'] is tlc

@@ -168,9 +168,20 @@ def test_ema_is_preferred_and_a_key_can_be_named(tmp_path):
     assert (weights.key, weights.params['w'].tolist(), weights.iteration) == ('params_ema', [1, 1], 5)
     assert load_weights(path, 'params').params['w'].tolist() == [0, 0]
     with pytest.raises(
-        CheckpointError, match="nothing under 'ema'; it has: params, network_g, iter, params_ema"
+        CheckpointError, match="nothing under 'ema'; it has: params, network_g, iter, tlc, params_ema"
     ):
         load_weights(path, 'ema')
+
+
+def test_tlc_is_as_asked_for_else_as_the_file_says(tmp_path):
+    for tlc in (False, True, 256):
+        save_checkpoint(tmp_path / 'a.pth', {'w': torch.zeros(2)}, {'type': 'X'}, 5, tlc=tlc)
+        weights = load_weights(tmp_path / 'a.pth')
+        assert [weights.with_tlc(asked) for asked in (None, False, 128)] == [tlc, False, 128]
+    torch.save({'params': {'w': torch.zeros(2)}, 'tlc': 'yes'}, tmp_path / 'a.pth')
+    assert 'tlc is a str; allowed: ' in refusal(tmp_path / 'a.pth', load_weights)
+    torch.save({'tlc': torch.zeros(2)}, tmp_path / 'a.pth')  # a network may call a parameter so
+    assert load_weights(tmp_path / 'a.pth').tlc is False
 
 
 @pytest.mark.parametrize(
