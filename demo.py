@@ -15,9 +15,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from basicsr.utils.arguments import add_tlc, user_path
+from basicsr.utils.arguments import add_tlc
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import ROOT
+from basicsr.utils.files import ROOT, expanded
 from basicsr.utils.signals import ending_cleanly
 
 
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--input_dir',
-        type=user_path,
+        type=expanded,
         default=ROOT / 'demo' / 'degraded',
         metavar='FILE_OR_FOLDER',
         help='an image, or a folder of images (png, jpg, bmp, tif, webp; folders in it are not entered); '
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--result_dir',
-        type=user_path,
+        type=expanded,
         default=ROOT / 'demo' / 'restored',
         metavar='FOLDER',
         help='results go into <FOLDER>/<task>/, as PNG with the depth, alpha and colour profile of the input, '
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--weights',
-        type=user_path,
+        type=expanded,
         metavar='FILE',
         help="a checkpoint, of this repository's training or a published one; default: the task's published "
         'weights if you have downloaded them, else those that come with the repository',

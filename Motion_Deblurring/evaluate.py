@@ -38,9 +38,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.utils.arguments import add_tlc, too_small, user_path
+from basicsr.utils.arguments import add_tlc, too_small
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import ROOT, absolute, as_json, atomic_write, check_writable
+from basicsr.utils.files import ROOT, absolute, as_json, atomic_write, check_writable, expanded
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -104,15 +104,15 @@ def parser() -> argparse.ArgumentParser:
     )
     pairs.add_argument(
         '--data_dir',
-        type=user_path,
+        type=expanded,
         default=DATA,
         metavar='FOLDER',
         help='where <SET>/input and <SET>/target are; default: Motion_Deblurring/Datasets/test of the repository',
     )
-    pairs.add_argument('--input_dir', type=user_path, metavar='FOLDER', help="blurred images of one's own")
+    pairs.add_argument('--input_dir', type=expanded, metavar='FOLDER', help="blurred images of one's own")
     pairs.add_argument(
         '--target_dir',
-        type=user_path,
+        type=expanded,
         metavar='FOLDER',
         help='sharp images of the same names as the blurred ones',
     )
@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_argument_group('what to measure')
     what.add_argument(
         '--weights',
-        type=user_path,
+        type=expanded,
         metavar='FILE',
         help="a checkpoint, of this repository's training or a published one; default: the published one; for "
         "pairs of one's own, if it is not there, the one that comes with the repository",
@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         '--restored_dir',
-        type=user_path,
+        type=expanded,
         metavar='FOLDER',
         help='measure images restored elsewhere, with the names of the sharp ones, in <FOLDER>/<SET> or, for one set, '
         'in FOLDER itself',
@@ -155,13 +155,13 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         '--save_dir',
-        type=user_path,
+        type=expanded,
         metavar='FOLDER',
         help='also write the results, as <FOLDER>/<SET>/<name>.png',
     )
     how.add_argument(
         '--json',
-        type=user_path,
+        type=expanded,
         metavar='FILE',
         help='also write all figures, those of each image, too; null: infinite, as the PSNR of equal images is',
     )

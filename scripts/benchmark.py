@@ -32,7 +32,7 @@ from pathlib import Path
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.utils.arguments import user_path
+from basicsr.utils.files import expanded
 from scripts.benchmarks import PRECISIONS
 
 INFERENCE_MODES = (*PRECISIONS, *(f'{precision}+tlc' for precision in PRECISIONS))
@@ -77,7 +77,7 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
         '--plain_repeats', type=count, default=1, help='of the plain formulation; 0: leave it out; default: 1'
     )
     command.add_argument(
-        '--weights', type=user_path, metavar='FILE', help='default: the 26.1 M network with random weights'
+        '--weights', type=expanded, metavar='FILE', help='default: the 26.1 M network with random weights'
     )
     add_common(command, 'inference')
 
@@ -99,7 +99,7 @@ def add_train(commands: argparse._SubParsersAction) -> None:
         help='of 1.1 M or of 26.1 M parameters, with random weights; default: %(default)s',
     )
     command.add_argument(
-        '--weights', type=user_path, metavar='FILE', help='instead: start from a file of weights'
+        '--weights', type=expanded, metavar='FILE', help='instead: start from a file of weights'
     )
     command.add_argument(
         '--modes',

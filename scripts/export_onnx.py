@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, BinaryIO
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.utils.arguments import user_path
 from basicsr.utils.console import print_any_name
+from basicsr.utils.files import expanded
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ TOLERANCE = 1e-3  # a quarter of a step of 8 bits: rounding is far below, a wron
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description='Export a network to ONNX, for images of any size.')
     parser.add_argument(
-        '--weights', type=user_path, metavar='FILE', help='a checkpoint; default: that of demo.py for motion deblurring'
+        '--weights', type=expanded, metavar='FILE', help='a checkpoint; default: that of demo.py for motion deblurring'
     )  # fmt: skip
     parser.add_argument(
-        '--output', type=user_path, metavar='FILE',
+        '--output', type=expanded, metavar='FILE',
         help='the ONNX file, replaced if it is there; default: <name of the weights>.onnx in the working directory',
     )  # fmt: skip
     args = parser.parse_args(argv)

@@ -42,9 +42,16 @@ from numpy.typing import NDArray
 from basicsr.data.parallel import in_parallel
 from basicsr.data.sources import DataError, FolderSource, decode
 from basicsr.data.synthetic_blur import BlurParameters, blurred_pair, random_trajectory, to_linear, to_srgb
-from basicsr.utils.arguments import user_path
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import InUseError, absolute, atomic_write, held, made_folder, remove_leftovers
+from basicsr.utils.files import (
+    InUseError,
+    absolute,
+    atomic_write,
+    expanded,
+    held,
+    made_folder,
+    remove_leftovers,
+)
 from basicsr.utils.options import OptionError, yaml_value
 from basicsr.utils.signals import ending_cleanly
 
@@ -456,6 +463,7 @@ def _make_alone(
         if not overwrite:
             raise
         before = None
+    goes_on = before is not None and _goes_on(before, settings)
     if not overwrite:
         if before is None:
             found = [path for folder in folders_of(output, PHOTOGRAPHS) for path in folder.glob('*')]
@@ -464,14 +472,14 @@ def _make_alone(
                     f'{output} holds {found[0].relative_to(output)} and no {SETTINGS_FILE}, which would say that it is '
                     'from this script; --overwrite replaces what has the name of a pair to be made'
                 )
-        elif not _goes_on(before, settings):
+        elif not goes_on:
             kind = 'an unfinished set' if UNFINISHED in before else 'a set'
             raise FileExistsError(f'{output} holds {kind} made with other settings; --overwrite replaces it')
     splits: dict[str, list[str]] = {}
     for each in (before, settings):
         for split, names in each['photographs'].items() if each else ():
             splits.setdefault(split, []).extend(names)
-    if overwrite and not (before and UNFINISHED in before and _goes_on(before, settings)):
+    if overwrite and not (goes_on and UNFINISHED in before):
         clear(output, splits)
     else:
         written.missing = [pair for pair in written.pairs if not is_there(output, pair)]
@@ -512,8 +520,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.partition('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument('--output', type=user_path, default=DEFAULT_OUTPUT, help='folder of the set')
-    parser.add_argument('--sharp_dir', type=user_path, help='folder of photographs; none: built-in ones')
+    parser.add_argument('--output', type=expanded, default=DEFAULT_OUTPUT, help='folder of the set')
+    parser.add_argument('--sharp_dir', type=expanded, help='folder of photographs; none: built-in ones')
     parser.add_argument('--model', choices=MODELS, default='kernel', help='how to blur')
     parser.add_argument('--seed', type=int, default=0, help='of all that is random')
     parser.add_argument('--per_image', type=int, default=2, help='pairs from each photograph')
@@ -535,7 +543,7 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument('--workers', type=int, default=0, help='processes; 0: this one alone')
     parser.add_argument(
-        '--sheet', type=user_path, help='.png or .jpg to write: sharp and blurred pictures side by side'
+        '--sheet', type=expanded, help='.png or .jpg to write: sharp and blurred pictures side by side'
     )
     parser.add_argument(
         '--overwrite', action='store_true', help='replace a set that is finished, or has other settings'

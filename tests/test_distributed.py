@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -211,7 +210,7 @@ def test_one_that_dies_ends_all_and_says_why(runs, tmp_path, act, said):
     assert done.returncode != 0
     for text in set(said):
         assert done.stdout.count(text) >= said.count(text), done.stdout
-    assert not re.search(r'\[rank\d+\]: *Traceback', done.stdout)
+    assert '[rank' not in done.stdout  # the traceback of a process
 
 
 def test_a_number_of_processes_that_cannot_share_the_batch_is_refused_once(runs):

@@ -3,14 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
-from basicsr.utils.files import expanded
-
-
-def user_path(text: str) -> Path:
-    """A file or folder. No shell knows the `~` of `--option=~/x`."""
-    return expanded(text)
 
 
 def add_tlc(group: argparse._ActionsContainer) -> None:

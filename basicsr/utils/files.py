@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """`~` is the home folder; `~name` stays as it is where there is no such user."""
+    """`~` is the home folder, which no shell puts into `--option=~/x`; `~name` stays as it is where there is no such
+    user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
 
 

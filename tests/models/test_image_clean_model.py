@@ -139,7 +139,7 @@ def test_averaged_weights(make):
     plain = copy.deepcopy(model.net)
     plain.load_state_dict(ema)
     with torch.no_grad():
-        assert torch.allclose(model.restorer().restore(x), plain(x), atol=1e-5)
+        assert torch.allclose(model.restorer().restore(x), plain(x), atol=1e-6)
 
 
 @pytest.mark.parametrize('val', [{'tlc': 8}, {'tile': 16, 'tile_overlap': 4}, {'tile': 16}])
