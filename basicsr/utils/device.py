@@ -67,8 +67,19 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
     return _HALF.get(asked)
 
 
-_NO_TF32 = Overrides(
-    (torch.backends.cudnn, 'allow_tf32', False), (torch.backends.cuda.matmul, 'allow_tf32', False)
+def _no_tf32() -> Overrides:
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    if not hasattr(cuda.matmul, 'fp32_precision'):  # before PyTorch 2.9
+        return Overrides((cudnn, 'allow_tf32', False), (cuda.matmul, 'allow_tf32', False))
+    # Reading the older settings raises once a program has used these. The general ones come first: what a program
+    # has not set by itself follows them, and still does so afterwards.
+    owners = torch.backends, cudnn, cudnn.conv, cuda.matmul
+    return Overrides(*((owner, 'fp32_precision', 'ieee') for owner in owners))
+
+
+_NO_TF32 = _no_tf32()
+_REPEATABLE = Overrides(
+    (torch.backends.cudnn, 'benchmark', False), (torch.backends.cudnn, 'deterministic', True)
 )
 
 
@@ -76,6 +87,12 @@ def without_tf32(device: torch.device) -> AbstractContextManager[None]:
     """Single precision as it is: PyTorch lets cuDNN round the factors of convolutions to 10 bits (TF32) on its own,
     and does so again when no thread is in here any more."""
     return _NO_TF32.within() if device.type == 'cuda' else nullcontext()
+
+
+def repeatable(device: torch.device) -> AbstractContextManager[None]:
+    """cuDNN does not choose its kernels by timing them, which takes seconds for each new size and may end differently
+    the next time, and takes none whose result varies from call to call."""
+    return _REPEATABLE.within() if device.type == 'cuda' else nullcontext()
 
 
 def precision_name(dtype: torch.dtype | None) -> str:

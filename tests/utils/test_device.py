@@ -1,14 +1,19 @@
+import contextlib
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from basicsr.utils import device
 from basicsr.utils.device import (
     PRECISIONS,
     DeviceError,
     precision_name,
+    repeatable,
     resolve_device,
     resolve_precision,
     without_tf32,
@@ -161,18 +166,120 @@ def test_precisions_there_and_back(name):
     assert precision_name(resolve_precision(name, torch.device('cuda'))) == name
 
 
-def test_without_tf32_on_a_gpu_and_only_inside():
-    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [library.allow_tf32 for library in libraries]
-    with pytest.raises(KeyError), without_tf32(torch.device('cuda')):
-        assert not any(library.allow_tf32 for library in libraries)
+NEW = hasattr(torch.backends.cuda.matmul, 'fp32_precision')  # PyTorch 2.9 and later
+OLD_SETTINGS = {
+    'nothing': lambda: None,
+    'matmul': lambda: setattr(torch.backends.cuda.matmul, 'allow_tf32', True),
+    'cudnn': lambda: setattr(torch.backends.cudnn, 'allow_tf32', False),
+    'high': lambda: torch.set_float32_matmul_precision('high'),
+    'medium': lambda: torch.set_float32_matmul_precision('medium'),
+}
+NEW_SETTINGS = {
+    'matmul': lambda: setattr(torch.backends.cuda.matmul, 'fp32_precision', 'tf32'),
+    'matmul, then high': lambda: (NEW_SETTINGS['matmul'](), torch.set_float32_matmul_precision('high')),
+    'convolutions': lambda: setattr(torch.backends.cudnn.conv, 'fp32_precision', 'ieee'),
+    'cudnn': lambda: setattr(torch.backends.cudnn, 'fp32_precision', 'tf32'),
+    'all': lambda: setattr(torch.backends, 'fp32_precision', 'tf32'),
+    'all exact': lambda: setattr(torch.backends, 'fp32_precision', 'ieee'),
+    'all and matmul': lambda: (NEW_SETTINGS['all'](), NEW_SETTINGS['matmul']()),
+}
+SETTINGS = {
+    **{f'old {name}': change for name, change in OLD_SETTINGS.items()},
+    **({f'new {name}': change for name, change in NEW_SETTINGS.items()} if NEW else {}),
+}
+
+
+def tf32_is_off():
+    if NEW:
+        return {torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision} == {'ieee'}
+    return not (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+
+
+def precisions():
+    """What every setting reads as; None where reading it raises, as PyTorch does where the old and the new ones do not
+    agree."""
+
+    def read(owner, name):
+        try:
+            return getattr(owner, name)
+        except RuntimeError:
+            return None
+
+    backends = torch.backends
+    found = [read(owner, 'allow_tf32') for owner in (backends.cudnn, backends.cuda.matmul)]
+    if NEW:
+        owners = (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+        found += [read(owner, 'fp32_precision') for owner in (*owners, backends.mkldnn, backends.mkldnn.matmul)]
+    try:
+        return [*found, torch.get_float32_matmul_precision()]
+    except RuntimeError:
+        return [*found, None]
+
+
+def _use(settings, answers, enter):
+    SETTINGS[settings]()
+    if enter:
+        with contextlib.suppress(KeyError), without_tf32(torch.device('cuda')):
+            answers.put(tf32_is_off())
+            raise KeyError
+    found = [precisions()]
+    for value in ('ieee', 'tf32', 'none') if NEW else ():  # what had followed a more general setting still does
+        for owner in (torch.backends, torch.backends.cudnn):
+            owner.fp32_precision = value
+            found.append(precisions())
+    answers.put(found)
+
+
+@pytest.mark.parametrize('settings', SETTINGS)
+def test_without_tf32_whatever_settings_a_program_uses(settings):
+    """In processes of their own, as what nobody has set cannot be set again."""
+    fork = multiprocessing.get_context('fork')
+    answers = fork.SimpleQueue()
+    for enter in (True, False):
+        process = fork.Process(target=_use, args=(settings, answers, enter))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+    off, after, never = answers.get(), answers.get(), answers.get()
+    assert off
+    assert after == never
+
+
+def test_without_tf32_before_pytorch_2_9(monkeypatch):
+    matmul, cudnn = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends.cuda, 'matmul', matmul)
+    monkeypatch.setattr(torch.backends, 'cudnn', cudnn)
+    with device._no_tf32().within():
+        assert not matmul.allow_tf32 and not cudnn.allow_tf32
+    assert matmul.allow_tf32 and cudnn.allow_tf32
+
+
+@pytest.mark.parametrize('first', [0, 1])
+def test_without_tf32_until_the_last_thread_is_out(first):
+    before = precisions()
+    threads = [without_tf32(torch.device('cuda')) for _ in range(2)]
+    for thread in threads:
+        thread.__enter__()
+        assert tf32_is_off()
+    threads[first].__exit__(None, None, None)
+    assert tf32_is_off()
+    threads[1 - first].__exit__(None, None, None)
+    assert precisions() == before
+
+
+def test_only_on_a_gpu():
+    before = precisions(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    with without_tf32(torch.device('cpu')), repeatable(torch.device('cpu')):
+        assert (precisions(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before
+
+
+@pytest.mark.parametrize('benchmark', [True, False])
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_repeatable(monkeypatch, benchmark, deterministic):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, 'benchmark', benchmark)
+    monkeypatch.setattr(cudnn, 'deterministic', deterministic)
+    with pytest.raises(KeyError), repeatable(torch.device('cuda')):
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
         raise KeyError
-    # Two threads, of which the first to come is the first to go.
-    one, other = (without_tf32(torch.device('cuda')) for _ in range(2))
-    for each in (one.__enter__, other.__enter__, lambda: one.__exit__(None, None, None)):
-        each()
-        assert not any(library.allow_tf32 for library in libraries)
-    other.__exit__(None, None, None)
-    with without_tf32(torch.device('cpu')):
-        assert [library.allow_tf32 for library in libraries] == before
-    assert [library.allow_tf32 for library in libraries] == before
+    assert (cudnn.benchmark, cudnn.deterministic) == (benchmark, deterministic)
