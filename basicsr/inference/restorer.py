@@ -21,10 +21,17 @@ from basicsr.inference.tasks import default_weights
 from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
 from basicsr.utils.checkpoint import build_network, load_weights
-from basicsr.utils.device import precision_name, resolve_device, resolve_precision, without_tf32
+from basicsr.utils.device import (
+    precision_name,
+    repeatable,
+    resolve_device,
+    resolve_precision,
+    without_tf32,
+)
 from basicsr.utils.logger import get_logger
 
 _SMALLEST_STRIP_BYTES = 1_000_000
+_TENSOR_TYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
 
 
 class RestoreError(RuntimeError):
@@ -149,7 +156,7 @@ class Restorer:
         full_scale = np.iinfo(image.dtype).max
         colours = 3 if image.ndim == 3 and image.shape[2] > 2 else 1
         colour_HWC = image.reshape(H, W, -1)[..., :colours]
-        x_HWC = torch.from_numpy(colour_HWC.astype(np.float32)).to(self.device).div_(full_scale)
+        x_HWC = self._upload(colour_HWC).div_(full_scale)
         y_BCHW = self._restore_channels(x_HWC.permute(2, 0, 1).unsqueeze(0))
         del x_HWC
         if not y_BCHW.isfinite().all():
@@ -158,10 +165,20 @@ class Restorer:
                 'too low for them (fp32 and bf16 have the range)'
             )
         y_HWC = y_BCHW[0].permute(1, 2, 0).clamp_(0, 1).mul_(full_scale).round_()
-        restored = y_HWC.cpu().numpy().astype(image.dtype)
+        if self.device.type == 'cuda':  # a quarter or a half of the bytes have to come back
+            y_HWC = y_HWC.to(_TENSOR_TYPES[image.dtype])
+        restored = y_HWC.cpu().numpy().astype(image.dtype, copy=False)
         if image.ndim == 2:
             return restored[..., 0]
         return np.concatenate([restored, image[..., colours:]], axis=2)
+
+    def _upload(self, pixels_HWC: np.ndarray) -> Tensor:
+        """In single precision, on the device."""
+        if self.device.type != 'cuda':  # others may have no 16-bit integers without a sign
+            return torch.from_numpy(pixels_HWC.astype(np.float32)).to(self.device)
+        pinned = torch.empty(pixels_HWC.shape, dtype=_TENSOR_TYPES[pixels_HWC.dtype], pin_memory=True)
+        pinned.numpy()[...] = pixels_HWC
+        return pinned.to(self.device, non_blocking=True).float()
 
     def check_channels(self) -> None:
         """Raises ValueError if the network is not one for images, of 1 or 3 channels."""
@@ -195,7 +212,7 @@ class Restorer:
             )
         H, W = x_BCHW.shape[-2:]
         exactly = nullcontext() if self.dtype else without_tf32(self.device)
-        with _memory_sentence(_too_large(H, W, self.device)), exactly:
+        with _memory_sentence(_too_large(H, W, self.device)), repeatable(self.device), exactly:
             x_BCHW = x_BCHW.to(self.device)
             if self.tile is None:
                 return self._restore(x_BCHW)

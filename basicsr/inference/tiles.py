@@ -29,18 +29,18 @@ def restore_tiles(restore: Callable[[Tensor], Tensor], x_BCHW: Tensor, tile: int
     """Overlap-add: every tile's result is weighted by a window that rises linearly over the overlap and is
     nowhere zero, and the sum is divided by the sum of the weights. Single precision at least."""
     ys, xs = (_starts(length, tile, overlap) for length in x_BCHW.shape[-2:])
-    total = weights = None
+    total = weights = window = None
     for y in ys:
         for x in xs:
             place = (..., slice(y, y + tile), slice(x, x + tile))
             restored = restore(x_BCHW[place])
-            if total is None or weights is None:
+            if total is None or weights is None or window is None:
                 B, _, H, W = x_BCHW.shape
                 dtype = torch.promote_types(restored.dtype, torch.float32)
                 total = restored.new_zeros(B, restored.shape[1], H, W, dtype=dtype)
                 weights = restored.new_zeros(H, W, dtype=dtype)
-            rows, columns = (_ramp(length, overlap).to(weights) for length in restored.shape[-2:])
-            window = rows[:, None] * columns
+                rows, columns = (_ramp(length, overlap, weights) for length in restored.shape[-2:])
+                window = rows[:, None] * columns  # all tiles are of one size
             total[place] += restored * window
             weights[place] += window
     assert total is not None and weights is not None
@@ -53,6 +53,7 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, last, tile - overlap), last]
 
 
-def _ramp(length: int, overlap: int) -> Tensor:
-    distance = torch.arange(1, length + 1)
-    return torch.minimum(distance, distance.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
+def _ramp(length: int, overlap: int, weights: Tensor) -> Tensor:
+    """For one axis of a tile, of the type and on the device of the weights."""
+    distance = torch.arange(1, length + 1, device=weights.device)
+    return (torch.minimum(distance, distance.flip(0)).clamp(max=overlap + 1) / (overlap + 1)).to(weights)

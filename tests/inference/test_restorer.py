@@ -1,4 +1,5 @@
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -602,6 +603,33 @@ def test_fixed_strips_on_a_gpu_without_room_for_them_are_smaller_from_the_beginn
     limit = needed(tiny(), 256, 256) - 1
     with pytest.raises(RestoreError, match=r'needs .* GB are free'):
         gpu.restorer.restore(torch.rand(1, 3, 256, 256))
+
+
+@pytest.mark.parametrize('fails', [False, True])
+@pytest.mark.parametrize('tile', [None, 16])
+@pytest.mark.parametrize(('precision', 'exact'), [('fp32', True), ('bf16', False)])
+def test_on_a_gpu_every_call_sets_the_libraries_and_sets_them_back(monkeypatch, precision, exact, tile, fails):
+    gpu, cudnn, inside = torch.device('cuda'), torch.backends.cudnn, []
+    entered = []
+    monkeypatch.setattr(cudnn, 'benchmark', True)
+    monkeypatch.setattr(cudnn, 'deterministic', False)
+    monkeypatch.setattr(restorer, 'free_memory', lambda device: None)
+    monkeypatch.setattr(restorer, 'without_tf32', lambda device: entered.append(device) or nullcontext())
+    one = Restorer(tiny(), 'cpu', precision, tile=tile)
+    one.device = gpu  # the work is the CPU's
+    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, **__: tensor)
+
+    def call(engine, x):
+        inside.append((cudnn.benchmark, cudnn.deterministic))
+        if fails:
+            raise KeyError
+        return x
+
+    monkeypatch.setattr(StripEngine, '__call__', call)
+    with pytest.raises(KeyError) if fails else nullcontext():
+        one.restore(torch.rand(1, 3, 24, 24))
+    assert set(inside) == {(False, True)} and entered == [gpu] * exact
+    assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
 
 
 def test_a_small_image_needs_little_memory():
