@@ -39,8 +39,7 @@ def compare(args: argparse.Namespace) -> None:
     cv2.setNumThreads(0)
     machine = {'device': 'cpu', 'threads': 1, 'torch': torch.__version__, 'opencv': cv2.__version__}
     title = f'cpu, 1 thread, PyTorch {torch.__version__}, OpenCV {cv2.__version__}; of one sample:'
-    report = Report(machine, title, COLUMNS, args.json)
-    with tempfile.TemporaryDirectory() as name:
+    with Report(machine, title, COLUMNS, args.json) as report, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_pairs(folder)
         packed = Dataset_PackedImage(str(pack(folder)))
@@ -54,7 +53,6 @@ def compare(args: argparse.Namespace) -> None:
                 row[f'{kind}_ms'], row[f'{kind}_wall_ms'] = cost(dataset, patch, args.samples)
             row['of_packed_cost'] = row['png_ms'] / row['packed_ms']
             report.add(row)
-    report.end()
 
 
 def cost(dataset: Any, patch: int, samples: int) -> tuple[float, float]:

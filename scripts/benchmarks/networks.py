@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.utils.checkpoint import build_network, load_weights, network_options
@@ -38,10 +38,20 @@ def load_network(weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
     return Restormer(**options).eval(), options
 
 
-def plain(network: nn.Module, options: dict[str, Any]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network's parameters in the plain formulation."""
-    restormer = runpy.run_path(str(ROOT / 'tests' / 'archs' / 'oracle.py'))['restormer']
+def plain(network: nn.Module, options: dict[str, Any], mode: str = 'plain') -> Callable[[Tensor], Tensor]:
+    """The network's parameters in the plain formulation: under autocast with `+bf16`, and with `+compile` its blocks
+    compiled one by one, each kind once, which takes seconds where a whole network takes minutes."""
+    oracle = runpy.run_path(str(ROOT / 'tests' / 'archs' / 'oracle.py'))
+    restormer, block = oracle['restormer'], oracle['block']
+    if 'compile' in mode:
+        block = torch.compile(block, dynamic=False)
     parameters = dict(network.named_parameters())
     names = ('num_blocks', 'num_refinement_blocks', 'LayerNorm_type', 'dual_pixel_task')
     arguments = {name: options[name] for name in names}
-    return lambda x: restormer(parameters, x, **arguments)
+
+    def restore(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled='bf16' in mode):
+            restored: Tensor = restormer(parameters, x, block=block, **arguments)
+        return restored
+
+    return restore

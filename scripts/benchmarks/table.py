@@ -17,6 +17,7 @@ class Column(NamedTuple):
 
 seconds = '{:.3f}'.format
 whole = '{:.0f}'.format
+rate = '{:.2f}'.format
 percent = '{:.0%}'.format
 
 
@@ -25,12 +26,23 @@ def fraction(value: float) -> str:
     return f'1/{1 / value:.1f}'
 
 
+def milliseconds(value: float) -> str:
+    """Of seconds."""
+    return f'{1e3 * value:.2f}'
+
+
+def gigabytes(value: float) -> str:
+    """Of MB."""
+    return f'{value / 1e3:.2f}'
+
+
 def multiple(value: float) -> str:
     return f'{value:.1f}x'
 
 
 class Report:
-    """Prints `title`, the columns' titles and each row as it is added; or nothing before `end`, then all as JSON.
+    """Prints `title`, the columns' titles and each row as it is added; or nothing before its end, then all as JSON,
+    however it ends.
 
     A row without a column's key has `-` there; one that has nothing but `failed` after its first columns says that.
     """
@@ -39,6 +51,13 @@ class Report:
         self.machine, self.title, self.columns, self.as_json = machine, title, columns, as_json
         self.rows: list[Row] = []
 
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.as_json:
+            print(json.dumps({'machine': self.machine, 'rows': self.rows}, indent=1))
+
     def add(self, row: Row) -> None:
         self.rows.append(row)
         if self.as_json:
@@ -46,10 +65,6 @@ class Report:
         if len(self.rows) == 1:
             print(f'{self.title}\n{self._line([column.title for column in self.columns.values()])}')
         print(self.line(row), flush=True)
-
-    def end(self) -> None:
-        if self.as_json:
-            print(json.dumps({'machine': self.machine, 'rows': self.rows}, indent=1))
 
     def line(self, row: Row) -> str:
         if 'failed' in row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import statistics
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,15 +18,27 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from basicsr.archs.restormer_arch import Restormer
+from basicsr.data.paired_image_dataset import to_float
 from basicsr.data.parallel import processors
 from basicsr.data.stages import TrainingBatches, TrainingOrder, stages_of
-from basicsr.inference.memory import is_out_of_memory, keep_all_memory
+from basicsr.inference.memory import keep_all_memory
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.models.option_checks import read_options
 from basicsr.models.training import build_dataset, start_worker, training_loader
 from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import Process
-from scripts.benchmarks.measuring import KilledError, Memory, check_modes, machine, run_alone, title, wait_for
+from scripts.benchmarks.measuring import (
+    WARM_UP,
+    Memory,
+    begin,
+    check_modes,
+    figures,
+    machine,
+    measured,
+    repeats,
+    timed_on_gpu,
+    title,
+)
 from scripts.benchmarks.networks import all_options, load_network, plain
 from scripts.benchmarks.pairs import (
     COUNT,
@@ -36,24 +48,45 @@ from scripts.benchmarks.pairs import (
     pack,
     recipe,
 )
-from scripts.benchmarks.table import Column, Report, Row, fraction, multiple, seconds, whole
+from scripts.benchmarks.table import (
+    Column,
+    Report,
+    Row,
+    fraction,
+    gigabytes,
+    milliseconds,
+    multiple,
+    rate,
+    seconds,
+    whole,
+)
 
 SMALL = {'dim': 16, 'num_blocks': [1, 1, 2, 2], 'num_refinement_blocks': 1, 'heads': [1, 2, 4, 8]}
 CLIP_NORM = 0.01  # the recipe's, in which it has no key
-WARM_UP = 2  # steps that are not counted: libraries choose their ways, the optimiser makes its state
-TOO_LARGE = 'does not fit into memory'
+BATCHES = 4  # ready on a GPU's host
 
 COLUMNS = {
     'stage': Column('stage'),
     'mode': Column('mode'),
     'seconds': Column('median s', seconds),
     'range': Column('min-max s', lambda ends: '-'.join(map(seconds, ends)), 13),
-    'samples_per_s': Column('samples/s', '{:.2f}'.format),
+    'samples_per_s': Column('samples/s', rate),
     'of_plain_speed': Column('of plain speed', multiple),
     'data_wait': Column('waits for data', '{:.1%}'.format),
     'working_MB': Column('working MB', whole),
     'of_plain_memory': Column('of plain memory', fraction),
     'peak_MB': Column('peak MB', whole),
+}
+GPU_COLUMNS = {
+    'stage': Column('stage'),
+    'mode': Column('mode'),
+    'seconds': Column('device ms', milliseconds),
+    'range': Column('min-max ms', lambda ends: '-'.join(map(milliseconds, ends)), 15),
+    'launch_seconds': Column('launch ms', milliseconds),
+    'samples_per_s': Column('samples/s', rate),
+    'of_plain_speed': Column('of plain speed', multiple),
+    'peak_MB': Column('peak GB', gigabytes),
+    'of_plain_memory': Column('of plain memory', fraction),
 }
 
 
@@ -62,22 +95,32 @@ def compare(args: argparse.Namespace) -> None:
     stages = asked_stages(args)
     check_patches([patch for patch, _ in stages], Restormer.multiple)
     check_channels(args)
+    modes = [*(['plain'] if args.plain_steps != 0 else []), *args.modes]
     with tempfile.TemporaryDirectory() as folder:
         make_pairs(Path(folder))
-        machine = run_alone(args, {'what': 'machine'})
-        columns = {**COLUMNS, 'mode': Column('mode', width=max(map(len, ['plain', *args.modes])))}
-        report = Report(machine, title(machine), columns, args.json)
-        for patch, batch in stages:
-            plain: Row = {}
-            for mode in [*(['plain'] if args.plain_steps else []), *args.modes]:
-                task = {'what': 'step', 'mode': mode, 'patch': patch, 'batch': batch, 'folder': folder}
-                row = {'stage': f'{patch}x{batch}', 'mode': mode, **figures(run_row(args, task), batch)}
-                plain = row if mode == 'plain' else plain
+        rows = measured(
+            args,
+            [
+                {'what': 'step', 'mode': mode, 'patch': patch, 'batch': batch, 'folder': folder}
+                for patch, batch in stages
+                for mode in modes
+            ],
+        )
+        _, machine = next(rows)
+        columns = GPU_COLUMNS if 'tf32' in machine else COLUMNS
+        columns = {**columns, 'mode': Column('mode', width=max(map(len, modes)))}
+        plain_rows: dict[str, Row] = {}
+        with Report(machine, title(machine), columns, args.json) as report:
+            for task, row in rows:
+                stage = f'{task["patch"]}x{task["batch"]}'
+                row = {'stage': stage, 'mode': task['mode'], **figures(row, task['batch'])}
+                if row['mode'] == 'plain':
+                    plain_rows[stage] = row
+                plain = plain_rows.get(stage, {})
                 if 'seconds' in plain and 'seconds' in row:
                     row['of_plain_speed'] = row['samples_per_s'] / plain['samples_per_s']
                     row['of_plain_memory'] = row['working_MB'] / plain['working_MB']
                 report.add(row)
-        report.end()
 
 
 def asked_stages(args: argparse.Namespace) -> list[tuple[int, int]]:
@@ -101,28 +144,7 @@ def asked_options(args: argparse.Namespace) -> dict[str, Any]:
     return options | SMALL if args.network == 'small' and not args.weights else options
 
 
-def run_row(args: argparse.Namespace, task: dict[str, Any]) -> Row:
-    try:
-        return run_alone(args, task)
-    except KilledError:
-        return {'failed': 'was killed, as systems do that run out of memory'}
-
-
-def figures(measured: Row, batch: int) -> Row:
-    """A row, of the times that were measured; of a failed one, as it is."""
-    if 'failed' in measured:
-        return measured
-    times, waits = measured.pop('times'), measured.pop('waits')
-    return {
-        **measured,
-        'seconds': statistics.median(times),
-        'range': [min(times), max(times)],
-        'samples_per_s': batch / statistics.median(times),
-        'data_wait': sum(waits) / sum(times),
-    }
-
-
-# --- in the process of one row ------------------------------------------------------------------------------
+# --- in the process of its rows ------------------------------------------------------------------------------
 
 
 class Run(NamedTuple):
@@ -145,6 +167,7 @@ class Run(NamedTuple):
 
 def measure(args: argparse.Namespace, task: dict[str, Any]) -> Row:
     device = resolve_device(args.device)
+    begin(device)
     if task['what'] == 'machine':
         return machine(device)
     mode = task['mode']
@@ -156,25 +179,21 @@ def measure(args: argparse.Namespace, task: dict[str, Any]) -> Row:
         Path(task['folder']),
         device,
         min(workers, processors()),  # as many as training takes
-        WARM_UP + ('compile' in mode),
-        args.plain_steps if mode == 'plain' else args.steps,
+        # Libraries choose their ways, the optimiser makes its state; a compiler compiles.
+        WARM_UP if device.type == 'cuda' else 2 + ('compile' in mode),
+        repeats(args.plain_steps, device, 5) if mode == 'plain' else args.steps,
     )
     if device.type == 'cuda':
         torch.backends.cudnn.benchmark = True
-    try:
-        return (plain_steps if mode == 'plain' else our_steps)(args, run)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return {'failed': TOO_LARGE}
+    return (plain_steps if mode.startswith('plain') else our_steps)(args, run)
 
 
 def plain_steps(args: argparse.Namespace, run: Run) -> Row:
-    """The network and its training as they are usually written: the loader gives the largest batch of the largest
-    patches of all stages, of which the step takes the first ones, and one crop for all of them."""
+    """The network and its training as they are usually written: on a CPU the loader gives the largest batch of the
+    largest patches of all stages, of which the step takes the first ones, and one crop for all of them."""
     network, options = plain_network(args)
     network.to(run.device).train()
-    restore = plain(network, options)
+    restore = plain(network, options, run.mode)
     parameters = list(network.parameters())
     settings = {key: value for key, value in recipe()['train']['optim_g'].items() if key != 'type'}
     optimizer = torch.optim.AdamW(parameters, **settings)
@@ -182,13 +201,15 @@ def plain_steps(args: argparse.Namespace, run: Run) -> Row:
     def step(images: dict[str, Tensor], _: int) -> None:
         top, left = torch.randint(images['gt'].shape[-1] - run.patch + 1, (2,)).tolist()
         window = (slice(run.batch), ..., slice(top, top + run.patch), slice(left, left + run.patch))
-        lq, gt = (images[kind][window].to(run.device, non_blocking=True) for kind in ('lq', 'gt'))
+        lq, gt = (to_float(images[kind][window].to(run.device, non_blocking=True)) for kind in ('lq', 'gt'))
         optimizer.zero_grad()
         F.l1_loss(restore(lq), gt).backward()
         nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         optimizer.step()
 
     memory = Memory(run.device)
+    if run.device.type == 'cuda':
+        return {**steps_on_gpu(step, run, memory), **memory.read()}
     patches, sizes = zip(*asked_stages(args), strict=True)
     dataset = PlainPairs(run.folder, max(patches))
     loader = DataLoader(
@@ -196,7 +217,6 @@ def plain_steps(args: argparse.Namespace, run: Run) -> Row:
         batch_size=max(sizes),
         sampler=RandomSampler(dataset, replacement=True, num_samples=max(sizes) * run.batches),
         num_workers=run.workers,
-        pin_memory=run.device.type == 'cuda',
         worker_init_fn=start_worker,
     )
     return {**timed_steps(step, loader, run), **memory.read()}
@@ -219,14 +239,22 @@ def our_steps(args: argparse.Namespace, run: Run) -> Row:
     options: Any = read_options(path, [], 'train')
     model = ImageCleanModel(options, run.device, Process())
     memory = Memory(run.device)
+
+    def step(batch: dict[str, Tensor], iteration: int) -> None:
+        model.step([batch], iteration, 0)
+
+    if run.device.type == 'cuda':
+        row = steps_on_gpu(step, run, memory)
+        model.raise_if_bad()
+        return {**row, **memory.read()}
     section = options.datasets['train']
     dataset = build_dataset(section)
     order = TrainingOrder(len(dataset), options.manual_seed, section.use_shuffle, section.dataset_enlarge_ratio)
     batches = TrainingBatches(order, stages_of(section), 1, options.train.total_iter)
     loader = training_loader(dataset, batches, section.num_worker_per_gpu, run.device)
-    measured = timed_steps(lambda batch, iteration: model.step([batch], iteration, 0), loader, run)
+    row = timed_steps(step, loader, run)
     model.raise_if_bad()
-    return {**measured, **memory.read()}
+    return {**row, **memory.read()}
 
 
 def our_options(args: argparse.Namespace, run: Run) -> dict[str, Any]:
@@ -261,6 +289,22 @@ def our_options(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     }
 
 
+def steps_on_gpu(step: Callable[[Any, int], None], run: Run, memory: Memory) -> Row:
+    """The row's times on batches of noise that lie ready, in bytes, where a GPU copies them from by itself."""
+    shape = (run.batch, 3, run.patch, run.patch)
+    ready = [
+        {kind: torch.randint(256, shape, dtype=torch.uint8).pin_memory() for kind in ('lq', 'gt')}
+        for _ in range(BATCHES)
+    ]
+    iterations = itertools.count(1)
+
+    def work() -> None:
+        iteration = next(iterations)
+        step(ready[iteration % BATCHES], iteration)
+
+    return timed_on_gpu(work, run.steps, memory)
+
+
 def timed_steps(step: Callable[[Any, int], None], loader: DataLoader, run: Run) -> dict[str, list[float]]:
     """Seconds of each step after the first ones, by the clock, and how many of them it waited for its batch."""
     times, waits = [], []
@@ -270,6 +314,5 @@ def timed_steps(step: Callable[[Any, int], None], loader: DataLoader, run: Run) 
         batch = next(batches)
         waits.append(time.perf_counter() - began)
         step(batch, iteration)
-        wait_for(run.device)
         times.append(time.perf_counter() - began)
     return {'times': times[run.warm_up :], 'waits': waits[run.warm_up :]}

@@ -72,12 +72,10 @@ def gdfn(params, prefix, x):
     return convolution(params, f'{prefix}.project_out', F.gelu(gate) * value)
 
 
-def level(params, prefix, count, x, with_bias, window):
-    for index in range(count):
-        block = f'{prefix}.{index}'
-        x = x + mdta(params, f'{block}.attn', layer_norm(params, f'{block}.norm1', x, with_bias), window)
-        x = x + gdfn(params, f'{block}.ffn', layer_norm(params, f'{block}.norm2', x, with_bias))
-    return x
+def block(params, x, with_bias, window):
+    """`params`: of this block alone."""
+    x = x + mdta(params, 'attn', layer_norm(params, 'norm1', x, with_bias), window)
+    return x + gdfn(params, 'ffn', layer_norm(params, 'norm2', x, with_bias))
 
 
 def down(params, prefix, x):
@@ -98,12 +96,20 @@ def restormer(
     LayerNorm_type='WithBias',
     dual_pixel_task=False,
     window=None,
+    block=block,
 ):
-    """`window`: of TLC, at full resolution; None: attention over the whole image."""
+    """`window`: of TLC, at full resolution; None: attention over the whole image. `block`: that above, or compiled."""
+    blocks = {}
+    for name, tensor in params.items():
+        stage, index, *rest = name.split('.', 2)
+        if index.isdigit():
+            blocks.setdefault((stage, int(index)), {})[rest[0]] = tensor
 
     def stack(name, count, x):
         here = window and window * x.shape[-1] // image.shape[-1]
-        return level(params, name, count, x, LayerNorm_type == 'WithBias', here)
+        for index in range(count):
+            x = block(blocks[name, index], x, LayerNorm_type == 'WithBias', here)
+        return x
 
     embedded = convolution(params, 'patch_embed.proj', image)
     level1 = stack('encoder_level1', num_blocks[0], embedded)
