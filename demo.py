@@ -100,7 +100,9 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
     import numpy as np
     from tqdm import tqdm
 
+    from basicsr.data.parallel import in_stages
     from basicsr.inference.image_files import (
+        Image,
         ImageFileError,
         left_alone,
         list_images,
@@ -144,26 +146,37 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
 
     names = output_names(inputs)
     protected = {_identity(path) for path in inputs} - {None}
-    restored = failed = 0
-    for path in tqdm(inputs, unit='image', disable=None):
-        targets = [folder / names[path]] + ([compare / names[path]] if args.compare else [])
-        what = 'not restored'
+    written: set[Path] = set()
+
+    def read(path: Path) -> tuple[Path, Image]:
+        for target in [folder / names[path]] + ([compare / names[path]] if args.compare else []):
+            if _identity(target) in protected:
+                raise ImageFileError(f'{path}: its result would overwrite the input {target}')
+        return path, read_image(path)
+
+    def restore(item: tuple[Path, Image]) -> tuple[Path, Image, np.ndarray]:
+        return *item, restorer(item[1].pixels)
+
+    def write(item: tuple[Path, Image, np.ndarray]) -> None:
+        path, before, after = item
+        write_png(folder / names[path], after, before.icc_profile)
+        written.add(path)
+        if args.compare:
+            both = np.concatenate([before.pixels, after], axis=1)
+            write_png(compare / names[path], both, before.icc_profile)
+
+    failed = 0
+    for path, outcome in tqdm(
+        in_stages(inputs, read, restore, write, restorer.device), total=len(inputs), unit='image', disable=None
+    ):
         try:
-            for target in targets:
-                if _identity(target) in protected:
-                    raise ImageFileError(f'{path}: its result would overwrite the input {target}')
-            before = read_image(path)
-            after = restorer(before.pixels)
-            write_png(targets[0], after, before.icc_profile)
-            restored += 1
-            what = 'not compared'
-            if args.compare:
-                write_png(targets[1], np.concatenate([before.pixels, after], axis=1), before.icc_profile)
+            outcome()
         except (ImageFileError, RestoreError, OSError, MemoryError) as error:
             failed += 1
+            what = 'not compared' if path in written else 'not restored'
             message = str(error) if isinstance(error, ImageFileError) else f'{path}: {error or "out of memory"}'
             tqdm.write(f'{what}: {message}', file=sys.stderr)
-    print(f'{restored} of {len(inputs)} images restored, in {folder}')
+    print(f'{len(written)} of {len(inputs)} images restored, in {folder}')
     return 1 if failed else 0
 
 

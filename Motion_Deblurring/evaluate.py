@@ -29,7 +29,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -386,16 +386,29 @@ def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str, bool | int]
     return restorer, f'{weights.path}' + (f' ({weights.key})' if weights.key else ''), tlc
 
 
-def restored_image(one: TestSet, restorer: Restorer | None, index: int) -> tuple[dict[str, Any], Tensor]:
-    """A pair, and its result, (C, H, W) in [0, 1]: of the network, or, without a restorer, from its file. Raises what
-    `restore_pairs` raises."""
+def compared_images(
+    one: TestSet, restorer: Restorer | None
+) -> Iterator[tuple[int, Callable[[], dict[str, np.ndarray]]]]:
+    """The index of each pair, and a function, as of `in_stages`, that gives 'restored', 'lq' and 'gt' in the levels of
+    the last, or raises what `evaluate` of `basicsr.models.validation` raises. The result is that of the network, or,
+    without a restorer, from its file."""
+    from basicsr.models.validation import levels_like, restore_pairs
+
+    def images(_: int, pair: dict[str, Any], restored: Tensor) -> dict[str, np.ndarray]:
+        arrays = levels_like(pair['gt'], restored, pair['lq'], pair['gt'])
+        return dict(zip(('restored', 'lq', 'gt'), arrays, strict=True))
+
+    indices = range(one.count)
+    if restorer is not None:
+        return restore_pairs(restorer.restore, one.pairs, indices, one.place.save, images)
+    return ((index, lambda index=index: images(index, *restored_elsewhere(one, index))) for index in indices)
+
+
+def restored_elsewhere(one: TestSet, index: int) -> tuple[dict[str, Any], Tensor]:
+    """A pair, and its result, (C, H, W) in [0, 1], from its file. Raises DataError."""
     from basicsr.data.paired_image_dataset import to_float
     from basicsr.data.sources import DataError
-    from basicsr.models.validation import restore_pairs
 
-    if restorer is not None:
-        ((_, pair, restored),) = restore_pairs(restorer.restore, one.pairs, [index], one.place.save)
-        return pair, restored
     assert one.restored is not None
     number = one.restored.names.index(one.pairs.names[index])
     pair, restored = one.pairs[index], one.restored[number]['lq']
@@ -427,7 +440,6 @@ def evaluate(one: TestSet, restorer: Restorer | None, pool: Executor, workers: i
 
     from basicsr.data.sources import DataError
     from basicsr.inference import RestoreError
-    from basicsr.models.validation import levels_like
 
     with tqdm(desc=one.name, total=one.count, unit='image', leave=False, disable=None) as bar:
 
@@ -437,14 +449,13 @@ def evaluate(one: TestSet, restorer: Restorer | None, pool: Executor, workers: i
             bar.update()
 
         def jobs() -> Iterator[tuple[int, str, dict[str, np.ndarray]]]:
-            for index in range(one.count):
+            for index, outcome in compared_images(one, restorer):
                 try:
-                    pair, restored = restored_image(one, restorer, index)
+                    images = outcome()
                 except (DataError, FloatingPointError, RestoreError) as error:
                     fail(str(error))
                     continue
-                images = levels_like(pair['gt'], restored, pair['lq'], pair['gt'])
-                yield index, one.protocol, dict(zip(('restored', 'lq', 'gt'), images, strict=True))
+                yield index, one.protocol, images
 
         try:
             for index, job in in_order(pool, jobs(), 2 * workers):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from basicsr.archs.restormer_arch import Restormer
+from basicsr.data import parallel
 from basicsr.inference import Restorer, restorer
 from basicsr.inference.image_files import read_image, write_png
 from basicsr.inference.strips import StripEngine
@@ -67,6 +68,14 @@ def run(weights, tmp_path):
     return run
 
 
+@pytest.fixture(params=[False, True], ids=['in turn', 'threads'])
+def threads(request, monkeypatch):
+    """As on a GPU: of the device 'meta' it is only said that it does the work."""
+    staged = parallel.in_stages
+    if request.param:
+        monkeypatch.setattr(parallel, 'in_stages', lambda *given: staged(*given[:-1], torch.device('meta')))
+
+
 def noise(*shape, dtype=np.uint8):
     return RNG.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
 
@@ -104,6 +113,7 @@ def pictures(folder):
     return expected
 
 
+@pytest.mark.usefixtures('threads')
 def test_a_folder_of_everything(run, tmp_path, capfd):
     source = tmp_path / 'in'
     expected = pictures(source)
@@ -213,6 +223,7 @@ def test_what_does_nothing_does_nothing_in_parts(run, tmp_path, arguments):
     np.testing.assert_array_equal(read_image(tmp_path / 'out' / 'motion_deblurring' / 'a.png').pixels, pixels)
 
 
+@pytest.mark.usefixtures('threads')
 def test_an_image_too_large_for_the_memory_is_named_and_the_others_are_done(run, tmp_path, capsys, monkeypatch):
     source, small = tmp_path / 'in', noise(8, 16, 3)
     for name, pixels in (('a.png', small), ('large.png', noise(160, 160, 3)), ('z.png', small)):
@@ -247,6 +258,7 @@ def test_what_is_no_image_is_said(run, tmp_path, capsys):
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.usefixtures('threads')
 def test_a_result_without_its_comparison_is_said(run, tmp_path, capsys):
     write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
     (tmp_path / 'out' / 'motion_deblurring' / 'compare' / 'a.png').mkdir(parents=True)
@@ -274,6 +286,7 @@ def test_names_that_the_terminal_cannot_show(run, tmp_path, monkeypatch):
     assert rb'1 of 1 images restored, in ' in shown.getvalue() and rb'\udcff' in shown.getvalue()
 
 
+@pytest.mark.usefixtures('threads')
 def test_sigterm_ends_it_as_ctrl_c_does(run, tmp_path, monkeypatch):
     write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
     monkeypatch.setattr(Restorer, '__call__', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -285,6 +298,7 @@ def test_sigterm_ends_it_as_ctrl_c_does(run, tmp_path, monkeypatch):
 # Inputs are never overwritten
 
 
+@pytest.mark.usefixtures('threads')
 def test_the_folder_of_results_as_input(run, tmp_path, capsys):
     folder = tmp_path / 'out' / 'motion_deblurring'
     folder.mkdir(parents=True)
@@ -416,10 +430,20 @@ def test_from_another_working_directory_with_relative_paths(weights, tmp_path):
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals are POSIX')
-def test_ctrl_c_is_quiet(weights, tmp_path):
+@pytest.mark.parametrize('device', ['cpu', 'meta'])  # for the latter threads read and write
+def test_ctrl_c_is_quiet(weights, tmp_path, device):
     for n in range(500):
         write_png(tmp_path / f'{n}.png', noise(64, 64, 3))
-    command = [sys.executable, ROOT / 'demo.py', '--input_dir', tmp_path, '--result_dir', tmp_path / 'out']
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import demo, torch
+from basicsr.data import parallel
+staged = parallel.in_stages
+parallel.in_stages = lambda *given: staged(*given[:-1], torch.device({device!r}))
+sys.exit(demo.main())
+"""
+    command = [sys.executable, '-c', code, '--input_dir', tmp_path, '--result_dir', tmp_path / 'out']
     with subprocess.Popen(
         [*command, '--weights', weights, '--device', 'cpu'],
         stdout=subprocess.PIPE,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from basicsr.data.paired_image_dataset import to_float
+from basicsr.data.parallel import in_stages
 from basicsr.data.sources import DataError
 from basicsr.inference import Restorer
 from basicsr.inference.image_files import write_png
 from basicsr.utils.dist import Process
 from basicsr.utils.options import arguments
 from basicsr.utils.registry import METRIC_REGISTRY
+
+Result = TypeVar('Result')
 
 
 @dataclass(frozen=True)
@@ -110,14 +113,10 @@ def evaluate(
     process = process or Process()
     mine: list[tuple[int, dict[str, Any]]] = []
     sample = None
-    indices = tqdm(
-        range(process.rank, len(dataset), process.world_size),
-        desc=title,
-        unit='image',
-        leave=False,
-        disable=None if process.is_main else True,
-    )
-    for index, pair, restored in restore_pairs(restore, dataset, indices, folder):
+
+    def measured(
+        index: int, pair: dict[str, Any], restored: Tensor
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
         images = {'restored': restored, 'lq': pair['lq']}
         values: dict[str, Any] = {'name': pair['name']}
         if 'gt' in pair:
@@ -129,8 +128,20 @@ def evaluate(
                     values |= {f'input_{name}': score for name, score in scores.items()}
             except ValueError as error:  # too small for a metric, as a rule
                 raise DataError(f'{files_of(dataset, index)}: {error}') from None
-        if index == 0:
-            sample = {kind: _levels(image, deep=False) for kind, image in images.items()}
+        shown = {kind: _levels(image, deep=False) for kind, image in images.items()} if index == 0 else None
+        return values, shown
+
+    indices = range(process.rank, len(dataset), process.world_size)
+    for index, outcome in tqdm(
+        restore_pairs(restore, dataset, indices, folder, measured),
+        total=len(indices),
+        desc=title,
+        unit='image',
+        leave=False,
+        disable=None if process.is_main else True,
+    ):
+        values, shown = outcome()
+        sample = sample or shown
         mine.append((index, values))
     everyone = chain.from_iterable(process.gather(mine))
     results = [values for _, values in sorted(everyone, key=itemgetter(0))]
@@ -138,19 +149,31 @@ def evaluate(
 
 
 def restore_pairs(
-    restore: Callable[[Tensor], Tensor], dataset: Any, indices: Iterable[int], folder: Path | None = None
-) -> Iterator[tuple[int, dict[str, Any], Tensor]]:
-    """Restores images of a set whole, one when it is asked for: its index, `dataset[index]`, and the result,
-    (C, H, W) in [0, 1] on the CPU, which is also written into `folder` if there is one. Arguments and errors as of
-    `evaluate`."""
-    for index in indices:
-        pair = dataset[index]
-        restored = _restored(restore, pair['lq'], dataset, index)
+    restore: Callable[[Tensor], Tensor],
+    dataset: Any,
+    indices: Iterable[int],
+    folder: Path | None,
+    then: Callable[[int, dict[str, Any], Tensor], Result],
+) -> Iterator[tuple[int, Callable[[], Result]]]:
+    """Restores images of a set whole: the index of each, and a function, as of `in_stages`, that gives `then` of the
+    index, of `dataset[index]`, and of the result, (C, H, W) in [0, 1] on the CPU, which is in `folder` by then if there
+    is one. Other arguments and errors as of `evaluate`; the function raises them."""
+
+    def work(item: tuple[int, dict[str, Any]]) -> tuple[int, dict[str, Any], Tensor]:
+        index, pair = item
+        return index, pair, _restored(restore, pair['lq'], dataset, index)
+
+    def write(item: tuple[int, dict[str, Any], Tensor]) -> Result:
+        index, pair, restored = item
         if folder is not None:
             path = folder / f'{pair["name"]}.png'
             path.parent.mkdir(parents=True, exist_ok=True)  # the keys of an LMDB may have slashes
             write_png(path, _drawable(_levels(restored, _is_deep(pair['lq']))))
-        yield index, pair, restored
+        return then(index, pair, restored)
+
+    restorer = getattr(restore, '__self__', None)
+    device = restorer.device if isinstance(restorer, Restorer) else torch.device('cpu')
+    return in_stages(indices, lambda index: (index, dataset[index]), work, write, device)
 
 
 def _restored(restore: Callable[[Tensor], Tensor], lq: Tensor, dataset: Any, index: int) -> Tensor:

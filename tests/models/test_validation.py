@@ -13,7 +13,10 @@ import torch.distributed as dist
 
 import basicsr.metrics  # noqa: F401  registers them
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.data.sources import DataError
+from basicsr.inference import Restorer
 from basicsr.metrics.psnr_ssim import calculate_psnr
+from basicsr.models import validation
 from basicsr.models.validation import Metric, build_metrics, evaluate, files_of
 from basicsr.utils.dist import Process
 from basicsr.utils.options import load_options
@@ -50,6 +53,14 @@ def images(count, dtype=np.uint8, channels=3, seed=0):
     return [rng.integers(0, np.iinfo(dtype).max + 1, (*size, channels), dtype) for size in sizes]
 
 
+@pytest.fixture(params=[False, True], ids=['in turn', 'threads'])
+def threads(request, monkeypatch):
+    """As on a GPU: of the device 'meta' it is only said that it does the work."""
+    staged = validation.in_stages
+    if request.param:
+        monkeypatch.setattr(validation, 'in_stages', lambda *given: staged(*given[:-1], torch.device('meta')))
+
+
 def darker(lq):
     return lq * 0.75 + 0.01
 
@@ -75,6 +86,7 @@ def read(path):
 @pytest.mark.parametrize('rounded', [True, False])
 @pytest.mark.parametrize('lq_depth', DEPTHS)
 @pytest.mark.parametrize('gt_depth', DEPTHS)
+@pytest.mark.usefixtures('threads')
 def test_every_image_is_measured_whole_at_the_depth_of_the_truth(rounded, lq_depth, gt_depth):
     lq, gt = images(3, lq_depth), images(3, gt_depth, seed=1)
     seen = []
@@ -168,6 +180,7 @@ def test_a_dataset_need_not_know_its_files():
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.usefixtures('threads')
 def test_a_result_that_is_not_finite_stops_and_names_the_image(tmp_path, value):
     def restore(x):
         x = x.clone()
@@ -186,6 +199,7 @@ def test_a_result_that_is_not_finite_stops_and_names_the_image(tmp_path, value):
 @pytest.mark.parametrize('depth', DEPTHS)
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('with_truth', [True, False])
+@pytest.mark.usefixtures('threads')
 def test_results_are_written_at_the_depth_of_the_degraded_image(tmp_path, depth, channels, with_truth):
     lq = images(2, depth, channels)
     gt = images(2, np.uint8, channels) if with_truth else None
@@ -204,6 +218,7 @@ def test_results_are_written_at_the_depth_of_the_degraded_image(tmp_path, depth,
 
 
 @pytest.mark.parametrize('lq_depth', DEPTHS)
+@pytest.mark.usefixtures('threads')
 def test_the_sample_is_the_first_image_in_8_bit(lq_depth):
     lq, gt = images(2, lq_depth), images(2, np.uint16, seed=1)
     sample = evaluate(darker, Pairs(lq, gt), PSNR).sample
@@ -225,6 +240,36 @@ def test_a_dataset_of_files(tmp_path):
     assert [image['name'] for image in result.images] == ['8', '9', '10']
     expected = [psnr(darker(scaled(a)), scaled(b), 65535) for a, b in zip(lq, gt, strict=True)]
     assert [image['psnr'] for image in result.images] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.usefixtures('threads')
+def test_an_image_that_cannot_be_measured_stops_after_those_before_it(tmp_path):
+    def picky(restored, gt, data_range):
+        if restored.shape[0] == 12:  # the second image
+            raise ValueError('too small')
+        return 1.0
+
+    with pytest.raises(DataError, match=r'^/folder/image 1\.png: too small$'):
+        evaluate(darker, Pairs(images(4), images(4)), {'picky': Metric(picky)}, folder=tmp_path)
+    assert {'image 0.png', 'image 1.png'} <= {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / 'image 3.png').exists()
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda:1', 'mps'])
+def test_the_device_of_the_restorer_decides_on_threads(monkeypatch, device):
+    given, staged = [], validation.in_stages
+
+    def noted(*arguments):
+        given.append(arguments[-1])
+        return staged(*arguments[:-1], torch.device('cpu'))
+
+    monkeypatch.setattr(validation, 'in_stages', noted)
+    restorer = Restorer(torch.nn.Conv2d(3, 3, 1), 'cpu', 'fp32')
+    restorer.device = torch.device(device)
+    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, **__: tensor)  # the work is the CPU's
+    evaluate(restorer.restore, Pairs(images(1)), {})
+    evaluate(darker, Pairs(images(1)), {})
+    assert given == [torch.device(device), torch.device('cpu')]
 
 
 # Several processes

@@ -22,6 +22,7 @@ from basicsr.inference import Restorer, tasks
 from basicsr.inference.image_files import read_image, write_png
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim, calculate_ssim_3d
 from basicsr.metrics.realblur import calculate_aligned
+from basicsr.models import validation
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.files import ROOT
 
@@ -91,6 +92,14 @@ class Here:
 @pytest.fixture
 def at_once(monkeypatch):
     monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Here)
+
+
+@pytest.fixture(params=[False, True], ids=['in turn', 'threads'])
+def threads(request, monkeypatch):
+    """As on a GPU: of the device 'meta' it is only said that it does the work."""
+    staged = validation.in_stages
+    if request.param:
+        monkeypatch.setattr(validation, 'in_stages', lambda *given: staged(*given[:-1], torch.device('meta')))
 
 
 def run(*arguments, data='data'):
@@ -242,6 +251,7 @@ def test_images_restored_elsewhere(here, capsys, at_once):
     assert run('--datasets', 'GoPro', 'RealBlur_J', '--restored_dir', 'all') == 1  # it was asked for
 
 
+@pytest.mark.usefixtures('threads')
 def test_what_was_saved_can_be_measured_again(here, at_once):
     assert run(*NETWORK, '--datasets', 'GoPro', '--save_dir', 'saved', '--limit', 2) == 0
     once = written()['datasets']
@@ -316,6 +326,7 @@ def test_tlc_and_the_limit_are_said(here, capsys, at_once):
         (lambda path: write_png(path, picture(7, 1)[:-1]), 'allowed: the size of its partner'),
     ],
 )
+@pytest.mark.usefixtures('threads')
 def test_an_image_that_cannot_be_used_is_named_and_left_out(here, capsys, at_once, spoil, said):
     spoil(here / 'data' / 'RealBlur_J' / 'input' / '7.png')
     assert run(*NETWORK) == 1
@@ -340,6 +351,7 @@ def test_a_set_of_which_nothing_can_be_measured(here, capsys, at_once):
     assert list(written()['datasets']) == ['RealBlur_J']
 
 
+@pytest.mark.usefixtures('threads')
 def test_what_is_done_is_said_when_a_result_cannot_be_written(here, capsys, at_once):
     (here / 'saved' / 'GoPro' / '7.png').mkdir(parents=True)
     said = refusal_with_output(capsys, *NETWORK, '--datasets', 'GoPro', '--save_dir', 'saved')
