@@ -81,27 +81,33 @@ class Muon(torch.optim.AdamW):
         for parameter in group['params']:
             if parameter.grad is not None:
                 by_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)  # type: ignore[arg-type]
+        taken: float | Tensor = 1.0
+        if self.found_inf is not None:
+            taken = 1.0 - self.found_inf.to(group['params'][0].dtype)
+        decay = 1.0 - taken * group['lr'] * group['weight_decay']
         for shape, parameters in by_shape.items():
             for parameter in parameters:
                 if not self.state[parameter]:
                     # A state without steps is not one to AdamW.
                     first = torch.zeros((), dtype=torch.float32, device=parameter.device)
                     self.state[parameter].update(step=first, momentum_buffer=torch.zeros_like(parameter))
-            buffers = [self.state[parameter]['momentum_buffer'] for parameter in parameters]
+            states = [self.state[parameter] for parameter in parameters]
+            buffers = [state['momentum_buffer'] for state in states]
             gradient = torch.stack([parameter.grad.flatten(1) for parameter in parameters])
             before = torch.stack([buffer.flatten(1) for buffer in buffers])
             mean = before.lerp(gradient, 1 - group['momentum'])
             update = orthogonal(gradient.lerp(mean, group['momentum']))
-            taken = 1.0
-            if self.found_inf is not None:
-                taken = 1.0 - self.found_inf.to(gradient.dtype)
+            if isinstance(taken, Tensor):
                 mean, update = torch.where(taken > 0, mean, before), torch.where(taken > 0, update, 0.0)
-            decay = 1.0 - taken * group['lr'] * group['weight_decay']
-            size = -group['lr'] * UPDATE_RMS * max(shape) ** 0.5
-            for parameter, buffer, new, change in zip(parameters, buffers, mean, update, strict=True):
-                self.state[parameter]['step'] += taken
-                buffer.copy_(new.view_as(buffer))
-                parameter.mul_(decay).add_(change.view_as(parameter), alpha=size)
+            means, changes = (
+                [one.view_as(p) for one, p in zip(x, parameters, strict=True)] for x in (mean, update)
+            )
+            # All matrices in one kernel: most are small, and a GPU takes longer to launch one than to run it.
+            torch._foreach_copy_(buffers, means)
+            torch._foreach_mul_(parameters, decay)
+            torch._foreach_add_(parameters, changes, alpha=-group['lr'] * UPDATE_RMS * max(shape) ** 0.5)
+            # A list: one tensor would be taken for a number, and waited for.
+            torch._foreach_add_([state['step'] for state in states], [taken] * len(states))
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:

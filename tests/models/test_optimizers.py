@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from basicsr.models.optimizers import Muon, orthogonal
 
@@ -151,3 +152,31 @@ def test_its_state_goes_on_with_the_same_bits(net):
         with_gradients(model, 5)
         opt.step()
     torch.testing.assert_close(net.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+class Kernels(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is not torch.ops.aten.view.default:
+            self.called.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_launches_as_much_for_many_matrices_of_a_shape_and_waits_for_nothing():
+    counts = []
+    for number in (2, 9):
+        weights = [nn.Parameter(torch.randn(16, 20, 1, 1)) for _ in range(number)]
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        optimizer = Muon(weights, lr=LR)
+        optimizer.step()
+        optimizer.found_inf = torch.zeros(())
+        with Kernels() as kernels:
+            optimizer.step()
+        assert torch.ops.aten._local_scalar_dense.default not in kernels.called
+        assert all(optimizer.state[weight]['step'] == 2 for weight in weights)
+        counts.append(len(kernels.called))
+    assert counts[0] == counts[1]
