@@ -107,7 +107,9 @@ class PSNRLoss(nn.Module):
             raise ValueError(f'pred: found shape {tuple(pred.shape)}; allowed: {allowed}')
         difference = _difference(pred, target)
         if self.toY:
-            # not a matrix product: autocast would run that in half precision
-            difference = (difference * difference.new_tensor(LUMA_WEIGHTS).view(3, 1, 1)).sum(dim=1)
+            # Not a matrix product: autocast would run that in half precision. Numbers, not a tensor of them: a GPU
+            # would have to be waited for until it has copied that.
+            red, green, blue = difference.unbind(dim=1)
+            difference = red * LUMA_WEIGHTS[0] + green * LUMA_WEIGHTS[1] + blue * LUMA_WEIGHTS[2]
         mse_B = difference.square().flatten(1).mean(dim=1)
         return self.loss_weight * (10 / math.log(10)) * (mse_B + PSNR_EPS).log().mean()

@@ -98,6 +98,20 @@ def test_luma_does_not_follow_autocast_into_half_precision():
     assert torch.equal(inside, loss(pred, target))
 
 
+@pytest.mark.parametrize(('name', 'options'), [*((name, {}) for name in NAMES), ('PSNRLoss', {'toY': True})])
+def test_no_numbers_are_copied_to_the_device(name, options, monkeypatch):
+    """A GPU would be waited for: they come from memory that is not pinned."""
+
+    def forbidden(*_, **__):
+        raise AssertionError('a tensor was made of numbers')
+
+    pred, target = images()
+    loss = LOSS_REGISTRY.get(name)(**options)
+    for owner, function in ((torch, 'tensor'), (torch, 'as_tensor'), (torch.Tensor, 'new_tensor')):
+        monkeypatch.setattr(owner, function, forbidden)
+    assert loss(pred, target).isfinite()
+
+
 def test_unsigned_integers_do_not_wrap():
     zero, one = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.ones(1, 3, 2, 2, dtype=torch.uint8)
     assert L1Loss()(zero, one).item() == 1
