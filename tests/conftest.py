@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import resource
 import signal
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+# Before anything imports Triton: without a GPU its interpreter runs the kernels (tests/ops).
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -7,35 +7,31 @@ h attention heads, c = C / h channels of a head.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from basicsr.ops import (
+    channel_products,
+    depthwise,
+    gated_depthwise,
+    layer_norm,
+    like_layout,
+    no_autocast,
+    padded_halves,
+    padded_inputs,
+    pointwise,
+    records_gradients,
+    uses_triton,
+)
 from basicsr.utils.registry import ARCH_REGISTRY
 
-LAYER_NORM_EPS = 1e-5
 NORM_EPS = 1e-12  # of the L2 normalisation of queries and keys
 
-# The libraries' kernels for other numbers of channels are several times slower, on processors (vectors) and on
-# GPUs (tensor cores) alike.
-ALIGNED_CHANNELS = 16
-
 LayerNormType = Literal['WithBias', 'BiasFree']
-
-
-# Asked for once: a compiler cannot look into the question.
-_AUTOCAST = frozenset(kind for kind in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(kind))
-
-
-def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Switches autocast off, where a device has it: asked for one that has none, PyTorch raises."""
-    if device.type in _AUTOCAST:
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 class WithBias_LayerNorm(nn.Module):
@@ -47,7 +43,7 @@ class WithBias_LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+        return layer_norm(x, self.weight, self.bias)
 
 
 class BiasFree_LayerNorm(nn.Module):
@@ -59,10 +55,7 @@ class BiasFree_LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        # F.layer_norm(x) = (x - mean) / σ is not used: adding mean / σ back would cancel digits.
-        x_full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        variance = x_full.var(dim=-1, unbiased=False, keepdim=True)
-        return (x_full * torch.rsqrt(variance + LAYER_NORM_EPS) * self.weight).to(x.dtype)
+        return layer_norm(x, self.weight, None)
 
 
 class LayerNorm(nn.Module):
@@ -86,52 +79,6 @@ class AttentionStatistics(NamedTuple):
 
     def __add__(self, other: AttentionStatistics) -> AttentionStatistics:  # type: ignore[override]
         return AttentionStatistics(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-def _records_gradients() -> bool:
-    """Not where the network is traced, for an export, with gradients switched on."""
-    return torch.is_grad_enabled() and not torch.jit.is_tracing()
-
-
-def _by_hand() -> bool:
-    """Whether to use gradients that are written out. A compiler finds them by itself, and without gradients the plain
-    operations will do."""
-    return _records_gradients() and not torch.compiler.is_compiling()
-
-
-def _sums(qk_BCHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Gram matrices (B, h, c, c) and squared norms (B, C) of queries and keys, which share the channels."""
-    full_BCHW = qk_BCHW.float() if qk_BCHW.dtype in (torch.float16, torch.bfloat16) else qk_BCHW
-    q_BCN, k_BCN = full_BCHW.flatten(2).chunk(2, 1)
-    # Head by head: as one batch of B·h the heads would have to be copied apart.
-    heads = zip(q_BCN.chunk(num_heads, 1), k_BCN.chunk(num_heads, 1), strict=True)
-    # The sum of squares goes over one axis at a time, as over both it runs on few threads.
-    return torch.stack([q @ k.transpose(-2, -1) for q, k in heads], 1), full_BCHW.square().sum(3).sum(2)
-
-
-class _Sums(torch.autograd.Function):
-    """`_sums`, whose gradient is written into one tensor, in the features' own precision. Autograd by itself
-    would make one of each half and of each use, in single precision, and then add them up."""
-
-    @staticmethod
-    def forward(ctx: Any, qk_BCHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(qk_BCHW)
-        ctx.num_heads = num_heads
-        return _sums(qk_BCHW, num_heads)
-
-    @staticmethod
-    def backward(ctx: Any, gram_grad_Bhcc: Tensor, square_grad_BC: Tensor) -> tuple[Tensor, None]:
-        (qk_BCHW,) = ctx.saved_tensors
-        qk_BNC = qk_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
-        gram_grad_Bhcc = gram_grad_Bhcc.to(qk_BNC.dtype)
-        grad_BNC = qk_BNC * (2 * square_grad_BC).to(qk_BNC.dtype).unsqueeze(1)
-        # Heads of the queries, and then of the keys.
-        parts, grads = (tensor.chunk(2 * ctx.num_heads, 2) for tensor in (qk_BNC, grad_BNC))
-        for head in range(ctx.num_heads):
-            key = head + ctx.num_heads
-            grads[head].baddbmm_(parts[key], gram_grad_Bhcc[:, head].mT)
-            grads[key].baddbmm_(parts[head], gram_grad_Bhcc[:, head])
-        return grad_BNC.unflatten(1, qk_BCHW.shape[2:]).permute(0, 3, 1, 2), None
 
 
 class MDTA(nn.Module):
@@ -160,7 +107,7 @@ class MDTA(nn.Module):
                 (layer.weight[channels], None if layer.bias is None else layer.bias[channels])
                 for layer in (self.qkv, self.qkv_dwconv)
             )
-            return F.conv2d(F.conv2d(x_BCHW, *point), *depth, padding=1, groups=len(depth[0]))
+            return depthwise(pointwise(x_BCHW, *point), *depth)
 
         return part(slice(0, 2 * C)), part(slice(2 * C, 3 * C))
 
@@ -168,7 +115,7 @@ class MDTA(nn.Module):
         """Of a region of any shape. A sum over millions of pixels overflows half precision, and loses
         digits in bfloat16, so these leave autocast."""
         with no_autocast(qk_BCHW.device):
-            gram_Bhcc, square_BC = (_Sums.apply if _by_hand() else _sums)(qk_BCHW, self.num_heads)
+            gram_Bhcc, square_BC = channel_products(qk_BCHW, self.num_heads)
             q_square_Bhc, k_square_Bhc = square_BC.unflatten(1, (2, self.num_heads, -1)).unbind(1)
             return AttentionStatistics(gram_Bhcc, q_square_Bhc, k_square_Bhc)
 
@@ -205,40 +152,6 @@ class MDTA(nn.Module):
         return self.apply_attention(self.output_matrix(self.attention(self.statistics(qk))), v)
 
 
-def _gated(hidden_BKHW: Tensor) -> Tensor:
-    """GELU of the first half of the channels, times the other half."""
-    gate, value = hidden_BKHW.chunk(2, dim=1)
-    return F.gelu(gate) * value
-
-
-def _gated_at_once(hidden_BKHW: Tensor) -> Tensor:
-    """`_gated`, without gradients."""
-    gate, value = hidden_BKHW.chunk(2, dim=1)
-    # On a processor the function takes four times as long over half of the channels as over a copy of them.
-    return torch.ops.aten.gelu_(gate.clone(memory_format=torch.channels_last)).mul_(value)
-
-
-class _Gated(torch.autograd.Function):
-    """`_gated`, that keeps nothing but its input."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_BKHW: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden_BKHW)
-        return _gated_at_once(hidden_BKHW)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (hidden_BKHW,) = ctx.saved_tensors
-        gate, value = hidden_BKHW.chunk(2, dim=1)
-        gate = gate.contiguous(memory_format=torch.channels_last)
-        hidden_grad = torch.empty_like(hidden_BKHW)
-        gate_grad, value_grad = hidden_grad.chunk(2, dim=1)
-        torch.mul(F.gelu(gate), grad, out=value_grad)
-        grad = grad * value
-        gate_grad.copy_(torch.ops.aten.gelu_backward.grad_input(grad, gate, grad_input=grad))
-        return hidden_grad
-
-
 class GDFN(nn.Module):
     """Gated-Dconv feed-forward network (paper §3.2)."""
 
@@ -250,34 +163,14 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if not _records_gradients():
-            return self.project_out(_gated(self.dwconv(self.project_in(x_BCHW))))
+        if not (records_gradients() or uses_triton(x_BCHW)):
+            hidden_BKHW = self.dwconv(self.project_in(x_BCHW))
+            gate, value = hidden_BKHW.chunk(2, dim=1)
+            return self.project_out(F.gelu(gate) * value)
         # The gradients of an odd number of channels take several times as long: append some that are 0.
-        weight, bias = padded_halves(self.project_in)
-        hidden_BKHW = F.conv2d(x_BCHW, weight, bias)
-        weight, bias = padded_halves(self.dwconv)
-        hidden_BKHW = F.conv2d(hidden_BKHW, weight, bias, padding=1, groups=len(weight))
-        gated = (_Gated.apply if _by_hand() else _gated)(hidden_BKHW)
-        return F.conv2d(gated, padded_inputs(self.project_out), self.project_out.bias)
-
-
-def padded_halves(layer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a convolution whose results are two halves, gate and value: zeros are appended to both,
-    to a multiple of `ALIGNED_CHANNELS`."""
-    missing = -(len(layer.weight) // 2) % ALIGNED_CHANNELS
-
-    def padded(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or not missing:
-            return tensor
-        return F.pad(tensor.unflatten(0, (2, -1)), (0, 0) * (tensor.ndim - 1) + (0, missing)).flatten(0, 1)
-
-    return padded(layer.weight), padded(layer.bias)
-
-
-def padded_inputs(layer: nn.Conv2d) -> Tensor:
-    """The weight of a 1×1 convolution, with zeros for inputs up to a multiple of `ALIGNED_CHANNELS`."""
-    missing = -layer.weight.shape[1] % ALIGNED_CHANNELS
-    return F.pad(layer.weight, (0, 0, 0, 0, 0, missing)) if missing else layer.weight
+        hidden_BKHW = pointwise(x_BCHW, *padded_halves(self.project_in))
+        gated_BKHW = gated_depthwise(hidden_BKHW, *padded_halves(self.dwconv))
+        return pointwise(gated_BKHW, padded_inputs(self.project_out), self.project_out.bias)
 
 
 class TransformerBlock(nn.Module):
@@ -318,7 +211,7 @@ class Downsample(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.body(x_BCHW)
+        return like_layout(self.body(x_BCHW), x_BCHW)
 
 
 class Upsample(nn.Module):
@@ -329,7 +222,7 @@ class Upsample(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(n_feat, n_feat * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.body(x_BCHW)
+        return like_layout(self.body(x_BCHW), x_BCHW)
 
 
 @ARCH_REGISTRY.register()

@@ -12,17 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from basicsr.archs.restormer_arch import (
-    GDFN,
+from basicsr.archs.restormer_arch import GDFN, MDTA, AttentionStatistics, BiasFree_LayerNorm, LayerNorm
+from basicsr.inference.tlc import Cells
+from basicsr.ops import (
     LAYER_NORM_EPS,
-    MDTA,
-    AttentionStatistics,
-    BiasFree_LayerNorm,
-    LayerNorm,
+    add_products,
+    depthwise_rows,
+    gated_depthwise_rows,
+    layer_norm,
     padded_halves,
     padded_inputs,
+    uses_triton,
 )
-from basicsr.inference.tlc import Cells
 
 _STRIPS_HELD = 4  # in the memory of a 1×1 convolution's result
 
@@ -61,8 +62,8 @@ class Norm:
         self.bias = None if isinstance(norm.body, BiasFree_LayerNorm) else norm.body.bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.bias is not None:
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+        if self.bias is not None or uses_triton(x):
+            return layer_norm(x, self.weight, self.bias)
         full = x.to(torch.promote_types(x.dtype, torch.float32))
         *_, reciprocal = torch.native_layer_norm(full, self.weight.shape, None, None, LAYER_NORM_EPS)
         return (full * reciprocal).mul_(self.weight).to(x.dtype)
@@ -113,7 +114,7 @@ class Dense:
 
 
 class Separable:
-    """A normalisation, a 1×1 convolution and a 3×3 depthwise one, by strips."""
+    """A normalisation, a 1×1 convolution and a 3×3 depthwise one, gated or not, by strips."""
 
     def __init__(
         self,
@@ -121,8 +122,9 @@ class Separable:
         point: tuple[Tensor, Tensor | None],
         depth: tuple[Tensor, Tensor | None],
         dtype: torch.dtype,
+        convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] = depthwise_rows,
     ) -> None:
-        self.norm = norm
+        self.norm, self.convolve = norm, convolve
         self.point = Point(point[0].flatten(1), point[1], dtype)
         self.depth_weight = depth[0].to(dtype)
         self.depth_bias = None if depth[1] is None else depth[1].to(dtype)
@@ -131,8 +133,8 @@ class Separable:
     def strips(
         self, x_HWC: Tensor, strips: list[Strip], workspace: Workspace
     ) -> Iterator[tuple[Strip, Tensor]]:
-        """Strip for strip, from the top, the result (n, W, K). When a strip comes out, its rows have been read
-        for the last time: they may be written over.
+        """Strip for strip, from the top, the result (n, W, K), half of K if gated. When a strip comes out, its rows
+        have been read for the last time: they may be written over.
 
         A strip needs the 1×1 convolution of a row more above and below. The two rows that the next strip needs
         again are kept, not computed again.
@@ -142,7 +144,7 @@ class Separable:
         rows = max(bottom - top for top, bottom, _ in strips)
         # Row i holds the image's row first + i. Strips follow each other down this memory until it is full, and
         # go on from its beginning.
-        hidden_nWK = workspace.get(_STRIPS_HELD * rows + 2, W, K)
+        hidden_nWK = workspace.get(min(_STRIPS_HELD * rows, H) + 2, W, K)
         first = -1
         hidden_nWK[0] = 0  # beyond the image the depthwise convolution sees zeros
         ready = 0  # rows of the image that have gone through the 1×1 convolution
@@ -159,10 +161,8 @@ class Separable:
                 ready = end
             if bottom == H:
                 hidden_nWK[H - first] = 0
-            # The batch axis first, then the order of axes: so it is seen to be channels-last, and not copied.
-            hidden_BKnW = hidden_nWK[None, top - 1 - first : bottom + 1 - first].permute(0, 3, 1, 2)
-            y_BKnW = F.conv2d(hidden_BKnW, self.depth_weight, self.depth_bias, padding=(0, 1), groups=K)
-            yield strip, y_BKnW.permute(0, 2, 3, 1)[0].contiguous()
+            seen_nWK = hidden_nWK[top - 1 - first : bottom + 1 - first]
+            yield strip, self.convolve(seen_nWK, self.depth_weight, self.depth_bias)
 
 
 class Attention:
@@ -200,6 +200,9 @@ class Attention:
             x_nWC = x_HWC[strip.top : strip.bottom]
             if columns == 1:
                 x_nWC.view(-1, C).addmm_(v_nWC.view(-1, C), matrices[0])
+            elif x_nWC.is_cuda:  # one product for each cell, of the batch of its rows
+                for (left, right), matrix in zip(cells.columns, matrices, strict=True):
+                    x_nWC[:, left:right].baddbmm_(v_nWC[:, left:right], matrix.expand(len(x_nWC), -1, -1))
             else:
                 for (left, right), matrix in zip(cells.columns, matrices, strict=True):
                     out_NC = v_nWC[:, left:right].reshape(-1, C) @ matrix
@@ -217,13 +220,7 @@ class Attention:
         for strip, qk_nWK in self.query_key.strips(x_HWC, cut(self.query_key.channels), workspace):
             for column, (left, right) in enumerate(cells.columns):
                 cell = strip.cell_row * len(cells.columns) + column
-                qk_NK = qk_nWK[:, left:right].to(full_dtype).reshape(-1, 2 * C)
-                for gram_cc, q_Nc, k_Nc in zip(
-                    gram_Mhcc[cell], *(part.chunk(h, 1) for part in qk_NK.chunk(2, 1)), strict=True
-                ):
-                    gram_cc.addmm_(q_Nc.t(), k_Nc)
-                # In two steps: a sum over the long axis of a tall matrix runs on one thread.
-                square_MK[cell] += qk_NK.square().view(len(qk_nWK), -1, 2 * C).sum(1).sum(0)
+                add_products(qk_nWK[:, left:right], gram_Mhcc[cell], square_MK[cell])
         q_square_Mhc, k_square_Mhc = (part.unflatten(1, (h, -1)) for part in square_MK.chunk(2, 1))
         sums = (cells.over_windows(part) for part in (gram_Mhcc, q_square_Mhc, k_square_Mhc))
         return cells.mean_of_windows(self.attn.attention(AttentionStatistics(*sums)).to(full_dtype))
@@ -234,7 +231,11 @@ class FeedForward:
 
     def __init__(self, norm: LayerNorm, ffn: GDFN, dtype: torch.dtype) -> None:
         self.separable = Separable(
-            Norm(norm, dtype), padded_halves(ffn.project_in), padded_halves(ffn.dwconv), dtype
+            Norm(norm, dtype),
+            padded_halves(ffn.project_in),
+            padded_halves(ffn.dwconv),
+            dtype,
+            gated_depthwise_rows,
         )
         self.project_out = Point(padded_inputs(ffn.project_out).flatten(1), ffn.project_out.bias, dtype)
         self.channels = self.separable.channels  # of its largest temporary
@@ -242,8 +243,5 @@ class FeedForward:
     def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> None:
         """In place."""
         strips = cut(self.separable.channels)
-        for (top, bottom, _), hidden_nWK in self.separable.strips(x_HWC, strips, workspace):
-            gate_NK, value_NK = hidden_nWK.flatten(0, 1).chunk(2, 1)
-            # Of a copy, as in training: a processor takes half as long again over half of the channels.
-            gated_NK = torch.ops.aten.gelu_(gate_NK.clone(memory_format=torch.contiguous_format)).mul_(value_NK)
-            self.project_out.add_to(x_HWC[top:bottom].view(-1, x_HWC.shape[-1]), gated_NK)
+        for (top, bottom, _), gated_nWK in self.separable.strips(x_HWC, strips, workspace):
+            self.project_out.add_to(x_HWC[top:bottom].view(-1, x_HWC.shape[-1]), gated_nWK.flatten(0, 1))

@@ -19,10 +19,11 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from basicsr.archs.restormer_arch import Restormer, no_autocast
+from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.blocks import Attention, Dense, FeedForward, Point, Strip, Workspace
 from basicsr.inference.memory import empty, keep_freed_memory
 from basicsr.inference.tlc import Cells
+from basicsr.ops import no_autocast
 
 # The largest temporary of a strip. Measured on a CPU with 2 MiB of second-level cache per core; an accelerator
 # wants more work at once.
@@ -67,6 +68,7 @@ class StripEngine:
         if window is not None and (window < 1 or window % self.multiple):
             raise ValueError(f'window: found {window}; allowed: a positive multiple of {self.multiple}')
         self.window = window
+        self.grids: dict[tuple[int, int, int | None], Cells] = {}
         self.strip_bytes = strip_bytes or (STRIP_BYTES_CPU if self.device.type == 'cpu' else STRIP_BYTES)
 
         def dense(part: torch.nn.Module, shuffled: bool = False) -> Dense:
@@ -207,7 +209,7 @@ class StripEngine:
     ) -> None:
         """In place."""
         H, W, _ = x_HWC.shape
-        cells = Cells.of(H, W, self.window and self.window >> level)
+        cells = self._grid(H, W, self.window and self.window >> level)
 
         def cut(channels: int) -> list[Strip]:
             rows = self._rows(W * channels)
@@ -219,6 +221,15 @@ class StripEngine:
 
         for half in halves:
             half.run(x_HWC, cells, cut, workspace)
+
+    def _grid(self, H: int, W: int, window: int | None) -> Cells:
+        """Made once for a size: on a GPU its matrices have to be copied there, which waits for all that goes on."""
+        key = (H, W, window)
+        if key not in self.grids:
+            if len(self.grids) > 64:
+                self.grids.clear()
+            self.grids[key] = Cells.of(H, W, window, self.device)
+        return self.grids[key]
 
     def _downsample(self, convolution: Dense, x_HWC: Tensor) -> Tensor:
         """Convolution, then pixel-unshuffle."""

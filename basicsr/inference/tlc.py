@@ -45,13 +45,15 @@ class Cells:
     over_columns: Tensor
 
     @classmethod
-    def of(cls, height: int, width: int, window: int | None) -> Cells:
+    def of(
+        cls, height: int, width: int, window: int | None, device: torch.device = torch.device('cpu')
+    ) -> Cells:
         """Those of windows of that size; one cell, and one window, for None: plain attention."""
         axes = [windows(length, window or length) for length in (height, width)]
         cuts = [sorted({edge for part in axis for edge in part}) for axis in axes]
         rows, columns = (tuple(pairwise(cut)) for cut in cuts)
         over_rows, over_columns = (
-            torch.tensor([[a <= c and d <= b for c, d in parts] for a, b in axis], dtype=torch.float32)
+            torch.tensor([[a <= c and d <= b for c, d in parts] for a, b in axis], dtype=torch.float32, device=device)
             for axis, parts in zip(axes, (rows, columns), strict=True)
         )
         return cls(rows, columns, over_rows, over_columns)
@@ -65,12 +67,16 @@ class Cells:
 
     def over_windows(self, cells: Tensor) -> Tensor:
         """(cells, …) → (windows, …): each window's sum over its cells."""
+        if len(self) == 1:
+            return cells
         R, K = (cover.to(cells) for cover in (self.over_rows, self.over_columns))
         grid = cells.unflatten(0, (len(self.rows), len(self.columns)))
         return _along_both(R, K, grid)
 
     def mean_of_windows(self, windows: Tensor) -> Tensor:
         """(windows, …) → (cells, …): each cell's mean over the windows that cover it."""
+        if len(self) == 1:
+            return windows
         R, K = (cover.to(windows) for cover in (self.over_rows, self.over_columns))
         grid = windows.unflatten(0, (len(R), len(K)))
         return _along_both((R / R.sum(0)).T, (K / K.sum(0)).T, grid)

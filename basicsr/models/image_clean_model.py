@@ -174,7 +174,10 @@ class ImageCleanModel:
         if mixing.use_identity and generator.integers(2):
             return lq, gt
         weight = float(generator.beta(mixing.mixup_beta, mixing.mixup_beta))
-        order = torch.from_numpy(generator.permutation(len(lq))).to(self.device)
+        order = torch.from_numpy(generator.permutation(len(lq)))
+        if self.device.type == 'cuda':  # else the copy waits for all that goes on there
+            order = order.pin_memory()
+        order = order.to(self.device, non_blocking=True)
         return lq.lerp(lq[order], 1 - weight), gt.lerp(gt[order], 1 - weight)
 
     @torch.no_grad()
