@@ -133,7 +133,12 @@ def leave(status: int | None) -> None:
 @contextlib.contextmanager
 def last_words(process: Process) -> Iterator[None]:
     """A process that stops leaves word of why, for those whose work with it then fails: instead of what the network
-    says they raise LaunchError, with that word."""
+    says they raise LaunchError, with that word.
+
+    With gloo their work fails at once. With NCCL it may not fail at all: they wait in a kernel, deaf to signals, until
+    the launcher kills them (torchrun 30 seconds after it has told them to end) or NCCL's watchdog does, 10 minutes
+    later. Only the process that stopped says why then; of one that was killed, the launcher does. The 10 minutes are
+    PyTorch's, and not shortened: all wait as long for one that still validates, saves or compiles."""
     try:
         yield
     except BaseException as error:
