@@ -14,7 +14,7 @@ two. On a CPU every row is measured in a process of its own. *Working memory* is
 imports are done and the weights are loaded (`train`: and the optimiser is built). *Of the machine* is the network's
 arithmetic per second against a large matrix product of the same precision on the same device.
 
-On a GPU one process measures all rows of a mode. *Device ms* is the median time between events on the GPU, one recorded
+On a GPU one process measures all rows. *Device ms* is the median time between events on the GPU, one recorded
 before each step or image; nothing waits for the GPU in between. *Launch ms* is how long the processor took to launch
 one. It waits while the GPU's queue is full, so that it is hardly above device ms; where it is well below, the GPU is
 what takes the time. *Peak GB* is the most that PyTorch had allocated, after 3 steps or images of warming up; memory

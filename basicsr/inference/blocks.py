@@ -17,6 +17,7 @@ from basicsr.inference.tlc import Cells
 from basicsr.ops import (
     LAYER_NORM_EPS,
     add_products,
+    convolution_to_few,
     depthwise_rows,
     gated_depthwise_rows,
     layer_norm,
@@ -24,6 +25,8 @@ from basicsr.ops import (
     padded_inputs,
     uses_triton,
 )
+
+_FEW_CHANNELS = 4  # results of a 3×3 convolution
 
 _STRIPS_HELD = 4  # in the memory of a 1×1 convolution's result
 
@@ -105,6 +108,10 @@ class Dense:
 
     def rows(self, x_nWC: Tensor, at_top: bool, at_bottom: bool) -> Tensor:
         """Of rows with one more above and below, unless the image ends there."""
+        if x_nWC.is_cuda and len(self.weight) <= _FEW_CHANNELS and self.bias is None:
+            y_nWK = convolution_to_few(x_nWC.to(self.weight.dtype), self.weight)
+            skipped = 2 - at_top, 2 - at_bottom  # rows at either end
+            return y_nWK[skipped[0] : len(y_nWK) - skipped[1]]
         x_BCnW = x_nWC[None].to(self.weight.dtype).permute(0, 3, 1, 2)
         if at_top or at_bottom:
             x_BCnW = F.pad(x_BCnW, (0, 0, int(at_top), int(at_bottom)))

@@ -13,6 +13,8 @@ place: of what must live at full size there is one copy.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Hashable
 from itertools import pairwise
 from math import ceil
 
@@ -37,6 +39,8 @@ _ROW_TEMPORARIES = 12  # the same for strips of one row, which have more halo th
 _IMAGES = 3
 _CELL_MATRICES = 6  # of each cell or window at a time: Gram matrices, their sums, and the softmax's steps
 _SLACK = 96_000_000
+
+_GRIDS_KEPT = 64
 
 
 class StripEngine:
@@ -69,6 +73,7 @@ class StripEngine:
             raise ValueError(f'window: found {window}; allowed: a positive multiple of {self.multiple}')
         self.window = window
         self.grids: dict[tuple[int, int, int | None], Cells] = {}
+        self.recorded = _Recorded()
         self.strip_bytes = strip_bytes or (STRIP_BYTES_CPU if self.device.type == 'cpu' else STRIP_BYTES)
 
         def dense(part: torch.nn.Module, shuffled: bool = False) -> Dense:
@@ -118,18 +123,26 @@ class StripEngine:
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W), H and W multiples of 8, values in [0, 1]; the same comes out, not clamped."""
-        B, _, H, W = x_BCHW.shape
+        H, W = x_BCHW.shape[-2:]
         if H % self.multiple or W % self.multiple:
             raise ValueError(
                 f'input of {tuple(x_BCHW.shape)}: height and width must be multiples of {self.multiple}'
             )
-        y_BHWC = torch.empty(B, H, W, self.out_channels, dtype=self.full_dtype, device=self.device)
         if self.device.type == 'cpu':
             keep_freed_memory()
-        workspace = Workspace(self.dtype, self.device)  # of this call: several threads may restore at once
         with torch.inference_mode(), no_autocast(self.device):
-            for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: statistics are an image's own
-                self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace)
+            if self.device.type == 'cuda' and torch.cuda.current_stream() == torch.cuda.default_stream():
+                return self.recorded.run(
+                    (x_BCHW.shape, x_BCHW.dtype, self.strip_bytes), self._restore_all, x_BCHW
+                )
+            return self._restore_all(x_BCHW)
+
+    def _restore_all(self, x_BCHW: Tensor) -> Tensor:
+        B, _, H, W = x_BCHW.shape
+        y_BHWC = torch.empty(B, H, W, self.out_channels, dtype=self.full_dtype, device=self.device)
+        workspace = Workspace(self.dtype, self.device)  # of this call: several threads may restore at once
+        for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: statistics are an image's own
+            self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace)
         return y_BHWC.permute(0, 3, 1, 2)
 
     def memory(self, H: int, W: int) -> int:
@@ -223,10 +236,10 @@ class StripEngine:
             half.run(x_HWC, cells, cut, workspace)
 
     def _grid(self, H: int, W: int, window: int | None) -> Cells:
-        """Made once for a size: on a GPU its matrices have to be copied there, which waits for all that goes on."""
+        """Made once for a size: copying its matrices to a GPU waits for all that goes on there."""
         key = (H, W, window)
         if key not in self.grids:
-            if len(self.grids) > 64:
+            if len(self.grids) >= _GRIDS_KEPT:
                 self.grids.clear()
             self.grids[key] = Cells.of(H, W, window, self.device)
         return self.grids[key]
@@ -278,6 +291,44 @@ class StripEngine:
         embedded_NC = self.embed(image_HWC, first, last).reshape(-1, self.dim)
         self.skip.add_to(x_nWK.view(-1, K), embedded_NC)
         return self.output.rows(x_nWK, top == 0, bottom == H)
+
+
+class _Recorded:
+    """One size's kernels as a CUDA graph. Launching some thousand one by one takes longer than a fast GPU takes to run
+    them on a small image. Recorded when a size comes for the second time in a row, forgotten when another comes."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        """Gives its memory back."""
+        self.key: Hashable = None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.x = self.y = torch.empty(0)
+
+    def run(self, key: Hashable, restore: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """restore(x), which depends on nothing but the key and the contents of x. On the default stream."""
+        with self.lock:
+            if key != self.key:
+                self.forget()
+                self.key = key
+                return restore(x)
+            if self.graph is None:
+                self._record(restore, x)
+            assert self.graph is not None
+            self.x.copy_(x)
+            self.graph.replay()
+            return self.y.clone()
+
+    def _record(self, restore: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.x = x.clone()
+        torch.cuda.empty_cache()  # the graph cannot use what is cached for others
+        graph = torch.cuda.CUDAGraph()
+        # Threads that read the next image may pin memory meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
+            self.y = restore(self.x)
+        self.graph = graph
 
 
 def _cut(first: int, last: int, rows: int, step: int = 1) -> list[tuple[int, int]]:

@@ -45,15 +45,15 @@ class Cells:
     over_columns: Tensor
 
     @classmethod
-    def of(
-        cls, height: int, width: int, window: int | None, device: torch.device = torch.device('cpu')
-    ) -> Cells:
+    def of(cls, height: int, width: int, window: int | None, device: torch.device | None = None) -> Cells:
         """Those of windows of that size; one cell, and one window, for None: plain attention."""
         axes = [windows(length, window or length) for length in (height, width)]
         cuts = [sorted({edge for part in axis for edge in part}) for axis in axes]
         rows, columns = (tuple(pairwise(cut)) for cut in cuts)
         over_rows, over_columns = (
-            torch.tensor([[a <= c and d <= b for c, d in parts] for a, b in axis], dtype=torch.float32, device=device)
+            torch.tensor(
+                [[a <= c and d <= b for c, d in parts] for a, b in axis], dtype=torch.float32, device=device
+            )
             for axis, parts in zip(axes, (rows, columns), strict=True)
         )
         return cls(rows, columns, over_rows, over_columns)

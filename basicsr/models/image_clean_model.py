@@ -12,12 +12,14 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from basicsr.archs.restormer_arch import Restormer, TransformerBlock
 from basicsr.data.paired_image_dataset import to_float
 from basicsr.data.stages import accumulation, mixup_generator
 from basicsr.inference import Restorer
 from basicsr.models.lr_scheduler import SCHEDULERS, learning_rate
 from basicsr.models.optimizers import OPTIMIZERS
 from basicsr.models.pretrained import load_pretrained
+from basicsr.models.recorded import RecordedGradient
 from basicsr.models.validation import build_restorer
 from basicsr.utils.checkpoint import CheckpointError, save_checkpoint
 from basicsr.utils.device import resolve_precision
@@ -68,14 +70,15 @@ class ImageCleanModel:
         # DistributedDataParallel wants gradients laid out as they are.
         self.net.to(device=device, dtype=self.dtype).train()
         self.parameters = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        self.forward: Callable[[Tensor], Tensor] = self.net
-        if train.compile:
-            # Together with DistributedDataParallel the compiler would cut the network into its buckets, and cannot
-            # where activations are computed again.
-            torch._dynamo.config.optimize_ddp = not train.activation_checkpointing
-            self.forward = torch.compile(self.net, dynamic=False)
+        self.forward: Callable[[Tensor], Tensor] = self._compiled() if train.compile else self.net
         if process.world_size > 1:
-            self.forward = DistributedDataParallel(self.forward, [device] if device.type == 'cuda' else None)
+            self.forward = DistributedDataParallel(
+                self.forward, [device] if device.type == 'cuda' else None, gradient_as_bucket_view=True
+            )
+        # Other networks may wait for the device, draw random numbers in Python, or have statistics.
+        alone_on_gpu = device.type == 'cuda' and process.world_size == 1
+        self.records = train.cuda_graph and alone_on_gpu and type(self.net) is Restormer
+        self.recorded: RecordedGradient | None = None
         self.loss = build(LOSS_REGISTRY, train.pixel_opt).to(device)
 
         settings = arguments(train.optim_g)
@@ -92,6 +95,22 @@ class ImageCleanModel:
         )
         self.norm_sum = torch.zeros_like(self.loss_sum)
         self.steps_summed = 0
+
+    def _compiled(self) -> Callable[[Tensor], Tensor]:
+        # Together with DistributedDataParallel the compiler would cut the network into its buckets, and cannot
+        # where activations are computed again.
+        torch._dynamo.config.optimize_ddp = not self.options.train.activation_checkpointing
+        blocks = [module for module in self.net.modules() if isinstance(module, TransformerBlock)]
+        if not blocks:
+            return torch.compile(self.net, dynamic=False)
+        # Block by block: all of one size share their code, and compile in seconds where the network takes minutes.
+        # Every size of block in every stage is one more version of that code.
+        for name in ('recompile_limit', 'cache_size_limit'):  # since PyTorch 2.6, and before
+            if hasattr(torch._dynamo.config, name):
+                setattr(torch._dynamo.config, name, 256)
+        for block in blocks:
+            block.compile(dynamic=False)
+        return self.net
 
     # -------------------------------------------------------------- training
 
@@ -119,24 +138,50 @@ class ImageCleanModel:
         self.norm_sum += norm.nan_to_num(0.0, 0.0) if self.scaler.is_enabled() else norm
         self.steps_summed += 1
 
-    def gradient(self, micro_batches: Iterable[dict[str, Any]], iteration: int, stage: int) -> Tensor:
+    def gradient(
+        self, micro_batches: Iterable[dict[str, Any]], iteration: int, stage: int, *, record: bool = True
+    ) -> Tensor:
         """Adds the gradient of the mean of the micro-batches' losses, times the scaler's factor, to the
-        parameters', and returns that mean over this process; the gradients are the mean over all."""
+        parameters', and returns that mean over this process; the gradients are the mean over all. `record`: as a CUDA
+        graph, where that is possible."""
         if self.options.train.activation_checkpointing:
             self.net.checkpointing = self.checkpointing(stage)
         losses: list[Tensor] = []
         for number, batch in enumerate(micro_batches, self.process.rank * self.accumulate):
-            # Whatever a network draws (dropout) depends on the iteration and the micro-batch alone.
-            torch.manual_seed(hash((self.options.manual_seed, iteration, number)) % 2**63)
             lq, gt = (self.to_device(batch[kind]) for kind in ('lq', 'gt'))
             lq, gt = self._mixup(lq, gt, iteration, number)
+            if record and self.records:
+                losses.append(self._recorded(lq, gt, stage).replay(lq, gt, add=bool(losses)))
+                continue
+            # Whatever a network draws (dropout) depends on the iteration and the micro-batch alone.
+            torch.manual_seed(hash((self.options.manual_seed, iteration, number)) % 2**63)
             with self._shared(last=len(losses) + 1 == self.accumulate):
-                with self.autocast():
-                    restored = self.forward(lq)
-                loss = self.loss(restored, gt)
-                self.scaler.scale(loss / self.accumulate).backward()
-            losses.append(loss.detach())
+                losses.append(self._backward(lq, gt))
         return torch.stack(losses).mean()
+
+    def _backward(self, lq: Tensor, gt: Tensor) -> Tensor:
+        """Adds a micro-batch's part to the parameters' gradients, and returns its loss."""
+        with self.autocast():
+            restored = self.forward(lq)
+        loss = self.loss(restored, gt)
+        self.scaler.scale(loss / self.accumulate).backward()
+        return loss.detach()
+
+    def _recorded(self, lq: Tensor, gt: Tensor, stage: int) -> RecordedGradient:
+        key = (lq.shape, self.checkpointing(stage))
+        if self.recorded is None or self.recorded.key != key:
+            self.release()
+            self.recorded = RecordedGradient(
+                self._backward, self.parameters, lq, gt, key, accumulates=self.accumulate > 1
+            )
+        return self.recorded
+
+    def release(self) -> None:
+        """Gives back the memory of the recorded graph, which nothing else could use; the next step records anew."""
+        if self.recorded is not None:
+            self.recorded = None
+            self.optimizer.zero_grad()
+            torch.cuda.empty_cache()
 
     def checkpointing(self, stage: int) -> bool:
         """Whether a stage computes its activations again instead of keeping them."""
@@ -218,6 +263,7 @@ class ImageCleanModel:
 
     def restorer(self) -> Restorer:
         """With a copy of the averaged weights, where there are any, else of the weights as they are."""
+        self.release()
         params, averaged = self.weights()
         try:
             net = copy.deepcopy(self.net)

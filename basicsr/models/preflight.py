@@ -102,7 +102,7 @@ def _step(model: Any, batch: dict[str, Any], stage: int) -> None:
     """Without a word to the other processes: one of them may fail."""
     model.optimizer.zero_grad()
     with model.forward.no_sync() if model.process.world_size > 1 else nullcontext():
-        model.gradient([batch], 0, stage)
+        model.gradient([batch], 0, stage, record=False)
 
 
 def _later(model: Any) -> int:

@@ -10,16 +10,41 @@ these types. All arithmetic is in float32. A program of a depthwise kernel walks
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+# Rows, columns and channels of a program of a depthwise kernel, and its warps: few channels for each thread, which
+# holds nine weights of each.
 ROWS = 16
+FORWARD = {'BW': 8, 'BK': 64, 'num_warps': 4}
+GATED = {'BW': 4, 'BK': 64, 'num_warps': 4}
+BACKWARD = {'BW': 4, 'BK': 64, 'num_warps': 4}
+
+Result = TypeVar('Result')
+
+
+def _where_x_is(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Triton launches on the current device, which need not be that of the first argument. (Compiled code sees to it
+    by itself.)"""
+
+    @functools.wraps(function)
+    def launch(x: Tensor, *args: object, **how: object) -> Result:
+        if torch.compiler.is_compiling() or not x.is_cuda or x.get_device() == torch.cuda.current_device():
+            return function(x, *args, **how)
+        with torch.cuda.device(x.device):
+            return function(x, *args, **how)
+
+    return launch
 
 
 @triton.jit
-def _normalised(x, mask, C, eps):
+def _normalised(x, mask, C, eps: tl.constexpr):
     """Deviations from the mean of each row, and the reciprocal of the standard deviation."""
     mean = tl.sum(x, 1) / C
     deviation = tl.where(mask, x - mean[:, None], 0.0)
@@ -28,7 +53,16 @@ def _normalised(x, mask, C, eps):
 
 @triton.jit
 def _layer_norm(
-    x_ptr, weight_ptr, bias_ptr, y_ptr, N, C, eps, BIAS: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    N,
+    C,
+    eps: tl.constexpr,
+    BIAS: tl.constexpr,
+    BN: tl.constexpr,
+    BC: tl.constexpr,
 ):
     row = (tl.program_id(0) * BN + tl.arange(0, BN)[:, None]).to(tl.int64)
     column = tl.arange(0, BC)[None, :]
@@ -54,7 +88,7 @@ def _layer_norm_backward(
     bias_grad_ptr,
     N,
     C,
-    eps,
+    eps: tl.constexpr,
     BIAS: tl.constexpr,
     BN: tl.constexpr,
     BC: tl.constexpr,
@@ -313,6 +347,7 @@ def _rows_at_once(C: int) -> tuple[int, int]:
     return max(1, 2048 // channels), channels
 
 
+@_where_x_is
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """(…, C), contiguous. Without a bias the mean is not subtracted either."""
     C = x.shape[-1]
@@ -323,6 +358,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     return y
 
 
+@_where_x_is
 def layer_norm_backward(
     x: Tensor, weight: Tensor, has_bias: bool, eps: float, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -338,47 +374,54 @@ def layer_norm_backward(
     return x_grad, weight_grad, bias_grad[0] if has_bias else None
 
 
-def _grid(B: int, H: int, W: int, K: int, BW: int, BK: int) -> tuple[int, int, int]:
-    return triton.cdiv(W, BW) * triton.cdiv(K, BK), triton.cdiv(H, ROWS), B
+def _grid(B: int, H: int, W: int, K: int, block: dict[str, int]) -> tuple[int, int, int]:
+    return triton.cdiv(W, block['BW']) * triton.cdiv(K, block['BK']), triton.cdiv(H, ROWS), B
 
 
+@_where_x_is
 def depthwise(x_BHWK: Tensor, weight: Tensor, bias: Tensor | None, halo: bool = False) -> Tensor:
     """(B, H, W, K), contiguous; weight (K, 1, 3, 3). `halo`: x is a part of a larger tensor, and its rows above and
     below are those of the image; else they are zeros."""
     B, H, W, K = x_BHWK.shape
     y = torch.empty_like(x_BHWK)
-    _depthwise[_grid(B, H, W, K, 8, 64)](x_BHWK, weight, bias, y, H, W, K, bias is not None, halo, ROWS, 8, 64)
+    grid = _grid(B, H, W, K, FORWARD)
+    _depthwise[grid](x_BHWK, weight, bias, y, H, W, K, bias is not None, halo, ROWS, **FORWARD)
     return y
 
 
+@_where_x_is
 def depthwise_backward(x_BHWK: Tensor, weight: Tensor, grad_BHWK: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
     B, H, W, K = x_BHWK.shape
     x_grad = torch.empty_like(x_BHWK)
-    grid = _grid(B, H, W, K, 4, 64)
-    programs = triton.cdiv(W, 4) * grid[1] * B
+    grid = _grid(B, H, W, K, BACKWARD)
+    programs = triton.cdiv(W, BACKWARD['BW']) * grid[1] * B
     parts = x_BHWK.new_empty(programs, 9, K, dtype=torch.float32)
-    _depthwise_backward[grid](x_BHWK, weight, grad_BHWK, x_grad, parts, H, W, K, ROWS, 4, 64)
+    _depthwise_backward[grid](x_BHWK, weight, grad_BHWK, x_grad, parts, H, W, K, ROWS, **BACKWARD)
     return x_grad, parts.sum(0).t().to(weight.dtype).reshape(weight.shape)
 
 
+@_where_x_is
 def gated_depthwise(x_BHWK: Tensor, weight: Tensor, bias: Tensor | None, halo: bool = False) -> Tensor:
     """(B, H, W, 2·K) → (B, H, W, K): gelu of the convolved first half, times the convolved second half."""
     B, H, W, double = x_BHWK.shape
     K = double // 2
     y = x_BHWK.new_empty(B, H, W, K)
-    _gated_depthwise[_grid(B, H, W, K, 4, 64)](
-        x_BHWK, weight, bias, x_BHWK, y, H, W, K, bias is not None, halo, False, ROWS, 4, 64
+    grid = _grid(B, H, W, K, GATED)
+    _gated_depthwise[grid](
+        x_BHWK, weight, bias, x_BHWK, y, H, W, K, bias is not None, halo, False, ROWS, **GATED
     )
     return y
 
 
+@_where_x_is
 def gate_backward(x_BHWK: Tensor, weight: Tensor, bias: Tensor | None, grad_BHWK: Tensor) -> Tensor:
     """The gradient of the convolution's result, (B, H, W, 2·K), from that of `gated_depthwise`, (B, H, W, K)."""
     B, H, W, double = x_BHWK.shape
     K = double // 2
     y = torch.empty_like(x_BHWK)
-    _gated_depthwise[_grid(B, H, W, K, 4, 64)](
-        x_BHWK, weight, bias, grad_BHWK, y, H, W, K, bias is not None, False, True, ROWS, 4, 64
+    grid = _grid(B, H, W, K, GATED)
+    _gated_depthwise[grid](
+        x_BHWK, weight, bias, grad_BHWK, y, H, W, K, bias is not None, False, True, ROWS, **GATED
     )
     return y

@@ -50,18 +50,16 @@ kernels: Any = (
 )
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
-def _run_on(device: torch.device) -> bool:
+def _runs_on(device: torch.device) -> bool:
     """Whether Triton's kernels run there. Tries one: compiling it takes a C compiler, which some systems lack."""
     global kernels
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
         kernels = importlib.import_module('basicsr.ops.kernels')
-        with torch.cuda.device(device):
-            one = torch.ones(1, 16, device=device)
-            kernels.layer_norm(one, one[0], None, LAYER_NORM_EPS)
+        one = torch.ones(1, 16, device=device)
+        kernels.layer_norm(one, one[0], None, LAYER_NORM_EPS)
     except Exception as error:  # of any kind: the operating system's, the C compiler's, Triton's
         get_logger().warning(
             "Triton's kernels do not run on %s (%s): using PyTorch's, which are slower. A C compiler may be missing.",
@@ -72,11 +70,16 @@ def _run_on(device: torch.device) -> bool:
     return True
 
 
+@torch.compiler.assume_constant_result
+def _known_to_run_on(device: torch.device) -> bool:
+    return _runs_on(device)  # torch.compile asks once, and does not look inside
+
+
 def uses_triton(x: Tensor) -> bool:
     """Whether Triton's kernels compute with x."""
     if not x.is_cuda or x.dtype == torch.float64 or torch.jit.is_tracing():
         return False
-    return _run_on(x.device)
+    return _known_to_run_on(x.device)
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -190,6 +193,17 @@ def gated_depthwise_rows(x_nWK: Tensor, weight: Tensor, bias: Tensor | None) -> 
     gate_nWK, value_nWK = depthwise_rows(x_nWK, weight, bias).chunk(2, -1)
     # A processor takes half as long again over half of the channels as over a copy of them.
     return torch.ops.aten.gelu_(gate_nWK.clone(memory_format=torch.contiguous_format)).mul_(value_nWK)
+
+
+def convolution_to_few(x_nWC: Tensor, weight: Tensor) -> Tensor:
+    """A 3×3 convolution to a few channels, weight (K, C, 3, 3), of rows with zeros around them, one more above and one
+    more below than x has: (n, W, C) → (n + 2, W, K). cuDNN's in single precision takes ten times as long."""
+    n, W, C = x_nWC.shape
+    # Each pixel's nine products, added where they belong: backwards, so the filter is turned round.
+    taps_KC = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, C)
+    products_KN = taps_KC @ x_nWC.reshape(-1, C).t()
+    y_KnW = F.fold(products_KN[None], (n + 2, W + 2), 3)[0]
+    return y_KnW[..., 1:-1].permute(1, 2, 0)
 
 
 def _gate(hidden_BKHW: Tensor) -> Tensor:

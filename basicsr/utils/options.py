@@ -199,7 +199,11 @@ class TrainOptions(Section):
     """bf16, fp16 (with a scaled loss; GPU only): autocast of the forward pass; fp64: all in double precision, to
     compare runs."""
     compile: bool = False
-    """torch.compile of the network: takes minutes at the start of every stage, and saves time in each step."""
+    """torch.compile of the network (of a Restormer, of its blocks): takes seconds to minutes at the start of every
+    stage."""
+    cuda_graph: bool = True
+    """A Restormer alone on a GPU: launch a step's thousands of kernels at once, recorded at the start of every stage;
+    false: one by one."""
     activation_checkpointing: bool | list[bool] = False
     """Compute activations again for the gradients instead of keeping them: much less memory, one more forward pass; a
     list: for each stage."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,13 +113,20 @@ def measure(args: argparse.Namespace, task: dict[str, Any]) -> Row:
     network.to(device)
     flops = arithmetic(network, options, device, height, width)
     memory = Memory(device)
-    restore = plain(network, options, mode) if mode.startswith('plain') else ours(network, device, mode)
+    forget = None
+    if mode.startswith('plain'):
+        restore = plain(network, options, mode)
+    else:
+        restorer = ours(network, device, mode)
+        restore = restorer.restore
+        if restorer.engine is not None:
+            forget = restorer.engine.recorded.forget
     channels = options['inp_channels']
     with torch.inference_mode(), without_tf32(device):  # as ours is where it is to be exact
         image = torch.rand(1, channels, height, width, device=device)
         count = repeats(args.plain_repeats, device, 1) if mode == 'plain' else repeats(args.repeats, device, 3)
         if device.type == 'cuda':
-            row = timed_on_gpu(lambda: restore(image), count, memory)
+            row = timed_on_gpu(lambda: restore(image), count, memory, forget)
         else:
             # What the libraries prepare once; a compiler prepares it for each size.
             restore(image if 'compile' in mode else torch.rand(1, channels, 64, 64))
@@ -128,9 +134,9 @@ def measure(args: argparse.Namespace, task: dict[str, Any]) -> Row:
     return {**row, 'flops': flops, **memory.read()}
 
 
-def ours(network: nn.Module, device: torch.device, mode: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def ours(network: nn.Module, device: torch.device, mode: str) -> Restorer:
     precision, _, tlc = mode.partition('+')
-    return Restorer(network, device, precision, tlc=bool(tlc), fixed_strips=True).restore
+    return Restorer(network, device, precision, tlc=bool(tlc), fixed_strips=True)
 
 
 def arithmetic(

@@ -54,15 +54,9 @@ def measured(args: argparse.Namespace, tasks: list[Task]) -> Iterator[tuple[Task
     """Each task with its row, as soon as that is there, after the machine's.
 
     On a CPU a row has a process of its own, whose peak of memory nothing else has raised. A GPU's peak can be reset,
-    and a process there takes long to start: one does all tasks of a mode, and the modes follow one another."""
-    if resolve_device(args.device).type == 'cuda':
-        by_mode: dict[str, list[Task]] = {}
-        for task in tasks:
-            by_mode.setdefault(task['mode'], []).append(task)
-        groups = list(by_mode.values())
-        groups[0].insert(0, MACHINE)
-    else:
-        groups = [[task] for task in (MACHINE, *tasks)]
+    and a process there takes long to start: one does all tasks."""
+    everything = [MACHINE, *tasks]
+    groups = [everything] if resolve_device(args.device).type == 'cuda' else [[task] for task in everything]
     for group in groups:
         for task, row in zip(group, run_alone(args, group), strict=True):
             if task is MACHINE and 'failed' in row:
@@ -180,13 +174,20 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def timed_on_gpu(work: Callable[[], object], count: int, memory: Memory) -> Row:
+def timed_on_gpu(
+    work: Callable[[], object], count: int, memory: Memory, forget: Callable[[], object] | None = None
+) -> Row:
     """The row's times after WARM_UP calls, in which libraries choose their ways: only then its memory begins to
-    count, as a library tries ways that take far more than the one it chooses."""
+    count, as a library tries ways that take far more than the one it chooses. `forget` drops a CUDA graph: the peak
+    sees what a graph takes only while it is recorded, so it is recorded once more."""
     for _ in range(WARM_UP):
         work()
     torch.cuda.synchronize(memory.device)
     torch.cuda.reset_peak_memory_stats(memory.device)
+    if forget is not None:
+        forget()
+        for _ in range(WARM_UP):
+            work()
     return timed_by_events(work, count, functools.partial(torch.cuda.Event, enable_timing=True))
 
 

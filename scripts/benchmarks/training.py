@@ -244,7 +244,7 @@ def our_steps(args: argparse.Namespace, run: Run) -> Row:
         model.step([batch], iteration, 0)
 
     if run.device.type == 'cuda':
-        row = steps_on_gpu(step, run, memory)
+        row = steps_on_gpu(step, run, memory, model.release)
         model.raise_if_bad()
         return {**row, **memory.read()}
     section = options.datasets['train']
@@ -289,7 +289,9 @@ def our_options(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     }
 
 
-def steps_on_gpu(step: Callable[[Any, int], None], run: Run, memory: Memory) -> Row:
+def steps_on_gpu(
+    step: Callable[[Any, int], None], run: Run, memory: Memory, forget: Callable[[], object] | None = None
+) -> Row:
     """The row's times on batches of noise that lie ready, in bytes, where a GPU copies them from by itself."""
     shape = (run.batch, 3, run.patch, run.patch)
     ready = [
@@ -302,7 +304,7 @@ def steps_on_gpu(step: Callable[[Any, int], None], run: Run, memory: Memory) -> 
         iteration = next(iterations)
         step(ready[iteration % BATCHES], iteration)
 
-    return timed_on_gpu(work, run.steps, memory)
+    return timed_on_gpu(work, run.steps, memory, forget)
 
 
 def timed_steps(step: Callable[[Any, int], None], loader: DataLoader, run: Run) -> dict[str, list[float]]:

@@ -30,7 +30,7 @@ def test_training():
     modes = ['fp32', 'bf16', 'plain+bf16', 'plain+bf16+compile']
     answer = run('train', '--stages', '128x4', '32x2', '--modes', *modes, '--steps', '4')
     rows = {(row['mode'], row['stage']): row for row in answer['rows']}
-    assert list(rows) == [(mode, stage) for mode in ('plain', *modes) for stage in ('128x4', '32x2')]
+    assert list(rows) == [(mode, stage) for stage in ('128x4', '32x2') for mode in ('plain', *modes)]
     assert answer['machine']['tf32'] == {'convolutions': True, 'matrix products': False}
     # The second stage begins with an empty memory.
     for mode in ('plain', *modes):
@@ -43,6 +43,6 @@ def test_inference():
     modes = ['fp32', 'bf16', 'plain+bf16']
     answer = run('inference', '--sizes', '64x64', '96x64', '--modes', *modes, '--repeats', '4')
     assert [(row['mode'], row['size']) for row in answer['rows']] == [
-        (mode, size) for mode in ('plain', *modes) for size in ('64x64', '96x64')
+        (mode, size) for size in ('64x64', '96x64') for mode in ('plain', *modes)
     ]
     assert answer['machine']['tf32'] == {'convolutions': False, 'matrix products': False}
