@@ -183,8 +183,6 @@ def measure(args: argparse.Namespace, task: dict[str, Any]) -> Row:
         WARM_UP if device.type == 'cuda' else 2 + ('compile' in mode),
         repeats(args.plain_steps, device, 5) if mode == 'plain' else args.steps,
     )
-    if device.type == 'cuda':
-        torch.backends.cudnn.benchmark = True
     return (plain_steps if mode.startswith('plain') else our_steps)(args, run)
 
 
