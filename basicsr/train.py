@@ -138,7 +138,9 @@ def _device(options: Any, process: Process, launcher: str) -> torch.device:
     if device.type == 'cpu':
         keep_all_memory()
     if device.type == 'cuda':
-        torch.backends.cudnn.benchmark = True  # the sizes of a stage do not change
+        # cuDNN may time its algorithms, as the sizes of a stage do not change. A Restormer leaves it few layers: there
+        # that takes longer than it gains.
+        torch.backends.cudnn.benchmark = options.network_g.type != 'Restormer'
         # Slurm may show each of its processes a GPU of its own, the first one there.
         is_own = launcher == 'slurm' and torch.cuda.device_count() == 1
         return resolve_device(f'cuda:{0 if is_own else process.local_rank}')

@@ -65,8 +65,10 @@ class Norm:
         self.bias = None if isinstance(norm.body, BiasFree_LayerNorm) else norm.body.bias.to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.bias is not None or uses_triton(x):
+        if uses_triton(x):
             return layer_norm(x, self.weight, self.bias)
+        if self.bias is not None:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
         full = x.to(torch.promote_types(x.dtype, torch.float32))
         *_, reciprocal = torch.native_layer_norm(full, self.weight.shape, None, None, LAYER_NORM_EPS)
         return (full * reciprocal).mul_(self.weight).to(x.dtype)

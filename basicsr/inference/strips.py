@@ -130,7 +130,7 @@ class StripEngine:
             )
         if self.device.type == 'cpu':
             keep_freed_memory()
-        with torch.inference_mode(), no_autocast(self.device):
+        with torch.inference_mode(), no_autocast(self.device), torch.cuda.device_of(x_BCHW):
             if self.device.type == 'cuda' and torch.cuda.current_stream() == torch.cuda.default_stream():
                 return self.recorded.run(
                     (x_BCHW.shape, x_BCHW.dtype, self.strip_bytes), self._restore_all, x_BCHW

@@ -33,15 +33,26 @@ class RecordedGradient:
         accumulates: bool,
     ) -> None:
         self.key = key
+        with torch.cuda.device_of(lq):
+            self._record(backward, parameters, lq, gt)
+        self.sums = [torch.empty_like(grad) for grad in self.grads] if accumulates else self.grads
+
+    def _record(
+        self,
+        backward: Callable[[Tensor, Tensor], Tensor],
+        parameters: list[nn.Parameter],
+        lq: Tensor,
+        gt: Tensor,
+    ) -> None:
         self.lq, self.gt = torch.empty_like(lq).copy_(lq), torch.empty_like(gt).copy_(gt)
         before = [parameter.grad for parameter in parameters]
-        stream = torch.cuda.Stream(lq.device)
-        stream.wait_stream(torch.cuda.current_stream(lq.device))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):  # whatever is compiled, chosen or made at the first call must not be recorded
                 _clear(parameters)
                 backward(self.lq, self.gt)
-        torch.cuda.current_stream(lq.device).wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         _clear(parameters)
         torch.cuda.empty_cache()  # the graph cannot use what is cached for others
         self.graph = torch.cuda.CUDAGraph()
@@ -50,7 +61,6 @@ class RecordedGradient:
             self.loss = backward(self.lq, self.gt)
         self.parameters = [parameter for parameter in parameters if parameter.grad is not None]
         self.grads: list[Tensor] = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
-        self.sums = [torch.empty_like(grad) for grad in self.grads] if accumulates else self.grads
         for parameter, grad in zip(parameters, before, strict=True):
             parameter.grad = grad
 

@@ -35,9 +35,9 @@ def _where_x_is(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(function)
     def launch(x: Tensor, *args: object, **how: object) -> Result:
-        if torch.compiler.is_compiling() or not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        if torch.compiler.is_compiling():
             return function(x, *args, **how)
-        with torch.cuda.device(x.device):
+        with torch.cuda.device_of(x):
             return function(x, *args, **how)
 
     return launch
@@ -296,7 +296,9 @@ def _depthwise_backward(
     zeros = tl.zeros((BW, BK), tl.float32)
     g0, g1, g2, g3, g4, g5, g6, g7, g8 = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
     one, two = zeros, zeros
-    above = tl.zeros((BW, BK), tl.float32)  # not the same object as `here`: Triton would see no change in the loop
+    above = tl.zeros(
+        (BW, BK), tl.float32
+    )  # not the same object as `here`: Triton would see no change in the loop
     here = tl.zeros((BW, BK), tl.float32)
     place = column[:, None] * K + channel[None, :]
     centre = (column < W)[:, None] & known[None, :]

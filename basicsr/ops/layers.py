@@ -45,9 +45,8 @@ def _by_hand() -> bool:
 
 # -------------------------------------------------------------- Triton's kernels
 
-kernels: Any = (
-    None  # basicsr.ops.kernels, imported when a device first asks for it: most machines have no Triton
-)
+# basicsr.ops.kernels, imported when a device first asks for it: most machines have no Triton.
+kernels: Any = None
 
 
 @functools.cache
@@ -214,9 +213,8 @@ def _gate(hidden_BKHW: Tensor) -> Tensor:
 
 def _for_gelu(half_BKHW: Tensor) -> Tensor:
     """A processor takes four times as long over half of the channels as over a copy of them."""
-    return (
-        half_BKHW.contiguous(memory_format=torch.channels_last) if half_BKHW.device.type == 'cpu' else half_BKHW
-    )
+    on_cpu = half_BKHW.device.type == 'cpu'
+    return half_BKHW.clone(memory_format=torch.channels_last) if on_cpu else half_BKHW
 
 
 class _Gate(torch.autograd.Function):
@@ -226,7 +224,9 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, hidden_BKHW: Tensor) -> Tensor:
         ctx.save_for_backward(hidden_BKHW)
         gate, value = hidden_BKHW.chunk(2, dim=1)
-        return F.gelu(_for_gelu(gate)).mul_(value)
+        gate = _for_gelu(gate)
+        on_cpu = gate.device.type == 'cpu'
+        return (torch.ops.aten.gelu_(gate) if on_cpu else F.gelu(gate)).mul_(value)  # of a copy, in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -244,11 +244,17 @@ class _Gate(torch.autograd.Function):
 def channel_products(qk_BCHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     """Sums over pixels of products of channels: Gram matrices q kᵀ of each head, (B, h, c, c), and squares of all
     channels, (B, 2·C), of queries and keys, (B, 2·C, H, W). In single precision at least."""
-    return (_ChannelProducts.apply if _by_hand() or qk_BCHW.is_cuda else _channel_products)(qk_BCHW, num_heads)
+    by_hand = _by_hand() or _multiplies_all(qk_BCHW)  # a compiler cannot derive torch.bmm's with two types
+    return (_ChannelProducts.apply if by_hand else _channel_products)(qk_BCHW, num_heads)
+
+
+def _multiplies_all(qk: Tensor) -> bool:
+    """Whether to multiply all channels with all, although only those of the same head are needed."""
+    return qk.is_cuda and not torch.jit.is_tracing()
 
 
 def _channel_products(qk_BCHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    if qk_BCHW.is_cuda and not torch.jit.is_tracing():
+    if _multiplies_all(qk_BCHW):
         products = products_of_pixels(qk_BCHW.permute(0, 2, 3, 1).flatten(1, 2), num_heads)
         return tuple(each.contiguous() for each in products)  # not views, which would keep all products
     full_BCHW = qk_BCHW.float() if qk_BCHW.dtype in HALF else qk_BCHW
@@ -278,7 +284,7 @@ def products_of_pixels(qk_BNC: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
 def add_products(qk_nwC: Tensor, gram_hcc: Tensor, square_C: Tensor) -> None:
     """Adds `channel_products` of one image's region, (n, w, 2·C), to its sums, in place; without gradients."""
     num_heads, double = len(gram_hcc), qk_nwC.shape[-1]
-    if qk_nwC.is_cuda:
+    if _multiplies_all(qk_nwC):
         gram_Bhcc, square_BC = products_of_pixels(qk_nwC.reshape(1, -1, double), num_heads)
         gram_hcc += gram_Bhcc[0]
         square_C += square_BC[0]
@@ -317,7 +323,7 @@ class _ChannelProducts(torch.autograd.Function):
     def backward(ctx: Any, gram_grad_Bhcc: Tensor, square_grad_BC: Tensor) -> tuple[Tensor, None]:
         (qk_BCHW,) = ctx.saved_tensors
         qk_BNC = qk_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
-        if qk_BNC.is_cuda:
+        if _multiplies_all(qk_BNC):
             # One product with the symmetric matrix of all channels' gradients.
             matrix_BCC = gram_grad_Bhcc.new_zeros(*square_grad_BC.shape, square_grad_BC.shape[1])
             matrix_BCC.diagonal(dim1=1, dim2=2).copy_(square_grad_BC)

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from basicsr.archs.restormer_arch import MDTA, AttentionStatistics, BiasFree_LayerNorm, Restormer
+from basicsr.archs.restormer_arch import (
+    MDTA,
+    AttentionStatistics,
+    BiasFree_LayerNorm,
+    Restormer,
+    TransformerBlock,
+)
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -179,6 +185,23 @@ def test_compiles_as_a_graph():
     x = torch.rand(1, 3, 16, 16)
     compiled = torch.compile(net, backend='eager', fullgraph=True)
     assert torch.allclose(compiled(x), net(x))
+
+
+def test_features_stay_channels_last_where_pixel_shuffles_do_not_keep_it(monkeypatch):
+    """As on CUDA, where they give channels first whatever they get."""
+    for name in ('pixel_shuffle', 'pixel_unshuffle'):
+        shuffle = getattr(torch.nn.functional, name)
+        monkeypatch.setattr(
+            torch.nn.functional, name, lambda x, factor, shuffle=shuffle: shuffle(x.contiguous(), factor)
+        )
+    net, layouts = Restormer(**SMALL), []
+    for module in net.modules():
+        if isinstance(module, TransformerBlock):
+            module.register_forward_hook(
+                lambda *seen: layouts.append(seen[2].is_contiguous(memory_format=torch.channels_last))
+            )
+    net(torch.rand(2, 3, 24, 40).contiguous(memory_format=torch.channels_last))
+    assert len(layouts) == 12 and all(layouts)
 
 
 @pytest.mark.parametrize(
