@@ -123,27 +123,26 @@ class StripEngine:
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W), H and W multiples of 8, values in [0, 1]; the same comes out, not clamped."""
-        H, W = x_BCHW.shape[-2:]
+        B, _, H, W = x_BCHW.shape
         if H % self.multiple or W % self.multiple:
             raise ValueError(
                 f'input of {tuple(x_BCHW.shape)}: height and width must be multiples of {self.multiple}'
             )
+        y_BHWC = torch.empty(B, H, W, self.out_channels, dtype=self.full_dtype, device=self.device)
         if self.device.type == 'cpu':
             keep_freed_memory()
         with torch.inference_mode(), no_autocast(self.device), torch.cuda.device_of(x_BCHW):
             if self.device.type == 'cuda' and torch.cuda.current_stream() == torch.cuda.default_stream():
-                return self.recorded.run(
-                    (x_BCHW.shape, x_BCHW.dtype, self.strip_bytes), self._restore_all, x_BCHW
-                )
-            return self._restore_all(x_BCHW)
+                key = (x_BCHW.shape, x_BCHW.dtype, self.strip_bytes)
+                self.recorded.run(key, self._restore_all, x_BCHW, y_BHWC)
+            else:
+                self._restore_all(x_BCHW, y_BHWC)
+        return y_BHWC.permute(0, 3, 1, 2)
 
-    def _restore_all(self, x_BCHW: Tensor) -> Tensor:
-        B, _, H, W = x_BCHW.shape
-        y_BHWC = torch.empty(B, H, W, self.out_channels, dtype=self.full_dtype, device=self.device)
+    def _restore_all(self, x_BCHW: Tensor, y_BHWC: Tensor) -> None:
         workspace = Workspace(self.dtype, self.device)  # of this call: several threads may restore at once
         for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: statistics are an image's own
             self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace)
-        return y_BHWC.permute(0, 3, 1, 2)
 
     def memory(self, H: int, W: int) -> int:
         """Bytes that a call takes at most for each image, input and output among them; beyond the weights."""
@@ -301,33 +300,37 @@ class _Recorded:
         self.lock = threading.Lock()
         self.forget()
 
+    def __reduce__(self) -> tuple[type[_Recorded], tuple[()]]:
+        return _Recorded, ()  # a copy of an engine, or one from a pickle, begins without a graph
+
     def forget(self) -> None:
         """Gives its memory back."""
         self.key: Hashable = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.x = self.y = torch.empty(0)
 
-    def run(self, key: Hashable, restore: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """restore(x), which depends on nothing but the key and the contents of x. On the default stream."""
+    def run(self, key: Hashable, restore: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
+        """restore(x, y), which writes y, and depends on nothing but the key and the contents of x. On the default
+        stream."""
         with self.lock:
             if key != self.key:
                 self.forget()
                 self.key = key
-                return restore(x)
+                return restore(x, y)
             if self.graph is None:
-                self._record(restore, x)
+                self._record(restore, x, y)
             assert self.graph is not None
             self.x.copy_(x)
             self.graph.replay()
-            return self.y.clone()
+            y.copy_(self.y)
 
-    def _record(self, restore: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self.x = x.clone()
+    def _record(self, restore: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x.clone(), torch.empty_like(y)
         torch.cuda.empty_cache()  # the graph cannot use what is cached for others
         graph = torch.cuda.CUDAGraph()
         # Threads that read the next image may pin memory meanwhile.
         with torch.cuda.graph(graph, capture_error_mode='thread_local'):
-            self.y = restore(self.x)
+            restore(self.x, self.y)
         self.graph = graph
 
 
