@@ -138,8 +138,8 @@ def _device(options: Any, process: Process, launcher: str) -> torch.device:
     if device.type == 'cpu':
         keep_all_memory()
     if device.type == 'cuda':
-        # cuDNN may time its algorithms, as the sizes of a stage do not change. A Restormer leaves it few layers: there
-        # that takes longer than it gains.
+        # cuDNN may time its algorithms, as the sizes of a stage do not change. For a Restormer that takes up to
+        # half a minute a stage, and its heuristics are as fast.
         torch.backends.cudnn.benchmark = options.network_g.type != 'Restormer'
         # Slurm may show each of its processes a GPU of its own, the first one there.
         is_own = launcher == 'slurm' and torch.cuda.device_count() == 1

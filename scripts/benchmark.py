@@ -24,7 +24,7 @@ what takes the time. *Peak GB* is the most that PyTorch had allocated, after 3 s
 of basicsr/train.py on a pack (scripts/prepare_data.py). Plain is the oracle with PyTorch's AdamW as it comes, and a
 loader that decodes both PNG files for each sample: it gives the largest batch of --stages in the largest patch, and
 the step takes as much of it as its stage needs. On a GPU both sides train on batches of noise that lie ready as bytes
-in pinned memory, with cudnn.benchmark on. `data` measures what one sample costs one core, from a pack, from
+in pinned memory, and cuDNN chooses by its heuristics. `data` measures what one sample costs one core, from a pack, from
 PNG files and from Dataset_SyntheticBlur.
 """
 

@@ -98,8 +98,8 @@ class MDTA(nn.Module):
         self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
 
     def query_key_value(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries with keys, (B, 2C, H, W), and values, (B, C, H, W). By themselves, as they go different ways:
-        the gradient of one tensor would have to be put together from theirs."""
+        """Queries with keys, (B, 2C, H, W), and values, (B, C, H, W). Two convolutions
+        instead of one split, so that backward need not concatenate their gradients."""
         C = x_BCHW.shape[1]
 
         def part(channels: slice) -> Tensor:

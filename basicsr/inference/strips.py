@@ -13,6 +13,7 @@ place: of what must live at full size there is one copy.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Hashable
 from itertools import pairwise
@@ -40,7 +41,9 @@ _IMAGES = 3
 _CELL_MATRICES = 6  # of each cell or window at a time: Gram matrices, their sums, and the softmax's steps
 _SLACK = 96_000_000
 
-_GRIDS_KEPT = 64
+# Record CUDA graphs of images of up to so many pixels, Full HD: launching is a small part of the time beyond, and a
+# graph's memory is its own.
+_RECORDED_PIXELS = 2**21
 
 
 class StripEngine:
@@ -75,6 +78,10 @@ class StripEngine:
         self.grids: dict[tuple[int, int, int | None], Cells] = {}
         self.recorded = _Recorded()
         self.strip_bytes = strip_bytes or (STRIP_BYTES_CPU if self.device.type == 'cpu' else STRIP_BYTES)
+
+        # Parameters of its own in the same memory, which stays where it is when the network moves.
+        own = {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in net.parameters()}
+        net = copy.deepcopy(net, own)
 
         def dense(part: torch.nn.Module, shuffled: bool = False) -> Dense:
             return Dense(part.body[0], self.dtype, shuffled)  # type: ignore[index]
@@ -132,12 +139,18 @@ class StripEngine:
         if self.device.type == 'cpu':
             keep_freed_memory()
         with torch.inference_mode(), no_autocast(self.device), torch.cuda.device_of(x_BCHW):
-            if self.device.type == 'cuda' and torch.cuda.current_stream() == torch.cuda.default_stream():
+            if self._is_recorded(B * H * W):
                 key = (x_BCHW.shape, x_BCHW.dtype, self.strip_bytes)
                 self.recorded.run(key, self._restore_all, x_BCHW, y_BHWC)
             else:
                 self._restore_all(x_BCHW, y_BHWC)
         return y_BHWC.permute(0, 3, 1, 2)
+
+    def _is_recorded(self, pixels: int) -> bool:
+        if self.device.type != 'cuda' or pixels > _RECORDED_PIXELS:
+            return False
+        # A recording's input and result are used in the order of this stream alone.
+        return torch.cuda.current_stream() == torch.cuda.default_stream()
 
     def _restore_all(self, x_BCHW: Tensor, y_BHWC: Tensor) -> None:
         workspace = Workspace(self.dtype, self.device)  # of this call: several threads may restore at once
@@ -235,11 +248,10 @@ class StripEngine:
             half.run(x_HWC, cells, cut, workspace)
 
     def _grid(self, H: int, W: int, window: int | None) -> Cells:
-        """Made once for a size: copying its matrices to a GPU waits for all that goes on there."""
+        """Made once for a size: copying its matrices to a GPU waits for all that goes on there. Never forgotten, as a
+        recorded graph reads them."""
         key = (H, W, window)
         if key not in self.grids:
-            if len(self.grids) >= _GRIDS_KEPT:
-                self.grids.clear()
             self.grids[key] = Cells.of(H, W, window, self.device)
         return self.grids[key]
 
@@ -306,6 +318,7 @@ class _Recorded:
     def forget(self) -> None:
         """Gives its memory back."""
         self.key: Hashable = None
+        self.refused = False  # whether recording failed
         self.graph: torch.cuda.CUDAGraph | None = None
         self.x = self.y = torch.empty(0)
 
@@ -313,25 +326,32 @@ class _Recorded:
         """restore(x, y), which writes y, and depends on nothing but the key and the contents of x. On the default
         stream."""
         with self.lock:
+            if key == self.key and not self.refused and self.graph is None:
+                try:
+                    self._record(restore, x, y)
+                except RuntimeError:  # no memory for it, or another thread at work on the device
+                    self.refused = True
+            if key == self.key and self.graph is not None:
+                self.x.copy_(x)
+                self.graph.replay()
+                y.copy_(self.y)
+                return
             if key != self.key:
                 self.forget()
-                self.key = key
-                return restore(x, y)
-            if self.graph is None:
-                self._record(restore, x, y)
-            assert self.graph is not None
-            self.x.copy_(x)
-            self.graph.replay()
-            y.copy_(self.y)
+            restore(x, y)
+            self.key = key
 
     def _record(self, restore: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
-        self.x, self.y = x.clone(), torch.empty_like(y)
-        torch.cuda.empty_cache()  # the graph cannot use what is cached for others
+        x, result = x.clone(), torch.empty_like(y)
         graph = torch.cuda.CUDAGraph()
         # Threads that read the next image may pin memory meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode='thread_local'):
-            restore(self.x, self.y)
-        self.graph = graph
+        stream, mode = torch.cuda.Stream(), 'thread_local'
+        with _ONE_RECORDS, torch.cuda.graph(graph, stream=stream, capture_error_mode=mode):
+            restore(x, result)
+        self.x, self.y, self.graph = x, result, graph
+
+
+_ONE_RECORDS = threading.Lock()  # CUDA records one graph at a time
 
 
 def _cut(first: int, last: int, rows: int, step: int = 1) -> list[tuple[int, int]]:

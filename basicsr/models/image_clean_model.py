@@ -24,6 +24,7 @@ from basicsr.models.validation import build_restorer
 from basicsr.utils.checkpoint import CheckpointError, save_checkpoint
 from basicsr.utils.device import resolve_precision
 from basicsr.utils.dist import Process
+from basicsr.utils.logger import get_logger
 from basicsr.utils.options import arguments, build, plain_arguments
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
@@ -75,11 +76,11 @@ class ImageCleanModel:
             self.forward = DistributedDataParallel(
                 self.forward, [device] if device.type == 'cuda' else None, gradient_as_bucket_view=True
             )
-        # Other networks may wait for the device, draw random numbers in Python, or have statistics.
-        alone_on_gpu = device.type == 'cuda' and process.world_size == 1
-        self.records = train.cuda_graph and alone_on_gpu and type(self.net) is Restormer
-        self.recorded: RecordedGradient | None = None
         self.loss = build(LOSS_REGISTRY, train.pixel_opt).to(device)
+        # Other networks and losses may wait for the device, draw random numbers in Python, or have statistics.
+        is_known = type(self.net) is Restormer and type(self.loss).__module__.startswith('basicsr.losses.')
+        self.records = train.cuda_graph and is_known and device.type == 'cuda' and process.world_size == 1
+        self.recorded: RecordedGradient | None = None
 
         settings = arguments(train.optim_g)
         self.base_lr = settings['lr']
@@ -138,20 +139,21 @@ class ImageCleanModel:
         self.norm_sum += norm.nan_to_num(0.0, 0.0) if self.scaler.is_enabled() else norm
         self.steps_summed += 1
 
-    def gradient(
-        self, micro_batches: Iterable[dict[str, Any]], iteration: int, stage: int, *, record: bool = True
-    ) -> Tensor:
-        """Adds the gradient of the mean of the micro-batches' losses, times the scaler's factor, to the
-        parameters', and returns that mean over this process; the gradients are the mean over all. `record`: as a CUDA
-        graph, where that is possible."""
+    def gradient(self, micro_batches: Iterable[dict[str, Any]], iteration: int, stage: int) -> Tensor:
+        """Sets the parameters' gradients, which `optimizer.zero_grad` has cleared, to that of the mean of the
+        micro-batches' losses, times the scaler's factor, and returns that mean over this process; the gradients are
+        the mean over all."""
         if self.options.train.activation_checkpointing:
             self.net.checkpointing = self.checkpointing(stage)
         losses: list[Tensor] = []
         for number, batch in enumerate(micro_batches, self.process.rank * self.accumulate):
             lq, gt = (self.to_device(batch[kind]) for kind in ('lq', 'gt'))
             lq, gt = self._mixup(lq, gt, iteration, number)
-            if record and self.records:
-                losses.append(self._recorded(lq, gt, stage).replay(lq, gt, add=bool(losses)))
+            if self.records and not losses:  # all micro-batches of a step have one shape
+                self._record(lq, gt, stage)
+            if self.records:
+                assert self.recorded is not None
+                losses.append(self.recorded.replay(lq, gt, add=bool(losses)))
                 continue
             # Whatever a network draws (dropout) depends on the iteration and the micro-batch alone.
             torch.manual_seed(hash((self.options.manual_seed, iteration, number)) % 2**63)
@@ -167,14 +169,24 @@ class ImageCleanModel:
         self.scaler.scale(loss / self.accumulate).backward()
         return loss.detach()
 
-    def _recorded(self, lq: Tensor, gt: Tensor, stage: int) -> RecordedGradient:
+    def _record(self, lq: Tensor, gt: Tensor, stage: int) -> None:
+        """Records `_backward` for micro-batches like this one, unless it is recorded, or cannot be."""
         key = (lq.shape, self.checkpointing(stage))
-        if self.recorded is None or self.recorded.key != key:
-            self.release()
+        if self.recorded is not None and self.recorded.key == key:
+            return
+        self.release()
+        try:
             self.recorded = RecordedGradient(
                 self._backward, self.parameters, lq, gt, key, accumulates=self.accumulate > 1
             )
-        return self.recorded
+        except RuntimeError as error:
+            self.records = False
+            self.optimizer.zero_grad()
+            torch.cuda.empty_cache()
+            get_logger().warning(
+                'The step cannot be recorded as a CUDA graph (%s): its kernels are launched one by one.',
+                str(error).splitlines()[0],
+            )
 
     def release(self) -> None:
         """Gives back the memory of the recorded graph, which nothing else could use; the next step records anew."""

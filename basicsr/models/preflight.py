@@ -21,6 +21,8 @@ from basicsr.utils.logger import get_logger
 _SMALL_PATCHES = (32, 64)
 _OVER_KEPT = 1.25
 
+_UPDATE = 4  # copies of all parameters that an update may make: stacks of Muon, steps of the average
+
 
 class PreflightError(RuntimeError):
     """A stage cannot be trained as asked; the message says what to change."""
@@ -102,7 +104,7 @@ def _step(model: Any, batch: dict[str, Any], stage: int) -> None:
     """Without a word to the other processes: one of them may fail."""
     model.optimizer.zero_grad()
     with model.forward.no_sync() if model.process.world_size > 1 else nullcontext():
-        model.gradient([batch], 0, stage, record=False)
+        model.gradient([batch], 0, stage)
 
 
 def _later(model: Any) -> int:
@@ -133,11 +135,15 @@ def _tried_on_gpu(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | 
     device = model.device
     free = free_memory(device)
     assert free is not None
+    records, model.records = model.records, False  # a graph's memory is not seen by these statistics
     before = torch.cuda.memory_allocated(device)
     _step(model, batch, stage)  # libraries try their ways, with more memory than they will take
     torch.cuda.reset_peak_memory_stats(device)
     _step(model, batch, stage)
     needed = torch.cuda.max_memory_allocated(device) - before + _later(model)
+    # An update can use what the activations have left, but not a graph's memory.
+    update = _UPDATE * sum(parameter.nbytes for parameter in model.parameters)
+    model.records = records and needed + update <= free
     shortage = f'it takes {_size(needed)}, and {_size(free)} are free' if needed > free else None
     return shortage, f', {_size(needed)} of {_size(free)}'
 

@@ -16,7 +16,7 @@ class RecordedGradient:
     are by then. Its memory is its own until it is deleted.
 
     Args:
-        backward: (lq, gt) → loss; adds to the gradients of `parameters`, and never waits for the device.
+        backward: (lq, gt) → loss; sets the gradients of `parameters`, and never waits for the device.
         parameters: whose gradients it makes.
         lq, gt: a micro-batch to record with.
         key: what else the recording depends on, for the caller.
@@ -45,7 +45,6 @@ class RecordedGradient:
         gt: Tensor,
     ) -> None:
         self.lq, self.gt = torch.empty_like(lq).copy_(lq), torch.empty_like(gt).copy_(gt)
-        before = [parameter.grad for parameter in parameters]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -54,15 +53,13 @@ class RecordedGradient:
                 backward(self.lq, self.gt)
         torch.cuda.current_stream().wait_stream(stream)
         _clear(parameters)
-        torch.cuda.empty_cache()  # the graph cannot use what is cached for others
         self.graph = torch.cuda.CUDAGraph()
-        # Threads that pin memory for batches to come may go on.
-        with torch.cuda.graph(self.graph, capture_error_mode='thread_local'):
+        # Threads that pin memory for batches to come may go on. A stream of this device: PyTorch keeps one for all.
+        with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(), capture_error_mode='thread_local'):
             self.loss = backward(self.lq, self.gt)
         self.parameters = [parameter for parameter in parameters if parameter.grad is not None]
         self.grads: list[Tensor] = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
-        for parameter, grad in zip(parameters, before, strict=True):
-            parameter.grad = grad
+        _clear(parameters)
 
     def replay(self, lq: Tensor, gt: Tensor, *, add: bool) -> Tensor:
         """Sets the parameters' gradients, or adds to those of the last replay, and returns the loss."""

@@ -181,8 +181,8 @@ def _depthwise(
     centre = (column < W)[:, None] & known[None, :]
     left = ((column > 0) & (column <= W))[:, None] & known[None, :]
     right = (column < W - 1)[:, None] & known[None, :]
-    one = tl.zeros((BW, BK), tl.float32)  # of the row above the one that is read, without that one
-    two = tl.zeros((BW, BK), tl.float32)  # of the row itself
+    one = tl.zeros((BW, BK), tl.float32)  # unfinished sum of the row above the one that is read
+    two = tl.zeros((BW, BK), tl.float32)  # unfinished sum of the row that is read
     for index in range(-1, ROWS + 1):
         row = (top + index).to(tl.int64)
         known_row = HALO & (row <= H) | (row >= 0) & (row < H)

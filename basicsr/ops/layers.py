@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from basicsr.ops.autocast import no_autocast
 from basicsr.utils.logger import get_logger
@@ -57,8 +58,11 @@ def _runs_on(device: torch.device) -> bool:
         return False
     try:
         kernels = importlib.import_module('basicsr.ops.kernels')
-        one = torch.ones(1, 16, device=device)
-        kernels.layer_norm(one, one[0], None, LAYER_NORM_EPS)
+        with torch.cuda.device(device):
+            one = torch.ones(1, 16, device=device)
+            kernels.layer_norm(one, one[0], None, LAYER_NORM_EPS)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:  # of any kind: the operating system's, the C compiler's, Triton's
         get_logger().warning(
             "Triton's kernels do not run on %s (%s): using PyTorch's, which are slower. A C compiler may be missing.",
@@ -91,6 +95,7 @@ class _LayerNorm(torch.autograd.Function):
         return kernels.layer_norm(x, weight, bias, LAYER_NORM_EPS)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         return kernels.layer_norm_backward(x, weight, ctx.has_bias, LAYER_NORM_EPS, grad.contiguous())
@@ -104,6 +109,7 @@ class _Depthwise(torch.autograd.Function):
         return kernels.depthwise(x_BHWK, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = grad.contiguous()
         x_grad, weight_grad = kernels.depthwise_backward(*ctx.saved_tensors, grad)
@@ -120,6 +126,7 @@ class _GatedDepthwise(torch.autograd.Function):
         return kernels.gated_depthwise(x_BHWK, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_BHWK, weight, bias = ctx.saved_tensors
         hidden_grad = kernels.gate_backward(x_BHWK, weight, bias, grad.contiguous())
@@ -176,7 +183,7 @@ def gated_depthwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
 
 
 def depthwise_rows(x_nWK: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`depthwise` of the rows of x but the first and the last, which are only seen; without gradients."""
+    """Rows 1 to n - 2 of `depthwise`: the first and the last of x are context. Without gradients."""
     if uses_triton(x_nWK):
         return kernels.depthwise(x_nWK[None, 1:-1], weight, bias, halo=True)[0]
     # The batch axis first, then the order of axes: so it is seen to be channels-last, and not copied.
@@ -186,7 +193,7 @@ def depthwise_rows(x_nWK: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 
 def gated_depthwise_rows(x_nWK: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`gated_depthwise` of the rows of x but the first and the last, which are only seen; without gradients."""
+    """Rows 1 to n - 2 of `gated_depthwise`: the first and the last of x are context. Without gradients."""
     if uses_triton(x_nWK):
         return kernels.gated_depthwise(x_nWK[None, 1:-1], weight, bias, halo=True)[0]
     gate_nWK, value_nWK = depthwise_rows(x_nWK, weight, bias).chunk(2, -1)
@@ -229,6 +236,7 @@ class _Gate(torch.autograd.Function):
         return (torch.ops.aten.gelu_(gate) if on_cpu else F.gelu(gate)).mul_(value)  # of a copy, in place
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (hidden_BKHW,) = ctx.saved_tensors
         gate, value = hidden_BKHW.chunk(2, dim=1)
@@ -320,6 +328,7 @@ class _ChannelProducts(torch.autograd.Function):
         return _channel_products(qk_BCHW, num_heads)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gram_grad_Bhcc: Tensor, square_grad_BC: Tensor) -> tuple[Tensor, None]:
         (qk_BCHW,) = ctx.saved_tensors
         qk_BNC = qk_BCHW.permute(0, 2, 3, 1).flatten(1, 2)

@@ -202,8 +202,8 @@ class TrainOptions(Section):
     """torch.compile of the network (of a Restormer, of its blocks): takes seconds to minutes at the start of every
     stage."""
     cuda_graph: bool = True
-    """A Restormer alone on a GPU: launch a step's thousands of kernels at once, recorded at the start of every stage;
-    false: one by one."""
+    """A Restormer in one process on a GPU: record a step's thousands of kernels (at the start of a stage, and after a
+    validation), and launch them at once; false: one by one."""
     activation_checkpointing: bool | list[bool] = False
     """Compute activations again for the gradients instead of keeping them: much less memory, one more forward pass; a
     list: for each stage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -186,3 +187,30 @@ def test_the_engine_does_not_wait_for_the_device(window):
     finally:
         torch.cuda.set_sync_debug_mode('default')
     assert engine.recorded.graph is not None
+
+
+@pytest.mark.parametrize('half', [None, torch.bfloat16])
+def test_a_recorded_engine_keeps_its_weights_where_they_are(half):
+    net, x = network().cuda(), torch.rand(1, 3, 64, 72).cuda()
+    engine = StripEngine(net, half)
+    expected = [engine(x) for _ in range(2)][-1]
+    net.cpu()
+    torch.cuda.empty_cache()
+    filled = [torch.full((2**24,), torch.nan, device='cuda') for _ in range(8)]  # what was freed
+    assert torch.equal(engine(x), expected)
+    del filled
+
+
+def test_two_engines_at_once():
+    """Threads that restore images of a few sizes, each with an engine of its own."""
+    net, images = network().cuda(), [torch.rand(1, 3, side, 64).cuda() for side in (64, 64, 64, 72, 72, 64)]
+    expected = [StripEngine(net)(x) for x in images]
+
+    def restore_all(_):
+        engine = StripEngine(net)
+        return [engine(x) for _ in range(3) for x in images]
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(restore_all, range(4)):
+            for one, other in zip(found, expected * 3, strict=True):
+                assert torch.allclose(one, other, atol=1e-6)

@@ -133,5 +133,6 @@ def test_compiled_gradients_are_the_gradients(make, precision, tolerance):
         for iteration in (1, 2):
             model.optimizer.zero_grad()
             model.gradient([batch(iteration)], iteration, 0)
+        assert all((block._compiled_call_impl is not None) == compiled for block in model.net.latent)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < tolerance

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.blocks import Strip, Workspace
-from basicsr.inference.strips import StripEngine
+from basicsr.inference.strips import StripEngine, _Recorded
 from basicsr.inference.tlc import Cells
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +188,7 @@ MEASURE = """
 import sys, torch
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.blocks import Strip, Workspace
-from basicsr.inference.strips import StripEngine
+from basicsr.inference.strips import StripEngine, _Recorded
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(name))
@@ -245,3 +246,60 @@ def test_threads_do_not_disturb_each_other():
         for _ in range(5):
             for found, alone in zip(pool.map(engine, images), expected, strict=True):
                 assert torch.equal(found, alone)
+
+
+def test_an_engine_keeps_its_weights_when_the_network_changes_its_type():
+    net = network({})
+    engine, x = StripEngine(net), picture(net, (24, 16))
+    expected = engine(x)
+    net.half()
+    assert torch.equal(engine(x), expected)
+
+
+class Pretended(_Recorded):
+    """A recording that runs the function again, or cannot be made."""
+
+    fails = False
+
+    def _record(self, restore, x, y):
+        if self.fails:
+            raise RuntimeError('no memory')
+        self.x, self.y = x.clone(), torch.empty_like(y)
+        self.graph = SimpleNamespace(replay=lambda: restore(self.x, self.y))
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_size_that_comes_again_is_recorded(fails):
+    recorded, arguments = Pretended(), []
+    recorded.fails = fails
+
+    def restore(x, y):
+        arguments.append(x)
+        y.copy_(x + 1)
+
+    def run(size, value):
+        x, y = torch.full((size,), value), torch.empty(size)
+        recorded.run(size, restore, x, y)
+        assert torch.equal(y, x + 1)
+        return arguments[-1] is not x  # not the caller's, but the recording's own
+
+    replayed = [run(size, value) for value, size in enumerate((4, 4, 4, 6, 6, 4, 4, 4), 1)]
+    assert replayed == ([False] * 8 if fails else [False, True, True, False, True, False, True, True])
+
+
+def test_a_size_that_failed_is_not_recorded_yet():
+    """Libraries and compilers begin in a call that is not recorded."""
+    recorded, failing = Pretended(), [True, False, False]
+
+    def restore(x, y):
+        if failing.pop(0):
+            raise KeyboardInterrupt
+        y.copy_(x)
+
+    x, y = torch.ones(4), torch.empty(4)
+    with pytest.raises(KeyboardInterrupt):
+        recorded.run('a size', restore, x, y)
+    recorded.run('a size', restore, x, y)
+    assert recorded.graph is None
+    recorded.run('a size', restore, x, y)
+    assert recorded.graph is not None

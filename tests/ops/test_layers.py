@@ -59,6 +59,14 @@ def test_result_gradients_and_strips(interpreted, options):
     assert (by_strips - wanted).norm() <= 1e-5 * wanted.norm()
 
 
+def test_a_gradient_has_no_gradient(interpreted):
+    """It would be wrong without a word: the kernels are unknown to autograd."""
+    net, x = network(), torch.rand(1, 3, 8, 8, requires_grad=True)
+    (grad,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        grad.square().sum().backward()
+
+
 @pytest.mark.parametrize(('N', 'dtype'), [(96, torch.float32), (35, torch.float32), (64, torch.bfloat16)])
 def test_products_of_all_channels(N, dtype):
     """The way of a GPU: head by head in double precision is the other one."""
