@@ -353,15 +353,19 @@ class Restormer(nn.Module):
         level3 = self._run(self.encoder_level3, self.down2_3(level2))
         latent = self._run(self.latent, self.down3_4(level3))
 
-        x = self.reduce_chan_level3(torch.cat([self.up4_3(latent), level3], 1))
+        x = self._reduced(self.reduce_chan_level3, self.up4_3(latent), level3)
         x = self._run(self.decoder_level3, x)
-        x = self.reduce_chan_level2(torch.cat([self.up3_2(x), level2], 1))
+        x = self._reduced(self.reduce_chan_level2, self.up3_2(x), level2)
         x = self._run(self.decoder_level2, x)
         x = self._run(self.decoder_level1, torch.cat([self.up2_1(x), level1], 1))
         x = self._run(self.refinement, x)
         if self.dual_pixel_task:
             return self.output(x + self.skip_conv(embedded))
         return self.output(x) + inp_img
+
+    @staticmethod
+    def _reduced(convolution: nn.Conv2d, x_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
+        return pointwise(torch.cat([x_BCHW, skip_BCHW], 1), convolution.weight, convolution.bias)
 
     def _run(self, blocks: nn.Sequential, x_BCHW: Tensor) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):

@@ -164,7 +164,8 @@ def pointwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # precision a convolution may use TF32 where a matrix product does not.
         y_BHWK = F.linear(x_BCHW.permute(0, 2, 3, 1), weight.flatten(1), bias)
         return y_BHWK.permute(0, 3, 1, 2)
-    return F.conv2d(x_BCHW, weight, bias)
+    # As a matrix in between: so the gradient has the weight's strides, as DistributedDataParallel wants it.
+    return F.conv2d(x_BCHW, weight.flatten(1)[..., None, None], bias)
 
 
 def depthwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -368,7 +369,10 @@ def padded_halves(layer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
     def padded(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or not missing:
             return tensor
-        return F.pad(tensor.unflatten(0, (2, -1)), (0, 0) * (tensor.ndim - 1) + (0, missing)).flatten(0, 1)
+        rows = tensor.view(
+            2, len(tensor) // 2, -1
+        )  # of matrices: a gradient then has the strides of its weight
+        return F.pad(rows, (0, 0, 0, missing)).view(-1, *tensor.shape[1:])
 
     return padded(layer.weight), padded(layer.bias)
 
@@ -376,4 +380,4 @@ def padded_halves(layer: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
 def padded_inputs(layer: nn.Conv2d) -> Tensor:
     """The weight of a 1×1 convolution, with zeros for inputs up to a multiple of `ALIGNED_CHANNELS`."""
     missing = -layer.weight.shape[1] % ALIGNED_CHANNELS
-    return F.pad(layer.weight, (0, 0, 0, 0, 0, missing)) if missing else layer.weight
+    return F.pad(layer.weight.flatten(1), (0, missing))[..., None, None] if missing else layer.weight

@@ -128,6 +128,15 @@ def test_gradients_agree_with_the_oracle(name):
         assert error <= max(1e-5 * largest, 4 * their_error), parameter
 
 
+def test_gradients_have_the_strides_of_their_weights():
+    """DistributedDataParallel copies those that have not."""
+    net = Restormer(**SMALL, bias=True)
+    x = torch.rand(2, 3, 24, 40).contiguous(memory_format=torch.channels_last)
+    net(x).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), name
+
+
 def test_black_crop_gives_finite_gradients():
     """Norms of zero: fresh norms map black to zero, and a naive root has an infinite slope there."""
     net = Restormer(**SMALL)
