@@ -91,3 +91,30 @@ def test_a_strip_sees_the_rows_around_it(name):
     whole = function(x, weight, bias)
     assert torch.equal(function(x[:, 7:29], weight, bias, halo=True), whole[:, 7:29])
     assert not torch.equal(function(x[:, 7:29].contiguous(), weight, bias), whole[:, 7:29])
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_features_with_weights_in_single(dtype):
+    """As in training: only results are rounded, sums and gradients of weights are not."""
+    rounding = torch.finfo(dtype).eps
+    x, grad = random(1, 9, 7, 24).to(dtype), random(1, 9, 7, 24, seed=1).to(dtype)
+    weight, bias = random(24, 1, 3, 3, seed=2), random(24, seed=3)
+    exact = [each.double().requires_grad_() for each in (x, weight, bias)]
+    result = convolved(*exact)
+    wanted = torch.autograd.grad(result, exact[:2], grad.double(), retain_graph=True)
+    assert_near(kernels.depthwise(x, weight, bias), result, rounding)
+    x_grad, weight_grad = kernels.depthwise_backward(x, weight, grad)
+    assert x_grad.dtype == dtype and weight_grad.dtype == torch.float32
+    assert_near(x_grad, wanted[0], rounding)
+    assert_near(weight_grad, wanted[1])
+    gate, value = result.chunk(2, -1)
+    assert_near(kernels.gated_depthwise(x, weight, bias), F.gelu(gate) * value, rounding)
+
+    scale, shift = random(24, seed=4), random(24, seed=5)
+    exact = [each.double().requires_grad_() for each in (x, scale, shift)]
+    result = plain_norm(*exact)
+    wanted = torch.autograd.grad(result, exact, grad.double())
+    assert_near(kernels.layer_norm(x, scale, shift, 1e-5), result, rounding)
+    grads = kernels.layer_norm_backward(x, scale, True, 1e-5, grad)
+    for mine, right, tolerance in zip(grads, wanted, (rounding, 1e-6, 1e-6), strict=True):
+        assert_near(mine, right, tolerance)
