@@ -27,7 +27,7 @@ HALF = (torch.float16, torch.bfloat16)
 ALIGNED_CHANNELS = 16
 
 # torch.bmm of half precision with sums and results in single precision, since PyTorch 2.8.
-_MIXED_PRODUCTS = 'dtype' in torch.ops.aten.bmm.overloads()
+_MIXED_PRODUCTS = torch.version.cuda is not None and 'dtype' in torch.ops.aten.bmm.overloads()
 
 # Parallel parts of a sum over pixels on a GPU: two for each multiprocessor of a large one.
 _PARTS = 264
@@ -52,15 +52,17 @@ kernels: Any = None
 
 @functools.cache
 def _runs_on(device: torch.device) -> bool:
-    """Whether Triton's kernels run there. Tries one: compiling it takes a C compiler, which some systems lack."""
+    """Whether Triton's kernels run there. Tries the one that asks the most of Triton: compiling it takes a C compiler,
+    which some systems lack."""
     global kernels
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
         kernels = importlib.import_module('basicsr.ops.kernels')
         with torch.cuda.device(device):
-            one = torch.ones(1, 16, device=device)
-            kernels.layer_norm(one, one[0], None, LAYER_NORM_EPS)
+            kernels.gated_depthwise(
+                torch.ones(1, 1, 1, 32, device=device), torch.ones(32, 1, 3, 3, device=device), None
+            )
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # of any kind: the operating system's, the C compiler's, Triton's

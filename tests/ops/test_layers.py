@@ -67,6 +67,21 @@ def test_a_gradient_has_no_gradient(interpreted):
         grad.square().sum().backward()
 
 
+@pytest.mark.parametrize(('capability', 'said'), [((9, 0), 'Failed to find C compiler'), ((7, 5), None)])
+def test_where_triton_does_not_run_pytorch_computes(monkeypatch, capability, said):
+    warnings = []
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    monkeypatch.setattr(layers.get_logger(), 'warning', lambda text, *values: warnings.append(text % values))
+
+    def fail(name):
+        raise RuntimeError('Failed to find C compiler. Please specify via CC environment variable.\nand more')
+
+    monkeypatch.setattr(layers.importlib, 'import_module', fail)
+    assert not layers._runs_on.__wrapped__(torch.device('cuda', 0))
+    assert [said in warning and 'and more' not in warning for warning in warnings] == ([True] if said else [])
+
+
 @pytest.mark.parametrize(('N', 'dtype'), [(96, torch.float32), (35, torch.float32), (64, torch.bfloat16)])
 def test_products_of_all_channels(N, dtype):
     """The way of a GPU: head by head in double precision is the other one."""
