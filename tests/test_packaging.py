@@ -19,6 +19,7 @@ DISTRIBUTIONS = {
     'skimage': 'scikit-image',
     'PIL': 'pillow',
     'typing_extensions': 'pydantic',  # which needs it itself
+    'triton': 'torch',  # whose builds for CUDA bring it; basicsr.ops does without it elsewhere
 }
 OWN = {'basicsr', 'scripts'}
 # Of the extras `onnx` and `download`: scripts/export_onnx.py and download_data.py say so where they are missing.
