@@ -34,32 +34,25 @@ class RecordedGradient:
     ) -> None:
         self.key = key
         with torch.cuda.device_of(lq):
-            self._record(backward, parameters, lq, gt)
-        self.sums = [torch.empty_like(grad) for grad in self.grads] if accumulates else self.grads
-
-    def _record(
-        self,
-        backward: Callable[[Tensor, Tensor], Tensor],
-        parameters: list[nn.Parameter],
-        lq: Tensor,
-        gt: Tensor,
-    ) -> None:
-        self.lq, self.gt = torch.empty_like(lq).copy_(lq), torch.empty_like(gt).copy_(gt)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # whatever is compiled, chosen or made at the first call must not be recorded
-                _clear(parameters)
-                backward(self.lq, self.gt)
-        torch.cuda.current_stream().wait_stream(stream)
-        _clear(parameters)
-        self.graph = torch.cuda.CUDAGraph()
-        # Threads that pin memory for batches to come may go on. A stream of this device: PyTorch keeps one for all.
-        with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(), capture_error_mode='thread_local'):
-            self.loss = backward(self.lq, self.gt)
+            self.lq, self.gt = torch.empty_like(lq).copy_(lq), torch.empty_like(gt).copy_(gt)
+            warm_up, capture = torch.cuda.Stream(), torch.cuda.Stream()
+            warm_up.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(warm_up):
+                # Compilers and libraries begin in a call that is not recorded.
+                for _ in range(2):
+                    _clear(parameters)
+                    backward(self.lq, self.gt)
+            torch.cuda.current_stream().wait_stream(warm_up)
+            _clear(parameters)
+            self.graph = torch.cuda.CUDAGraph()
+            # Threads that pin memory for batches to come may go on. The stream is of this device: by default it would
+            # be one that PyTorch keeps for all devices.
+            with torch.cuda.graph(self.graph, stream=capture, capture_error_mode='thread_local'):
+                self.loss = backward(self.lq, self.gt)
         self.parameters = [parameter for parameter in parameters if parameter.grad is not None]
         self.grads: list[Tensor] = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
         _clear(parameters)
+        self.sums = [torch.empty_like(grad) for grad in self.grads] if accumulates else self.grads
 
     def replay(self, lq: Tensor, gt: Tensor, *, add: bool) -> Tensor:
         """Sets the parameters' gradients, or adds to those of the last replay, and returns the loss."""

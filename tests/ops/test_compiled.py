@@ -13,8 +13,8 @@ from basicsr.utils.files import ROOT
 
 pytest.importorskip('triton', '3.2')
 
-# What changes from row to row, or block to block. A variable that begins as the same object as another is not seen to
-# change, and keeps its first value: Triton's interpreter does not show that.
+# How many variables each kernel's loop carries. Triton takes a variable for constant if it begins as the same object as
+# another that is assigned to it; its interpreter does not show that.
 CARRIED = {
     '_layer_norm_backward': 2,  # gradients of weight and bias
     '_depthwise': 2,  # two unfinished rows
