@@ -6,6 +6,7 @@ import copy
 import os
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from basicsr.data.stages import mixup_generator
 from basicsr.inference import Restorer
 from basicsr.models import image_clean_model
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
+from basicsr.models.recorded import RecordedGradient
 from basicsr.utils.checkpoint import CheckpointError, load_weights, network_options
 from basicsr.utils.device import DeviceError
 from basicsr.utils.dist import Process
+from basicsr.utils.logger import get_logger
 from basicsr.utils.options import load_options
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -404,3 +407,87 @@ def test_gradients_that_stay_infinite_end_the_run(make_fp16):
 def test_fp16_is_refused_on_a_cpu(make):
     with pytest.raises(DeviceError, match='fp16 on a CPU'):
         make(precision='fp16')
+
+
+# -------------------------------------------------------------- recorded steps, without a GPU
+
+
+class Pretended(RecordedGradient):
+    """Its graph computes what was recorded when it is replayed."""
+
+    made = 0
+
+    def __init__(self, backward, parameters, lq, gt, key, accumulates):
+        super().__init__(backward, parameters, lq, gt, key, accumulates)
+        type(self).made += 1
+
+        def replay():
+            before = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+            self.loss.copy_(backward(self.lq, self.gt))
+            for parameter, grad, kept in zip(self.parameters, self.grads, before, strict=True):
+                grad.copy_(parameter.grad)  # where the recording left it
+                parameter.grad = kept
+
+        self.graph = SimpleNamespace(replay=replay)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """`recording(model)` records, on the CPU."""
+    nothing = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        'Stream': lambda: nothing,
+        'current_stream': lambda: nothing,
+        'stream': lambda stream: nullcontext(),
+        'CUDAGraph': object,
+        'graph': lambda *args, **how: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(image_clean_model, 'RecordedGradient', Pretended)
+    monkeypatch.setattr(Pretended, 'made', 0)
+
+    def recording(model):
+        model.records = True
+        return model
+
+    return recording
+
+
+def small(data, patch):
+    return {key: value[..., :patch, :patch] if key != 'name' else value for key, value in data.items()}
+
+
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_recorded_steps_are_the_steps(make, recording, accumulate):
+    models = [
+        make(precision='fp64', accumulate=accumulate, ema_decay=0.5, mixing_augs={'mixup': True})
+        for _ in range(2)
+    ]
+    recording(models[0])
+    for model in models:
+        for iteration, patch in enumerate((16, 16, 16, 8, 8, 16), 1):
+            batches = [small(batch(10 * iteration + n), patch) for n in range(accumulate)]
+            model.step(batches, iteration)
+            if iteration == 2:
+                model.restorer()
+    assert same(*(model.state() for model in models))
+    assert Pretended.made == 4  # at first, after the restorer, and twice when the patches change
+
+
+def test_a_step_that_cannot_be_recorded_is_done_all_the_same(make, recording, monkeypatch):
+    def fail(*args, **how):
+        raise RuntimeError('CUDA error: out of memory\nand more')
+
+    said = []
+    monkeypatch.setattr(get_logger(), 'warning', lambda text, *values: said.append(text % values))
+    models = [make(precision='fp64') for _ in range(2)]
+    recording(models[0])
+    monkeypatch.setattr(torch.cuda, 'graph', fail)
+    for model in models:
+        for iteration in (1, 2):
+            model.step([batch(iteration)], iteration)
+    assert same(*(model.state() for model in models))
+    (warning,) = said
+    assert 'out of memory' in warning and 'and more' not in warning
