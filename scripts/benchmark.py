@@ -9,8 +9,8 @@
 
 *Plain* is the network as it is usually written, in single precision: channels first, normalised copies of queries
 and keys, nothing in strips; it is the tests' oracle (tests/archs/oracle.py). Ratios are taken of that row. The modes
-`plain+bf16` (autocast), `plain+compile` and `plain+bf16+compile` are what anybody gets from it on a GPU for a line or
-two. On a CPU every row is measured in a process of its own. *Working memory* is that process's peak above its size when
+`plain+bf16` (autocast), `plain+compile` and `plain+bf16+compile` take one or two lines more. On a CPU every row is
+measured in a process of its own. *Working memory* is that process's peak above its size when
 imports are done and the weights are loaded (`train`: and the optimiser is built). *Of the machine* is the network's
 arithmetic per second against a large matrix product of the same precision on the same device.
 

@@ -67,6 +67,7 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         if uses_triton(x):
             return layer_norm(x, self.weight, self.bias)
+        # Not `layer_norm`, which leaves autocast: the engine has done so, and once for each strip costs time.
         if self.bias is not None:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
         full = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -112,8 +113,8 @@ class Dense:
         """Of rows with one more above and below, unless the image ends there."""
         if x_nWC.is_cuda and len(self.weight) <= _FEW_CHANNELS and self.bias is None:
             y_nWK = convolution_to_few(x_nWC.to(self.weight.dtype), self.weight)
-            skipped = 2 - at_top, 2 - at_bottom  # rows at either end
-            return y_nWK[skipped[0] : len(y_nWK) - skipped[1]]
+            first, last = 2 - at_top, len(y_nWK) - (2 - at_bottom)
+            return y_nWK[first:last]
         x_BCnW = x_nWC[None].to(self.weight.dtype).permute(0, 3, 1, 2)
         if at_top or at_bottom:
             x_BCnW = F.pad(x_BCnW, (0, 0, int(at_top), int(at_bottom)))
@@ -142,8 +143,8 @@ class Separable:
     def strips(
         self, x_HWC: Tensor, strips: list[Strip], workspace: Workspace
     ) -> Iterator[tuple[Strip, Tensor]]:
-        """Strip for strip, from the top, the result (n, W, K), half of K if gated. When a strip comes out, its rows
-        have been read for the last time: they may be written over.
+        """Yields, strip by strip from the top, the result (n, W, K), or (n, W, K / 2) if gated. When a strip comes
+        out, its rows have been read for the last time: they may be written over.
 
         A strip needs the 1×1 convolution of a row more above and below. The two rows that the next strip needs
         again are kept, not computed again.

@@ -107,8 +107,8 @@ class PSNRLoss(nn.Module):
             raise ValueError(f'pred: found shape {tuple(pred.shape)}; allowed: {allowed}')
         difference = _difference(pred, target)
         if self.toY:
-            # Not a matrix product: autocast would run that in half precision. Numbers, not a tensor of them: a GPU
-            # would have to be waited for until it has copied that.
+            # Not a matrix product: autocast would run that in half precision. Not a tensor of weights: copying it to
+            # a GPU waits for the GPU.
             red, green, blue = difference.unbind(dim=1)
             difference = red * LUMA_WEIGHTS[0] + green * LUMA_WEIGHTS[1] + blue * LUMA_WEIGHTS[2]
         mse_B = difference.square().flatten(1).mean(dim=1)

@@ -104,8 +104,8 @@ class ImageCleanModel:
         blocks = [module for module in self.net.modules() if isinstance(module, TransformerBlock)]
         if not blocks:
             return torch.compile(self.net, dynamic=False)
-        # Block by block: all of one size share their code, and compile in seconds where the network takes minutes.
-        # Every size of block in every stage is one more version of that code.
+        # Compile block by block: blocks of one size share the compiled code, and every size in every stage is one more
+        # version of it, of which PyTorch allows 8.
         for name in ('recompile_limit', 'cache_size_limit'):  # since PyTorch 2.6, and before
             if hasattr(torch._dynamo.config, name):
                 setattr(torch._dynamo.config, name, 256)
@@ -189,7 +189,7 @@ class ImageCleanModel:
             )
 
     def release(self) -> None:
-        """Gives back the memory of the recorded graph, which nothing else could use; the next step records anew."""
+        """Frees the memory of the recorded graph, which nothing else can use; the next step records a new one."""
         if self.recorded is not None:
             self.recorded = None
             self.optimizer.zero_grad()
@@ -232,7 +232,7 @@ class ImageCleanModel:
             return lq, gt
         weight = float(generator.beta(mixing.mixup_beta, mixing.mixup_beta))
         order = torch.from_numpy(generator.permutation(len(lq)))
-        if self.device.type == 'cuda':  # else the copy waits for all that goes on there
+        if self.device.type == 'cuda':  # a copy from other memory waits until the GPU is idle
             order = order.pin_memory()
         order = order.to(self.device, non_blocking=True)
         return lq.lerp(lq[order], 1 - weight), gt.lerp(gt[order], 1 - weight)

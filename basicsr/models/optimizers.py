@@ -106,7 +106,7 @@ class Muon(torch.optim.AdamW):
             torch._foreach_copy_(buffers, means)
             torch._foreach_mul_(parameters, decay)
             torch._foreach_add_(parameters, changes, alpha=-group['lr'] * UPDATE_RMS * max(shape) ** 0.5)
-            # A list: one tensor would be taken for a number, and waited for.
+            # Pass a list: PyTorch reads a single tensor as a number, which waits for the GPU.
             torch._foreach_add_([state['step'] for state in states], [taken] * len(states))
 
 

@@ -141,7 +141,7 @@ def _tried_on_gpu(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | 
     torch.cuda.reset_peak_memory_stats(device)
     _step(model, batch, stage)
     needed = torch.cuda.max_memory_allocated(device) - before + _later(model)
-    # An update can use what the activations have left, but not a graph's memory.
+    # The update can reuse the activations' memory, but not that of a graph.
     update = _UPDATE * sum(parameter.nbytes for parameter in model.parameters)
     model.records = records and needed + update <= free
     shortage = f'it takes {_size(needed)}, and {_size(free)} are free' if needed > free else None

@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace, task: dict[str, Any]) -> Row:
         if device.type == 'cuda':
             row = timed_on_gpu(lambda: restore(image), count, memory, forget)
         else:
-            # What the libraries prepare once; a compiler prepares it for each size.
+            # Let the libraries prepare what they need once; a compiler needs the same size.
             restore(image if 'compile' in mode else torch.rand(1, channels, 64, 64))
             row = {'times': [timed(lambda: restore(image), device) for _ in range(count)]}
     return {**row, 'flops': flops, **memory.read()}

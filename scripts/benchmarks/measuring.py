@@ -65,8 +65,8 @@ def measured(args: argparse.Namespace, tasks: list[Task]) -> Iterator[tuple[Task
 
 
 def run_alone(args: argparse.Namespace, tasks: list[Task]) -> Iterator[Row]:
-    """What the command's `measure` answers to the tasks, in a process of their own. If that ends too early, the row
-    of the task in hand is {'failed': why}, and another process does the rest."""
+    """Run `measure` of the command for the tasks in a process of their own, and yield its rows. If the process ends too
+    early, the row of its current task is {'failed': why}, and another process does the remaining tasks."""
     waiting = list(tasks)
     while waiting:
         command = [sys.executable, str(SCRIPT), *args.command_line, '--measure', json.dumps(waiting)]
@@ -110,7 +110,7 @@ def figures(row: Row, samples: int) -> Row:
 
 
 def attempt(measure: Callable[[argparse.Namespace, Task], Row], args: argparse.Namespace, task: Task) -> Row:
-    """What it returns, or {'failed': why}: the other rows are measured all the same."""
+    """Return the row that `measure` returns, or {'failed': why}, so that the other rows are still measured."""
     try:
         return measure(args, task)
     except Exception as error:
@@ -198,8 +198,8 @@ def timed_by_events(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Row:
     """Seconds of each of `count` calls on a GPU, from one event to the next, and of the processor until the call had
-    launched it. Nobody waits in between: a program launches ahead. (It does wait when the GPU's queue is full: a launch
-    then takes as long as the work.)"""
+    launched it. Nothing waits in between, as a program launches ahead; only when the GPU's queue is full does a launch
+    take as long as the work."""
     events, clocks = [], []
     for number in range(count + 1):
         events.append(event())

@@ -40,7 +40,7 @@ def load_network(weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
 
 def plain(network: nn.Module, options: dict[str, Any], mode: str = 'plain') -> Callable[[Tensor], Tensor]:
     """The network's parameters in the plain formulation: under autocast with `+bf16`, and with `+compile` its blocks
-    compiled one by one, each kind once, which takes seconds where a whole network takes minutes."""
+    compiled one by one, each kind once."""
     oracle = runpy.run_path(str(ROOT / 'tests' / 'archs' / 'oracle.py'))
     restormer, block = oracle['restormer'], oracle['block']
     if 'compile' in mode:

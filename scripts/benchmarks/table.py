@@ -27,12 +27,12 @@ def fraction(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Of seconds."""
+    """Seconds → text in milliseconds."""
     return f'{1e3 * value:.2f}'
 
 
 def gigabytes(value: float) -> str:
-    """Of MB."""
+    """MB → text in GB."""
     return f'{value / 1e3:.2f}'
 
 
