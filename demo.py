@@ -100,19 +100,15 @@ def restore_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) ->
     import numpy as np
     from tqdm import tqdm
 
-    from basicsr.data.parallel import in_stages
-    from basicsr.inference.image_files import (
-        Image,
-        ImageFileError,
-        left_alone,
-        list_images,
-        output_names,
-        read_image,
-        write_png,
-    )
-    from basicsr.inference.restorer import RestoreError, Restorer
-    from basicsr.inference.tasks import default_weights, find_task
-    from basicsr.utils.checkpoint import build_network, load_weights
+    from basicsr.archs.from_weights import build_network
+    from basicsr.images.listing import left_alone, list_images, output_names
+    from basicsr.images.reader import Image, read_image
+    from basicsr.images.writer import write_png
+    from basicsr.inference.restorer import Restorer
+    from basicsr.tasks import default_weights, find_task
+    from basicsr.utils.checkpoint import load_weights
+    from basicsr.utils.errors import ImageFileError, RestoreError
+    from basicsr.utils.parallel import in_stages
 
     warnings.filterwarnings('ignore', module='PIL')  # what it says of broken files, the demo says in a sentence
     try:

@@ -28,19 +28,11 @@ from typing import Any, NamedTuple, NoReturn
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from basicsr.utils.archive import ArchiveError, WrongArchiveError, unpack_folders
+from basicsr.utils.archive import unpack_folders
 from basicsr.utils.console import print_any_name
-from basicsr.utils.download import DownloadError, RemoteFile, fetch, fetch_zip_from_drive
-from basicsr.utils.files import (
-    ROOT,
-    InUseError,
-    absolute,
-    held,
-    made_folder,
-    remove_leftovers,
-    scratch_folder,
-    sync_folder,
-)
+from basicsr.utils.download import RemoteFile, fetch, fetch_zip_from_drive
+from basicsr.utils.errors import ArchiveError, DownloadError, InUseError, WrongArchiveError
+from basicsr.utils.files import ROOT, absolute, held, made_folder, remove_leftovers, scratch_folder, sync_folder
 from basicsr.utils.signals import ending_cleanly
 
 DATASETS = ROOT / 'Motion_Deblurring' / 'Datasets'
@@ -117,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def get_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -> int:
-    from basicsr.data.sources import DataError
+    from basicsr.utils.errors import DataError
 
     output = absolute(args.output) if args.output else None
     sets = chosen_sets(args.data)
@@ -190,7 +182,7 @@ def needs_download(datasets: Path, one: DataSet) -> bool:
 
 
 def is_whole(datasets: Path, one: DataSet) -> bool:
-    from basicsr.data.sources import DataError
+    from basicsr.utils.errors import DataError
 
     place = datasets / one.place
     try:
@@ -202,7 +194,9 @@ def is_whole(datasets: Path, one: DataSet) -> bool:
 
 def check_pairs(place: Path, one: DataSet, where: str) -> None:
     """By their names and number: the archives have no published checksum. Raises DataError, about `where`."""
-    from basicsr.data.sources import DataError, FolderSource, listed
+    from basicsr.data.sources import FolderSource
+    from basicsr.utils.errors import DataError
+    from basicsr.utils.text import listed
 
     blurred, sharp = (FolderSource(place / kind).names for kind in KINDS)
     if lonely := sorted({*blurred} ^ {*sharp}):
@@ -216,7 +210,7 @@ def check_pairs(place: Path, one: DataSet, where: str) -> None:
 
 def get_set(datasets: Path, one: DataSet, args: argparse.Namespace) -> str:
     """What to say of it. Raises ArchiveError, DataError or DownloadError."""
-    from basicsr.data.sources import DataError
+    from basicsr.utils.errors import DataError
 
     place, archive = datasets / one.place, datasets / one.archive
     if is_whole(datasets, one):
@@ -263,7 +257,7 @@ def listing(folder: Path) -> dict[Path, int]:
 
 
 def refuse(place: Path, one: DataSet) -> NoReturn:
-    from basicsr.data.sources import DataError
+    from basicsr.utils.errors import DataError
 
     raise DataError(
         f'{place}: found {" and ".join(KINDS)} with other files than the {one.pairs:,} pairs; allowed: these, or '
@@ -273,7 +267,7 @@ def refuse(place: Path, one: DataSet) -> NoReturn:
 
 def check_archive(archive: Path, inside: PurePosixPath, unpacked: Path, one: DataSet) -> None:
     """Raises WrongArchiveError if it is of another set: `inside` is where it had the two folders."""
-    from basicsr.data.sources import DataError
+    from basicsr.utils.errors import DataError
 
     others = {other.name.casefold() for other in (*TRAIN.values(), *TEST.values())} - {one.name.casefold()}
     if inside.name.casefold() in others:  # RealBlur's two have as many pairs, of the same names
@@ -286,7 +280,7 @@ def check_archive(archive: Path, inside: PurePosixPath, unpacked: Path, one: Dat
 
 def unpack(archive: Path, place: Path, one: DataSet, force: bool) -> None:
     """Raises ArchiveError or DataError; each of the two folders is then as it was."""
-    from basicsr.data.sources import DataError
+    from basicsr.utils.errors import DataError
 
     try:
         place.mkdir(parents=True, exist_ok=True)

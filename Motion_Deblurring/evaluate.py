@@ -225,8 +225,8 @@ def evaluate_all(args: argparse.Namespace, arguments: argparse.ArgumentParser) -
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from basicsr.data.parallel import processors
     from basicsr.inference import RestoreError
+    from basicsr.utils.parallel import processors
 
     places, missing = chosen_places(args)
     for sentence in missing:
@@ -289,7 +289,7 @@ class TestSet:
 
     def __init__(self, place: Place, limit: int | None) -> None:
         from basicsr.data.paired_image_dataset import Dataset_PairedImage
-        from basicsr.data.sources import DataError
+        from basicsr.utils.errors import DataError
 
         self.place, self.name, self.protocol = place, place.name, place.protocol
         self.pairs = Dataset_PairedImage(str(place.input), str(place.target))
@@ -304,7 +304,8 @@ class TestSet:
             )
 
     def _check(self, restored: list[str], folder: Path) -> None:
-        from basicsr.data.sources import DataError, listed
+        from basicsr.utils.errors import DataError
+        from basicsr.utils.text import listed
 
         wanted = self.pairs.names
         problems = {
@@ -361,9 +362,11 @@ def chosen_places(args: argparse.Namespace) -> tuple[list[Place], list[str]]:
 
 def build_restorer(args: argparse.Namespace) -> tuple[Restorer, str, bool | int]:
     """And the weights and the TLC it has. Raises CheckpointError, DeviceError, ValueError, RestoreError."""
+    from basicsr.archs.from_weights import build_network
     from basicsr.inference import Restorer
-    from basicsr.inference.tasks import TASKS, default_weights
-    from basicsr.utils.checkpoint import CheckpointError, build_network, load_weights
+    from basicsr.tasks import TASKS, default_weights
+    from basicsr.utils.checkpoint import load_weights
+    from basicsr.utils.errors import CheckpointError
 
     path = args.weights
     if path is None and args.input_dir:
@@ -390,9 +393,9 @@ def compared_images(
     one: TestSet, restorer: Restorer | None
 ) -> Iterator[tuple[int, Callable[[], dict[str, np.ndarray]]]]:
     """The index of each pair, and a function, as of `in_stages`, that gives 'restored', 'lq' and 'gt' in the levels of
-    the last, or raises what `evaluate` of `basicsr.models.validation` raises. The result is that of the network, or,
+    the last, or raises what `evaluate` of `basicsr.evaluation.evaluate` raises. The result is that of the network, or,
     without a restorer, from its file."""
-    from basicsr.models.validation import levels_like, restore_pairs
+    from basicsr.evaluation.evaluate import levels_like, restore_pairs
 
     def images(_: int, pair: dict[str, Any], restored: Tensor) -> dict[str, np.ndarray]:
         arrays = levels_like(pair['gt'], restored, pair['lq'], pair['gt'])
@@ -406,8 +409,8 @@ def compared_images(
 
 def restored_elsewhere(one: TestSet, index: int) -> tuple[dict[str, Any], Tensor]:
     """A pair, and its result, (C, H, W) in [0, 1], from its file. Raises DataError."""
-    from basicsr.data.paired_image_dataset import to_float
-    from basicsr.data.sources import DataError
+    from basicsr.data.transforms import to_float
+    from basicsr.utils.errors import DataError
 
     assert one.restored is not None
     number = one.restored.names.index(one.pairs.names[index])
@@ -438,8 +441,8 @@ def evaluate(one: TestSet, restorer: Restorer | None, pool: Executor, workers: i
 
     from tqdm import tqdm
 
-    from basicsr.data.sources import DataError
     from basicsr.inference import RestoreError
+    from basicsr.utils.errors import DataError
 
     with tqdm(desc=one.name, total=one.count, unit='image', leave=False, disable=None) as bar:
 
@@ -534,8 +537,8 @@ def measure(protocol: str, images: dict[str, np.ndarray]) -> dict[str, float | b
 
 
 def figures_of(protocol: str, image: np.ndarray, target: np.ndarray) -> dict[str, float | bool]:
+    from basicsr.metrics.aligned import calculate_aligned
     from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim, calculate_ssim_3d
-    from basicsr.metrics.realblur import calculate_aligned
 
     plain = {
         'psnr': calculate_psnr(image, target),
@@ -574,8 +577,8 @@ def published(one: TestSet) -> dict[str, dict[str, float]]:
 
 def table(one: TestSet, done: Measured) -> str:
     """A line for each figure: of the blurred images, of the results, and as published, if it is."""
-    from basicsr.models.testing import fixed_width
-    from basicsr.models.validation import means
+    from basicsr.evaluation.evaluate import means
+    from basicsr.evaluation.report import fixed_width
 
     methods, mean = published(one), means(done.images)
     rows = [['', 'blurred', 'result', *(f'{method}, published' for method in methods)]]
@@ -600,7 +603,7 @@ def not_aligned(one: TestSet, done: Measured) -> dict[str, int]:
 
 def as_data(one: TestSet, done: Measured) -> dict[str, Any]:
     """For JSON."""
-    from basicsr.models.validation import means
+    from basicsr.evaluation.evaluate import means
 
     lost = not_aligned(one, done)
     return {

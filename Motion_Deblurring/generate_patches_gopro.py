@@ -30,7 +30,8 @@ if __name__ == '__main__':
 
 from basicsr.utils.arguments import too_small
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import ROOT, InUseError, absolute, held, remove_leftovers
+from basicsr.utils.errors import InUseError
+from basicsr.utils.files import ROOT, absolute, held, remove_leftovers
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def packing(args: argparse.Namespace) -> str:
 def frames_of(datasets: Path, task: Task) -> Dataset_PairedImage:
     """Raises DataError if there are none, or not in pairs."""
     from basicsr.data.paired_image_dataset import Dataset_PairedImage
-    from basicsr.data.sources import DataError
+    from basicsr.utils.errors import DataError
 
     folders = {kind: datasets / task.source / folder for kind, folder in KINDS.items()}
     for folder in folders.values():
@@ -147,8 +148,8 @@ def frames_of(datasets: Path, task: Task) -> Dataset_PairedImage:
 
 def cut(datasets: Path, task: Task, pairs: Dataset_PairedImage, workers: int) -> str:
     """What to say of the crops when all are there. Raises DataError, or RuntimeError if a process dies."""
-    from basicsr.data.parallel import in_parallel
-    from basicsr.data.sources import DataError
+    from basicsr.utils.errors import DataError
+    from basicsr.utils.parallel import in_parallel
 
     place = datasets / task.place
     folders = {kind: place / f'{folder}_crops' for kind, folder in KINDS.items()}
@@ -179,7 +180,9 @@ def cut(datasets: Path, task: Task, pairs: Dataset_PairedImage, workers: int) ->
 
 def refuse_others(folder: Path, names: set[str]) -> None:
     """Raises DataError on images that are no crops: they would be trained on."""
-    from basicsr.data.sources import DataError, FolderSource, listed
+    from basicsr.data.sources import FolderSource
+    from basicsr.utils.errors import DataError
+    from basicsr.utils.text import listed
 
     others = [name for name in FolderSource(folder).names if name not in names]
     if others:
@@ -212,8 +215,8 @@ class Cutter:
 
 def write(path: Path, pixels: np.ndarray) -> bool:
     """Whether it was not there. Raises DataError."""
-    from basicsr.data.sources import DataError
-    from basicsr.inference.image_files import ImageFileError, write_png
+    from basicsr.images.writer import write_png
+    from basicsr.utils.errors import DataError, ImageFileError
 
     if is_there(path, pixels):
         return False
@@ -228,7 +231,8 @@ def is_there(path: Path, pixels: np.ndarray) -> bool:
     """False also where a file is no whole image: that of a disk that failed. Raises DataError on another image."""
     import numpy as np
 
-    from basicsr.data.sources import DataError, decode
+    from basicsr.images.decode import decode
+    from basicsr.utils.errors import DataError
 
     try:
         encoded = path.read_bytes()

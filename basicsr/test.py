@@ -17,9 +17,9 @@ from pathlib import Path
 if __name__ == '__main__':
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from basicsr.evaluation.report import as_table, run_tests
 from basicsr.models.entry_point import exit_status, option_parser
-from basicsr.models.option_checks import read_options
-from basicsr.models.testing import as_table, run_tests
+from basicsr.options.load import read_options
 from basicsr.utils.device import resolve_device
 from basicsr.utils.files import ROOT
 from basicsr.utils.logger import log_to_console

@@ -36,16 +36,16 @@ if __name__ == '__main__':
 import torch
 import yaml
 
-from basicsr.inference.memory import is_out_of_memory, keep_all_memory
 from basicsr.models.entry_point import exit_status, option_parser
-from basicsr.models.option_checks import read_options
-from basicsr.models.run_directory import RunDirectory, RunError
-from basicsr.models.training import Training, TrainingError
+from basicsr.options.load import read_options
+from basicsr.training.run_directory import RunDirectory
+from basicsr.training.trainer import Training
 from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import LAUNCHERS, Process, find_process, join, last_words, leave
+from basicsr.utils.errors import OptionError, RunError, TrainingError
 from basicsr.utils.files import ROOT, atomic_write, resolve
 from basicsr.utils.logger import get_logger, log_to_console, log_to_file
-from basicsr.utils.options import OptionError
+from basicsr.utils.memory import is_out_of_memory, keep_all_memory
 
 # --debug: enough to see every part of the loop within a minute.
 DEBUG_SETTINGS = ['logger:print_freq=1', 'logger:save_checkpoint_freq=8', 'val:val_freq=8']

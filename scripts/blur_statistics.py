@@ -36,12 +36,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
-from basicsr.data.parallel import in_parallel
-from basicsr.data.sources import DataError
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils.arguments import too_small
 from basicsr.utils.console import print_any_name
+from basicsr.utils.errors import DataError
 from basicsr.utils.files import absolute, as_json
+from basicsr.utils.parallel import in_parallel
 from basicsr.utils.signals import ending_cleanly
 
 Floats = NDArray[np.floating[Any]]

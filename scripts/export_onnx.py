@@ -67,8 +67,9 @@ def export(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         import onnx  # noqa: F401
     except ImportError as error:
         parser.error(f'the package onnx is needed and cannot be imported ({error}); pip install onnx')
-    from basicsr.inference.tasks import default_weights
-    from basicsr.utils.checkpoint import build_network, load_weights, network_options
+    from basicsr.archs.from_weights import build_network, network_options
+    from basicsr.tasks import default_weights
+    from basicsr.utils.checkpoint import load_weights
     from basicsr.utils.files import atomic_write
 
     try:

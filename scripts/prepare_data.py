@@ -29,21 +29,14 @@ if __name__ == '__main__':
 
 from basicsr.utils.arguments import too_small
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import (
-    InUseError,
-    absolute,
-    atomic_write,
-    held,
-    made_folder,
-    scratch_folder,
-    sync_folder,
-)
+from basicsr.utils.errors import InUseError
+from basicsr.utils.files import absolute, atomic_write, held, made_folder, scratch_folder, sync_folder
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from basicsr.data.packed_image_dataset import StoredImage, StoredPair
+    from basicsr.data.pack_format import StoredImage, StoredPair
     from basicsr.data.paired_image_dataset import Dataset_PairedImage
 
 
@@ -112,7 +105,7 @@ def wrong(args: argparse.Namespace) -> str:
 
 
 def pack(args: argparse.Namespace) -> int:
-    from basicsr.data.packed_image_dataset import INDEX, PIXELS, PackIndex
+    from basicsr.data.pack_format import INDEX, PIXELS, PackIndex
     from basicsr.data.paired_image_dataset import Dataset_PairedImage
 
     output = absolute(args.output)
@@ -158,19 +151,19 @@ def pack(args: argparse.Namespace) -> int:
 
 def write_all(file: BinaryIO, dataset: Dataset_PairedImage, workers: int) -> list[StoredPair]:
     """Writes the pixels of every pair."""
-    from basicsr.data.parallel import in_parallel
+    from basicsr.utils.parallel import in_parallel
 
     return in_parallel(Decoded(dataset), workers, 'packing', lambda pair: write_pair(file, *pair))
 
 
 def write_pair(file: BinaryIO, name: str, images: dict[str, tuple[np.ndarray, int]]) -> StoredPair:
-    from basicsr.data.packed_image_dataset import StoredPair
+    from basicsr.data.pack_format import StoredPair
 
     return StoredPair(name, **{kind: write_image(file, *image) for kind, image in images.items()})
 
 
 def write_image(file: BinaryIO, pixels: np.ndarray, crc32: int) -> StoredImage:
-    from basicsr.data.packed_image_dataset import StoredImage
+    from basicsr.data.pack_format import StoredImage
 
     file.write(bytes(file.tell() % 2))  # 16-bit pixels are read where the offset is even
     offset = file.tell()
@@ -190,7 +183,7 @@ class Decoded:
     def __getitem__(self, index: int) -> tuple[str, dict[str, tuple[np.ndarray, int]]]:
         import numpy as np
 
-        from basicsr.data.packed_image_dataset import DTYPES
+        from basicsr.data.pack_format import DTYPES
 
         images = self.dataset.read(index)
         stored = {kind: np.ascontiguousarray(image, DTYPES[image.dtype.name]) for kind, image in images.items()}
@@ -204,7 +197,7 @@ class Decoded:
 def verify(root: Path) -> int:
     from tqdm import tqdm
 
-    from basicsr.data.packed_image_dataset import PIXELS, open_pixels, read_index
+    from basicsr.data.pack_format import PIXELS, open_pixels, read_index
 
     folder = absolute(root)
     index = read_index(folder)
@@ -223,7 +216,7 @@ def verify(root: Path) -> int:
 
 
 def is_as_stored(file: BinaryIO, image: StoredImage, channels: int) -> bool:
-    from basicsr.data.packed_image_dataset import DTYPES
+    from basicsr.data.pack_format import DTYPES
 
     file.seek(image.offset)
     try:

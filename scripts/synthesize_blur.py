@@ -16,7 +16,7 @@ blur is: pair n of every photograph has kernel n, as in the benchmark of Levin e
 it does on new photographs, not on new blur.
 
 `--model shake6d` moves a camera, and objects before it, through the scene, anew for each pair; this is much more
-like real blur (basicsr/data/synthetic_blur.py). Dataset_SyntheticBlur makes such pairs while it trains, without a
+like real blur (basicsr/data/blur/render.py). Dataset_SyntheticBlur makes such pairs while it trains, without a
 set on the disk; --parameters takes its keys, as `--parameters video=1 'exposure=[0.05, 1]'`.
 """
 
@@ -39,20 +39,17 @@ import numpy as np
 import skimage
 from numpy.typing import NDArray
 
-from basicsr.data.parallel import in_parallel
-from basicsr.data.sources import DataError, FolderSource, decode
-from basicsr.data.synthetic_blur import BlurParameters, blurred_pair, random_trajectory, to_linear, to_srgb
+from basicsr.data.blur.light import to_linear, to_srgb
+from basicsr.data.blur.motion import random_trajectory
+from basicsr.data.blur.parameters import BlurParameters
+from basicsr.data.blur.render import blurred_pair
+from basicsr.data.sources import FolderSource
+from basicsr.images.decode import decode
+from basicsr.options.option_file import yaml_value
 from basicsr.utils.console import print_any_name
-from basicsr.utils.files import (
-    InUseError,
-    absolute,
-    atomic_write,
-    expanded,
-    held,
-    made_folder,
-    remove_leftovers,
-)
-from basicsr.utils.options import OptionError, yaml_value
+from basicsr.utils.errors import DataError, InUseError, OptionError
+from basicsr.utils.files import absolute, atomic_write, expanded, held, made_folder, remove_leftovers
+from basicsr.utils.parallel import in_parallel
 from basicsr.utils.signals import ending_cleanly
 
 # Files that the wheels of scikit-image 0.22 to 0.26 hold; the grey ones become RGB.

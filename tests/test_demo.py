@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.data import parallel
+from basicsr.images.reader import read_image
+from basicsr.images.writer import write_png
 from basicsr.inference import Restorer, restorer
-from basicsr.inference.image_files import read_image, write_png
-from basicsr.inference.strips import StripEngine
-from basicsr.inference.tasks import TASKS
+from basicsr.inference.strip_engine import StripEngine
+from basicsr.tasks import TASKS
+from basicsr.utils import parallel
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.files import ROOT
 
@@ -438,7 +439,7 @@ def test_ctrl_c_is_quiet(weights, tmp_path, device):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import demo, torch
-from basicsr.data import parallel
+from basicsr.utils import parallel
 staged = parallel.in_stages
 parallel.in_stages = lambda *given: staged(*given[:-1], torch.device({device!r}))
 sys.exit(demo.main())

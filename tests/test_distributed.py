@@ -14,7 +14,8 @@ import torch.distributed as dist
 import yaml
 from kill_and_resume import DIE_IN_A_SAVE, ROOT, Runs, command, difference, results, run
 
-from basicsr.utils.dist import LaunchError, Process, join, leave
+from basicsr.utils.dist import Process, join, leave
+from basicsr.utils.errors import LaunchError
 
 ENVIRONMENT = {'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', 'HIP_VISIBLE_DEVICES': ''}
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from basicsr.inference.tasks import TASKS
+from basicsr.options.components import build
+from basicsr.options.load import load_options
+from basicsr.tasks import TASKS
 from basicsr.utils.files import ROOT, resolve
-from basicsr.utils.options import build, load_options
 from basicsr.utils.registry import ARCH_REGISTRY
 
 # Import name → name of the distribution, where they differ.

@@ -1,5 +1,1 @@
-"""Networks. Importing this package registers every architecture in it."""
-
-from basicsr.archs import restormer_arch
-
-__all__ = ['restormer_arch']
+"""Networks: no files, no options, no choice of a device. Files named `*_arch.py` register themselves."""

@@ -2,148 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import mmap
-import os
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from operator import itemgetter
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from natsort import natsorted
 from torch.utils.data import Dataset
 
-from basicsr.data.crops import Window, named_crops
-from basicsr.data.paired_image_dataset import make_sample
-from basicsr.data.sources import DataError
-from basicsr.data.stages import SampleKey
+from basicsr.data.crops import Window
+from basicsr.data.pack_format import DTYPES, StoredImage, open_pixels, read_index
+from basicsr.data.sampler import SampleKey
+from basicsr.data.transforms import make_sample
 from basicsr.utils.files import resolve
 from basicsr.utils.registry import DATASET_REGISTRY
-
-MAKER = 'python scripts/prepare_data.py'
-PIXELS, INDEX = 'pixels.bin', 'index.json'
-FORMAT = 1
-DTYPES = {'uint8': np.dtype('u1'), 'uint16': np.dtype('<u2')}
-
-
-class StoredImage(NamedTuple):
-    """Where an image's pixels (height, width, channels) are in the pack."""
-
-    height: int
-    width: int
-    dtype: str  # one of DTYPES
-    offset: int  # in bytes
-    crc32: int  # of its bytes
-
-
-class StoredPair(NamedTuple):
-    name: str
-    lq: StoredImage
-    gt: StoredImage  # of the same height and width
-
-    def images(self) -> Iterator[tuple[str, StoredImage]]:
-        yield from (('lq', self.lq), ('gt', self.gt))
-
-
-class Crop(NamedTuple):
-    """A training pair: a window in both images of a stored pair."""
-
-    name: str
-    pair: StoredPair
-    window: Window
-
-
-@dataclass(frozen=True)
-class PackIndex:
-    """What `index.json` says of `pixels.bin`."""
-
-    channels: int
-    crop_size: int | None  # None: every stored pair is one training pair
-    stride: int | None
-    size: int  # of pixels.bin, in bytes
-    pairs: tuple[StoredPair, ...]
-
-    @cached_property
-    def crops(self) -> list[Crop]:
-        """All training pairs, in the order that their names would have as files of a folder."""
-        crops = [crop for pair in self.pairs for crop in self._crops_of(pair)]
-        # A folder's files are sorted first, as natural order has ties (01 and 1).
-        return natsorted(sorted(crops, key=lambda crop: f'{crop.name}.png'), key=itemgetter(0))
-
-    def _crops_of(self, pair: StoredPair) -> Iterator[Crop]:
-        height, width = pair.lq.height, pair.lq.width
-        if self.crop_size is None or self.stride is None:
-            yield Crop(pair.name, pair, Window(0, 0, height, width))
-            return
-        for name, window in named_crops(pair.name, height, width, self.crop_size, self.stride):
-            yield Crop(name, pair, window)
-
-    def summary(self) -> str:
-        return f'{len(self.pairs)} pairs, {len(self.crops)} training crops, {self.size / 1e9:.3g} GB'
-
-    def encode(self) -> bytes:
-        content = {
-            'format': FORMAT,
-            'channels': self.channels,
-            'crop_size': self.crop_size,
-            'stride': self.stride,
-            'size': self.size,
-            'pairs': [
-                {'name': pair.name, **{kind: image._asdict() for kind, image in pair.images()}}
-                for pair in self.pairs
-            ],
-        }
-        return json.dumps({**content, 'checksum': _checksum(content)}).encode()
-
-
-def read_index(root: Path) -> PackIndex:
-    """Raises DataError if `root` is no pack, or its index is damaged."""
-    path = root / INDEX
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise DataError(f'{root}: cannot be read as a pack (made by {MAKER}): {error.strerror}') from None
-    try:
-        content = json.loads(encoded)
-        found = content['format']
-        checksum = content.pop('checksum')
-        if found == FORMAT and checksum != _checksum(content):
-            raise ValueError
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise DataError(f'{path}: is damaged; {MAKER} makes the pack anew') from None
-    if found != FORMAT:
-        raise DataError(f'{path}: found format {found!r}; allowed: {FORMAT}, which {MAKER} makes')
-    pairs = (
-        StoredPair(pair['name'], StoredImage(**pair['lq']), StoredImage(**pair['gt']))
-        for pair in content['pairs']
-    )
-    return PackIndex(
-        content['channels'], content['crop_size'], content['stride'], content['size'], tuple(pairs)
-    )
-
-
-def _checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def open_pixels(root: Path, size: int) -> mmap.mmap:
-    """Raises DataError if the pack's pixels are not there, or not `size` bytes."""
-    path = root / PIXELS
-    try:
-        with path.open('rb') as file:
-            found = os.fstat(file.fileno()).st_size
-            if found == size:
-                return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise DataError(f'{path}: cannot be read: {error.strerror}') from None
-    # Reading what is mapped and not there would kill the process.
-    raise DataError(
-        f'{path}: found {found} bytes; allowed: {size}, as {INDEX} says; {MAKER} makes the pack anew'
-    )
 
 
 @DATASET_REGISTRY.register()

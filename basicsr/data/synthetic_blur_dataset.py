@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import json
-import typing
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 from torch.utils.data import Dataset
 
-from basicsr.data.paired_image_dataset import random_flip_or_rotation, to_tensor
-from basicsr.data.sources import DataError, FolderSource, decode
-from basicsr.data.stages import SampleKey
-from basicsr.data.synthetic_blur import BlurParameters, Image, blurred_pair
+from basicsr.data.blur.light import Image
+from basicsr.data.blur.parameters import BlurParameters
+from basicsr.data.blur.render import blurred_pair
+from basicsr.data.sampler import SampleKey
+from basicsr.data.sources import FolderSource
+from basicsr.data.transforms import random_flip_or_rotation, to_tensor
+from basicsr.images.decode import decode
+from basicsr.utils.errors import DataError
 from basicsr.utils.files import resolve
-from basicsr.utils.options import show
 from basicsr.utils.registry import DATASET_REGISTRY
+from basicsr.utils.text import show
 
 
 @DATASET_REGISTRY.register()
@@ -114,111 +114,3 @@ Dataset_SyntheticBlur.__doc__ = (
     inspect.cleandoc(Dataset_SyntheticBlur.__doc__ or '')
     + inspect.cleandoc(BlurParameters.__doc__ or '').partition('\nArgs:')[2]
 )
-
-ROUNDS = 8  # visits, in an epoch, of every pair of the largest of several sets
-
-
-@DATASET_REGISTRY.register()
-class Dataset_Mixed(Dataset):
-    """Training samples of several sets, drawn by weight.
-
-    Args:
-        sets: the sets: `type`, the keys of that type, and `weight`, how often a sample is of this set, relative to
-            the others (1 if not given).
-        in_memory: as the same key of those sets that have it.
-
-    Which set a sample is of follows from its key, and not from the random numbers that the set then draws for it.
-    An epoch has ROUNDS times as many samples as the largest set has pairs, so that the pairs of every set come
-    equally often, within 1 in ROUNDS. `dataset[i]` is a whole pair of the set that i alone decides. Raises DataError
-    on sets that cannot be made.
-    """
-
-    def __init__(self, sets: list[dict[str, Any]], in_memory: bool = False) -> None:
-        if not isinstance(sets, list) or not sets:
-            raise DataError(f'sets: found {show(sets)}; allowed: a list of sets, each with type and weight')
-        weights = np.array([_weight(section, number) for number, section in enumerate(sets, 1)])
-        self.sets = [_set_of(section, number, in_memory) for number, section in enumerate(sets, 1)]
-        channels = [getattr(dataset, 'channels', 3) for dataset in self.sets]
-        if len(set(channels)) > 1:
-            raise DataError(
-                f'sets: found images of {" and ".join(map(str, channels))} channels; allowed: the same number in all'
-            )
-        self.channels = channels[0]
-        self._until = (weights / weights.sum()).cumsum()[:-1]
-
-    def __len__(self) -> int:
-        return ROUNDS * max(len(dataset) for dataset in self.sets)
-
-    def files(self, index: int) -> str:
-        """For messages: which pairs it may be; the index alone does not tell the set."""
-        return ' or '.join(dataset.files(index % len(dataset)) for dataset in self.sets)
-
-    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        if isinstance(key, SampleKey):
-            # Far away in the key's random numbers, of which the set takes the first.
-            choice = np.random.Generator(key.generator().bit_generator.jumped())
-            dataset = self._drawn(choice)
-            return dataset[key._replace(index=key.index % len(dataset))]
-        index = range(len(self))[key]
-        # Not the random numbers of the index alone, of which the set may take the first.
-        dataset = self._drawn(np.random.default_rng([index, 1]))
-        return dataset[index % len(dataset)]
-
-    def _drawn(self, generator: np.random.Generator) -> Any:
-        return self.sets[int(np.searchsorted(self._until, generator.random(), side='right'))]
-
-
-def _weight(section: Any, number: int) -> float:
-    if not isinstance(section, dict):
-        raise DataError(f'sets: found {show(section)} as set {number}; allowed: a mapping with type and weight')
-    weight = section.get('weight', 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float('inf'):
-        raise DataError(f'sets: found {show(weight)} as the weight of set {number}; allowed: above 0')
-    return weight
-
-
-def _set_of(section: dict[str, Any], number: int, in_memory: bool) -> Any:
-    """Its keys are checked as those of a set by itself."""
-    known = [name for name in DATASET_REGISTRY.names() if name != Dataset_Mixed.__name__]
-    name = section.get('type')
-    if name not in known:
-        raise DataError(f'sets: found {show(name)} as the type of set {number}; allowed: {", ".join(known)}')
-    entry = DATASET_REGISTRY.get(name)
-    options = {key: value for key, value in section.items() if key not in ('type', 'weight')}
-    try:
-        _check(entry, options)
-        if in_memory and 'in_memory' in inspect.signature(entry).parameters:
-            options['in_memory'] = True
-        return entry(**options)
-    except ValueError as error:
-        raise DataError(f'sets: found a mistake in set {number} ({name}): {error}') from None
-
-
-def _check(entry: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Raises DataError if these are not arguments of a dataset to train on."""
-    parameters = inspect.signature(entry).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    named = {name: it for name, it in parameters.items() if it.kind not in (it.VAR_KEYWORD, it.VAR_POSITIONAL)}
-    for key, value in options.items():
-        if key not in named and not open_ended:
-            allowed = ', '.join(['type', 'weight', *named])
-            raise DataError(f'{key}: found an unknown key; allowed: {allowed}')
-        if key in named and not _fits(entry, key, value):
-            raise DataError(f'{key}: found {show(value)}; allowed: {named[key].annotation}')
-    for key, parameter in named.items():
-        # Without clean images there is nothing to train on.
-        if options.get(key) is None and (parameter.default is parameter.empty or key == 'dataroot_gt'):
-            raise DataError(f'{key}: found nothing; allowed: a value, as this key is needed')
-
-
-def _fits(entry: Callable[..., Any], key: str, value: Any) -> bool:
-    """Whether the annotation of a parameter allows a value; True where it says nothing."""
-    try:
-        hints = typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
-        # As option files are checked: JSON, in whose strict mode a list is a tuple.
-        TypeAdapter(hints.get(key, Any)).validate_json(json.dumps(value), strict=True)
-    except ValidationError:
-        return False
-    except Exception:  # anything can stand in an annotation
-        return True
-    return True

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from basicsr.archs.from_weights import build_network
 from basicsr.archs.restormer_arch import Restormer, no_autocast
-from basicsr.inference.image_files import check_pixels
-from basicsr.inference.memory import free_memory, is_out_of_memory
-from basicsr.inference.strips import StripEngine
-from basicsr.inference.tasks import default_weights
+from basicsr.images.writer import check_pixels
+from basicsr.inference.strip_engine import StripEngine
 from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
-from basicsr.utils.checkpoint import build_network, load_weights
+from basicsr.tasks import default_weights
+from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.device import (
     precision_name,
     repeatable,
@@ -28,14 +28,12 @@ from basicsr.utils.device import (
     resolve_precision,
     without_tf32,
 )
+from basicsr.utils.errors import RestoreError
 from basicsr.utils.logger import get_logger
+from basicsr.utils.memory import free_memory, is_out_of_memory
 
 _SMALLEST_STRIP_BYTES = 1_000_000
 _TENSOR_TYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uint16}
-
-
-class RestoreError(RuntimeError):
-    """An image that this network cannot restore on this device."""
 
 
 def restore_tensor(network: Callable[[Tensor], Tensor], x_BCHW: Tensor, multiple: int | None = None) -> Tensor:
@@ -325,3 +323,19 @@ def _memory_sentence(sentence: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise RestoreError(sentence) from error
         raise
+
+
+def build_restorer(net: nn.Module, device: torch.device, val: Any) -> Restorer:
+    """As the `val` section of an option file says. Figures repeat bit for bit: the strips do not depend on what
+    memory happens to be free (but on a GPU without room for them, which is said). Raises ValueError on what does not
+    fit the network, RestoreError, DeviceError."""
+    return Restorer(
+        net,
+        device,
+        val.precision,
+        tlc=val.tlc,
+        tile=val.tile,
+        tile_overlap=val.tile_overlap,
+        multiple=val.window_size,
+        fixed_strips=True,
+    )

@@ -1,5 +1,1 @@
-"""Losses. Importing this package registers every loss in it."""
-
-from basicsr.losses import pixel_loss
-
-__all__ = ['pixel_loss']
+"""Losses. Files named `*_loss.py` register themselves."""

@@ -1,5 +1,1 @@
-"""Training: the step, the schedule, validation, the run's folder. Importing this package registers the models."""
-
-from basicsr.models import image_clean_model
-
-__all__ = ['image_clean_model']
+"""One training step: models, optimizers, learning-rate schedules. Files named `*_model.py` register themselves."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from basicsr.data.sources import DataError
-from basicsr.inference.image_files import ImageFileError
-from basicsr.inference.restorer import RestoreError
-from basicsr.models.preflight import PreflightError
-from basicsr.models.run_directory import RunError
-from basicsr.models.training import TrainingError
-from basicsr.utils.checkpoint import CheckpointError
 from basicsr.utils.console import print_any_name
-from basicsr.utils.device import DeviceError
-from basicsr.utils.dist import LaunchError
+from basicsr.utils.errors import (
+    CheckpointError,
+    DataError,
+    DeviceError,
+    ImageFileError,
+    LaunchError,
+    OptionError,
+    PreflightError,
+    RestoreError,
+    RunError,
+    TrainingError,
+)
 from basicsr.utils.logger import get_logger
-from basicsr.utils.options import OptionError
 
 # What can stop a run through no fault of the code; OSError: a full disk, a folder without the right to write.
 STOPS = (

@@ -12,21 +12,27 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from basicsr.archs.pretrained import load_pretrained
 from basicsr.archs.restormer_arch import Restormer, TransformerBlock
-from basicsr.data.paired_image_dataset import to_float
-from basicsr.data.stages import accumulation, mixup_generator
+from basicsr.data.sampler import accumulation, mixup_generator
+from basicsr.data.transforms import to_float
 from basicsr.inference import Restorer
-from basicsr.models.lr_scheduler import SCHEDULERS, learning_rate
-from basicsr.models.optimizers import OPTIMIZERS
-from basicsr.models.pretrained import load_pretrained
+from basicsr.inference.restorer import build_restorer
 from basicsr.models.recorded import RecordedGradient
-from basicsr.models.validation import build_restorer
-from basicsr.utils.checkpoint import CheckpointError, save_checkpoint
+from basicsr.models.schedulers import learning_rate
+from basicsr.options.components import arguments, build, plain_arguments
+from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.device import resolve_precision
 from basicsr.utils.dist import Process
+from basicsr.utils.errors import CheckpointError
 from basicsr.utils.logger import get_logger
-from basicsr.utils.options import arguments, build, plain_arguments
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    LOSS_REGISTRY,
+    MODEL_REGISTRY,
+    OPTIMIZER_REGISTRY,
+    SCHEDULER_REGISTRY,
+)
 
 # With fp16: as many steps in a row without a finite gradient end the run. Each halves the factor of the loss, which
 # begins at 2^16: if it is that small, the factor is not to blame.
@@ -85,8 +91,8 @@ class ImageCleanModel:
         settings = arguments(train.optim_g)
         self.base_lr = settings['lr']
         # Fused: one kernel, and the only kind that takes a flag on the device (`found_inf`).
-        self.optimizer = OPTIMIZERS[train.optim_g.type](self.parameters, fused=True, **settings)
-        self.scheduler = SCHEDULERS[train.scheduler.type](**arguments(train.scheduler))
+        self.optimizer = OPTIMIZER_REGISTRY.get(train.optim_g.type)(self.parameters, fused=True, **settings)
+        self.scheduler = SCHEDULER_REGISTRY.get(train.scheduler.type)(**arguments(train.scheduler))
         self.averaged = [p.detach().clone() for p in self.parameters] if train.ema_decay else []
 
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # 0: none

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.utils.registry import OPTIMIZER_REGISTRY
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the odd polynomial, from Jordan et al.
 NEWTON_SCHULZ_STEPS = 5
 UPDATE_RMS = 0.2  # root mean square of an update by AdamW, about; from Liu et al.
@@ -41,6 +43,7 @@ def _factor(square: Tensor) -> Tensor:
     return factor
 
 
+@OPTIMIZER_REGISTRY.register()
 class Muon(torch.optim.AdamW):
     """Momentum whose direction is made orthogonal, for the weights of convolutions that mix channels, as matrices
     (out, in·kh·kw); AdamW for all others (depthwise convolutions, norms, biases, temperatures).
@@ -115,4 +118,5 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and parameter.shape[1] > 1 and min(parameter.flatten(1).shape) >= SMALLEST_MATRIX
 
 
-OPTIMIZERS = {'Adam': torch.optim.Adam, 'AdamW': torch.optim.AdamW, 'Muon': Muon}
+for _optimizer in (torch.optim.Adam, torch.optim.AdamW):
+    OPTIMIZER_REGISTRY.register(_optimizer)

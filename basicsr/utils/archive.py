@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from basicsr.utils.errors import ArchiveError, WrongArchiveError
 from basicsr.utils.files import check_room
 
 NOT_OURS = '__MACOSX'  # a folder of small files that one system adds
@@ -32,14 +33,6 @@ DAMAGES = (
 )
 
 Members = list[tuple[zipfile.ZipInfo, PurePosixPath]]
-
-
-class ArchiveError(ValueError):
-    """An archive that cannot be used. The message is one sentence."""
-
-
-class WrongArchiveError(ArchiveError):
-    """One that another download may mend."""
 
 
 def unpack_folders(archive: Path, names: Sequence[str], destination: Path) -> PurePosixPath:

@@ -8,7 +8,6 @@ file from the internet runs no code.
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import re
@@ -16,7 +15,6 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,15 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.utils.archive import DAMAGES
+from basicsr.utils.errors import CheckpointError
 from basicsr.utils.files import atomic_write
-from basicsr.utils.registry import ARCH_REGISTRY
 
 LISTED = 8  # names of each kind in a message
-PUBLISHED_EXPANSION = 2.66
-
-
-class CheckpointError(ValueError):
-    """A weights file that cannot be read, or does not fit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,103 +243,6 @@ def apply_weights(net: nn.Module, weights: Weights, strict: bool = True) -> list
 
 def _shape(tensor: Tensor) -> str:
     return '×'.join(str(size) for size in tensor.shape) or 'a number'
-
-
-def network_options(weights: Weights) -> dict[str, Any]:
-    """The file's own `network_g`; without it, those of the Restormer that has these tensors.
-
-    Raises CheckpointError if they are not a Restormer's.
-    """
-    if weights.network_g is not None:
-        return dict(weights.network_g)
-    options = _restormer_options(weights.params)
-    if options is None:
-        raise CheckpointError(
-            f'{weights.path}: the tensors are not those of a Restormer, and the file does not say of which '
-            'network they are (it has no network_g)'
-        )
-    return options
-
-
-def _restormer_options(params: dict[str, Tensor]) -> dict[str, Any] | None:
-    """Read off names and shapes; values are not looked at. None if the tensors are not a Restormer's."""
-    embed, output = params.get('patch_embed.proj.weight'), params.get('output.weight')
-    if embed is None or output is None or embed.ndim != 4 or output.ndim != 4:
-        return None
-
-    def count(level: str) -> int:
-        return len({name.split('.')[1] for name in params if name.startswith(f'{level}.')})
-
-    def heads(*levels: str) -> int:
-        temperatures = (params.get(f'{level}.0.attn.temperature') for level in levels)
-        return next((len(t) for t in temperatures if t is not None and t.ndim), 1)  # without blocks, any fits
-
-    hidden = {
-        (w.shape[1], w.shape[0] // 2)
-        for name, w in params.items()
-        if name.endswith('.ffn.project_in.weight') and w.ndim == 4 and w.shape[1]
-    }
-    expansion = _expansion_factor(hidden)
-    if expansion is None:
-        return None
-    bias_free = any(name.endswith('.norm1.body.weight') for name in params) and not any(
-        name.endswith('.norm1.body.bias') for name in params
-    )
-    return {
-        'type': 'Restormer',
-        'inp_channels': embed.shape[1],
-        'out_channels': output.shape[0],
-        'dim': embed.shape[0],
-        'num_blocks': [
-            count(level) for level in ('encoder_level1', 'encoder_level2', 'encoder_level3', 'latent')
-        ],
-        'num_refinement_blocks': count('refinement'),
-        'heads': [
-            heads('encoder_level1', 'refinement'),
-            heads('encoder_level2'),
-            heads('encoder_level3'),
-            heads('latent'),
-        ],
-        'ffn_expansion_factor': expansion,
-        'bias': 'output.bias' in params,
-        'LayerNorm_type': 'BiasFree' if bias_free else 'WithBias',
-        'dual_pixel_task': 'skip_conv.weight' in params,
-    }
-
-
-def _expansion_factor(widths: set[tuple[int, int]]) -> float | None:
-    """A factor with int(channels · factor) = hidden for every (channels, hidden): the published one if it will
-    do, else the shortest decimal, else None. A pair allows hidden/channels ≤ factor < (hidden + 1)/channels."""
-
-    def fits(factor: float) -> bool:
-        return all(int(channels * factor) == hidden for channels, hidden in widths)
-
-    if fits(PUBLISHED_EXPANSION):
-        return PUBLISHED_EXPANSION
-    low = max(Fraction(hidden, channels) for channels, hidden in widths)
-    decimals = (math.ceil(low * 10**digits) / 10**digits for digits in range(16))
-    return next((factor for factor in decimals if fits(factor)), None)
-
-
-def build_network(weights: Weights) -> nn.Module:
-    """The network of the file, with its weights, on the CPU, in eval mode.
-
-    Raises CheckpointError if the options do not describe a network, or the weights do not fit it.
-    """
-    options = network_options(weights)
-    name = options.pop('type', 'Restormer')
-    # Here, not above: archs import utils, and only this function needs them registered.
-    import basicsr.archs  # noqa: F401
-
-    try:
-        net = ARCH_REGISTRY.get(name)(**options)
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
-        reason = str(error.args[0] if error.args else error).splitlines()[:1]
-        raise CheckpointError(
-            f'{weights.path} describes a network that cannot be built: {"".join(reason)}'
-        ) from error
-    apply_weights(net, weights)
-    return net.eval()
 
 
 def save_checkpoint(

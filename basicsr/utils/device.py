@@ -8,15 +8,12 @@ from pathlib import Path
 
 import torch
 
+from basicsr.utils.errors import DeviceError
 from basicsr.utils.overrides import Overrides
 
 PRECISIONS = ('auto', 'fp32', 'bf16', 'fp16')
 
 _HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-
-class DeviceError(ValueError):
-    """A device or a precision that this machine does not have."""
 
 
 def resolve_device(name: str | torch.device = 'auto') -> torch.device:

@@ -15,12 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from basicsr.utils.errors import LaunchError
+
 Launcher = Literal['none', 'pytorch', 'slurm']
 LAUNCHERS: tuple[Launcher, ...] = ('none', 'pytorch', 'slurm')
-
-
-class LaunchError(ValueError):
-    """Started in a way that does not fit --launcher."""
 
 
 @dataclass(frozen=True)

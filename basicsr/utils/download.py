@@ -16,15 +16,12 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from basicsr.utils.errors import DownloadError
 from basicsr.utils.files import check_room, lock, sync_folder
 
 CHUNK = 1 << 16
 TIMEOUT = 60  # seconds without a byte
 RANGE_IGNORED, RANGE_GIVEN, NOTHING_AFTER = 200, 206, 416  # what a server may answer to a Range
-
-
-class DownloadError(ValueError):
-    """A file that did not come, or came wrong. The message is one sentence."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from basicsr.utils.errors import InUseError
+
 if sys.platform != 'win32':
     import fcntl
 
@@ -127,10 +129,6 @@ def made_folder(path: Path) -> Iterator[None]:
         for folder in made:
             with contextlib.suppress(OSError):  # something is in it, or another process was first
                 folder.rmdir()
-
-
-class InUseError(Exception):
-    """Somebody else is at it."""
 
 
 @contextlib.contextmanager

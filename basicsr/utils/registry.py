@@ -1,8 +1,11 @@
-"""The five registries: what a `type:` in an option file may name."""
+"""The registries: what a `type:` in an option file may name."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 T = TypeVar('T', bound=Callable[..., Any])
@@ -11,6 +14,11 @@ T = TypeVar('T', bound=Callable[..., Any])
 class Registry:
     """Names → classes or functions.
 
+    Args:
+        kind: what the entries are, for messages.
+        modules: pattern of the modules that register entries, such as `basicsr.archs.*_arch`. They are imported when
+            the registry is first asked, so a new file registers itself.
+
     >>> ARCHS = Registry('architecture')
     >>> @ARCHS.register()
     ... class MyNet: ...
@@ -18,13 +26,14 @@ class Registry:
     True
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, modules: str = '') -> None:
         self.kind = kind
+        self._modules = modules
         self._entries: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: Any = None) -> Any:
-        """Decorator, with the name to register or without, and with or without parentheses; `register(MyNet)` is the
-        same without being one. Raises ValueError if another object already has the name."""
+        """Decorator, with or without a name, with or without parentheses; `register(MyNet)` is a plain call. Raises
+        ValueError if another object already has the name."""
         if callable(name):
             return self.register()(name)
 
@@ -38,26 +47,39 @@ class Registry:
                 raise ValueError(
                     f'{self.kind} {key!r} is registered twice: {known.__module__}, {entry.__module__}'
                 )
-            self._entries[key] = entry  # the same definition imported again (a reload) replaces itself
+            self._entries[key] = entry  # a module that is reloaded replaces its own entries
             return entry
 
         return add
 
     def get(self, name: str) -> Callable[..., Any]:
-        """Raises KeyError, naming what there is, if nothing has this name."""
+        """Raises KeyError, listing the known names, if nothing has this name."""
+        self._import_modules()
         if name not in self._entries:
             raise KeyError(f'no {self.kind} is called {name!r}; there are: {", ".join(self.names())}')
         return self._entries[name]
 
     def names(self) -> list[str]:
+        self._import_modules()
         return sorted(self._entries)
 
     def __contains__(self, name: object) -> bool:
+        self._import_modules()
         return name in self._entries
 
+    def _import_modules(self) -> None:
+        pattern, self._modules = self._modules, ''
+        if pattern:
+            package = importlib.import_module(pattern.rpartition('.')[0])
+            for module in pkgutil.iter_modules(package.__path__, f'{package.__name__}.'):
+                if fnmatchcase(module.name, pattern):
+                    importlib.import_module(module.name)
 
-ARCH_REGISTRY = Registry('architecture')
-DATASET_REGISTRY = Registry('dataset')
-LOSS_REGISTRY = Registry('loss')
-METRIC_REGISTRY = Registry('metric')
-MODEL_REGISTRY = Registry('model')
+
+ARCH_REGISTRY = Registry('architecture', 'basicsr.archs.*_arch')
+DATASET_REGISTRY = Registry('dataset', 'basicsr.data.*_dataset')
+LOSS_REGISTRY = Registry('loss', 'basicsr.losses.*_loss')
+METRIC_REGISTRY = Registry('metric', 'basicsr.metrics.*')
+MODEL_REGISTRY = Registry('model', 'basicsr.models.*_model')
+OPTIMIZER_REGISTRY = Registry('optimizer', 'basicsr.models.optimizers')
+SCHEDULER_REGISTRY = Registry('scheduler', 'basicsr.models.schedulers')

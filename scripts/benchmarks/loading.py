@@ -13,9 +13,10 @@ import cv2
 import torch
 
 from basicsr.data.packed_image_dataset import Dataset_PackedImage
-from basicsr.data.paired_image_dataset import Dataset_PairedImage, collate
-from basicsr.data.stages import Stages, TrainingBatches, TrainingOrder
+from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.data.sampler import Stages, TrainingBatches, TrainingOrder
 from basicsr.data.synthetic_blur_dataset import Dataset_SyntheticBlur
+from basicsr.data.transforms import collate
 from scripts.benchmarks.pairs import check_patches, make_pairs, pack, recipe
 from scripts.benchmarks.table import Column, Report, multiple, seconds
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from basicsr.inference.memory import is_out_of_memory
-from basicsr.utils.device import DeviceError, resolve_device, resolve_precision
+from basicsr.utils.device import resolve_device, resolve_precision
+from basicsr.utils.errors import DeviceError
+from basicsr.utils.memory import is_out_of_memory
 from scripts.benchmarks import PRECISIONS
 from scripts.benchmarks.table import Row
 

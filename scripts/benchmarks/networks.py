@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.archs.from_weights import build_network, network_options
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.utils.checkpoint import build_network, load_weights, network_options
+from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.files import ROOT
 
 

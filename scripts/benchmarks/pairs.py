@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basicsr.data.paired_image_dataset import SYMMETRIES, to_float, to_tensor
+from basicsr.data.transforms import SYMMETRIES, to_float, to_tensor
+from basicsr.options.option_file import read_yaml
 from basicsr.utils.files import ROOT
-from basicsr.utils.options import read_yaml
 from scripts import prepare_data
 
 RECIPE = ROOT / 'options' / 'Deblurring_Restormer.yml'

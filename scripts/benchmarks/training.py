@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.data.paired_image_dataset import to_float
-from basicsr.data.parallel import processors
-from basicsr.data.stages import TrainingBatches, TrainingOrder, stages_of
-from basicsr.inference.memory import keep_all_memory
+from basicsr.data.loader import build_dataset, start_worker, training_loader
+from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
+from basicsr.data.transforms import to_float
 from basicsr.models.image_clean_model import ImageCleanModel
-from basicsr.models.option_checks import read_options
-from basicsr.models.training import build_dataset, start_worker, training_loader
+from basicsr.options.load import read_options
 from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import Process
+from basicsr.utils.memory import keep_all_memory
+from basicsr.utils.parallel import processors
 from scripts.benchmarks.measuring import (
     WARM_UP,
     Memory,

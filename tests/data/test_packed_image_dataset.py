@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from basicsr.data.packed_image_dataset import Dataset_PackedImage, read_index
-from basicsr.data.paired_image_dataset import Dataset_PairedImage, collate
-from basicsr.data.sources import DataError
-from basicsr.data.stages import SampleKey, Stages, TrainingBatches, TrainingOrder
+from basicsr.data.pack_format import read_index
+from basicsr.data.packed_image_dataset import Dataset_PackedImage
+from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.data.sampler import SampleKey, Stages, TrainingBatches, TrainingOrder
+from basicsr.data.transforms import collate
+from basicsr.utils.errors import DataError
 
 _spec = importlib.util.spec_from_file_location(
     'prepare_data', Path(__file__).resolve().parents[2] / 'scripts' / 'prepare_data.py'

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from basicsr.data.paired_image_dataset import Dataset_PairedImage, collate, random_crop, to_float, to_tensor
-from basicsr.data.sources import DataError
-from basicsr.data.stages import SampleKey, Stages, TrainingBatches, TrainingOrder
+from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.data.sampler import SampleKey, Stages, TrainingBatches, TrainingOrder
+from basicsr.data.transforms import collate, random_crop, to_float, to_tensor
+from basicsr.utils.errors import DataError
 
 RNG = np.random.default_rng(0)
 

@@ -12,7 +12,9 @@ import pytest
 from PIL import ImageOps
 from torch.utils.data import DataLoader
 
-from basicsr.data.sources import DataError, FolderSource, LMDBSource, decode, open_source, read_meta_info
+from basicsr.data.sources import FolderSource, LMDBSource, open_source, read_meta_info
+from basicsr.images.decode import decode
+from basicsr.utils.errors import DataError
 
 RNG = np.random.default_rng(0)
 RGB = cv2.resize(RNG.integers(0, 256, (4, 6, 3), np.uint8), (30, 20), interpolation=cv2.INTER_CUBIC)

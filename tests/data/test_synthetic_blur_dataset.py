@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from basicsr.data.blur.parameters import BlurParameters
+from basicsr.data.mixed_dataset import ROUNDS, Dataset_Mixed
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
-from basicsr.data.sources import DataError
-from basicsr.data.stages import SampleKey
-from basicsr.data.synthetic_blur import BlurParameters
-from basicsr.data.synthetic_blur_dataset import ROUNDS, Dataset_Mixed, Dataset_SyntheticBlur
-from basicsr.models.option_checks import read_options
-from basicsr.utils.options import OptionError, json_schema
+from basicsr.data.sampler import SampleKey
+from basicsr.data.synthetic_blur_dataset import Dataset_SyntheticBlur
+from basicsr.options.json_schema import json_schema
+from basicsr.options.load import read_options
+from basicsr.utils.errors import DataError, OptionError
 
 KEY = SampleKey(index=1, number=5, patch=32, seed=9)
 
@@ -80,7 +81,7 @@ def test_the_key_says_all(folder):
 
 def test_workers_make_the_same_bytes(folder):
     code = (
-        'import zlib; from basicsr.data.stages import SampleKey; '
+        'import zlib; from basicsr.data.sampler import SampleKey; '
         'from basicsr.data.synthetic_blur_dataset import Dataset_SyntheticBlur; '
         f'sample = Dataset_SyntheticBlur(dataroot_gt={folder!r}, foreground=1)[SampleKey{tuple(KEY)}]; '
         'checksum = zlib.crc32(sample["lq"].numpy().tobytes() + sample["gt"].numpy().tobytes())'

@@ -11,7 +11,7 @@ import torch
 
 from basicsr.archs import restormer_arch
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.inference.strips import StripEngine
+from basicsr.inference.strip_engine import StripEngine
 from basicsr.ops import layers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

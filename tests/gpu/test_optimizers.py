@@ -9,8 +9,8 @@ from kill_and_resume import options
 
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.models.optimizers import Muon
+from basicsr.options.load import load_options
 from basicsr.utils.dist import Process
-from basicsr.utils.options import load_options
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.data.parallel import in_stages
+from basicsr.evaluation.evaluate import evaluate
 from basicsr.inference import Restorer
-from basicsr.inference.strips import STRIP_BYTES, StripEngine
+from basicsr.inference.strip_engine import STRIP_BYTES, StripEngine
 from basicsr.inference.tiles import restore_tiles
-from basicsr.models.validation import Metric, evaluate
+from basicsr.metrics.metric import Metric
 from basicsr.utils.logger import get_logger
+from basicsr.utils.parallel import in_stages
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 

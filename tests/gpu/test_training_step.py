@@ -10,9 +10,9 @@ import yaml
 from kill_and_resume import options
 
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
-from basicsr.models.optimizers import OPTIMIZERS
+from basicsr.options.load import load_options
 from basicsr.utils.dist import Process
-from basicsr.utils.options import load_options
+from basicsr.utils.registry import OPTIMIZER_REGISTRY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -97,7 +97,7 @@ def test_recorded_steps_are_the_steps(make, precision, accumulate, checkpointing
 
 
 @pytest.mark.parametrize('cuda_graph', [True, False])
-@pytest.mark.parametrize('kind', list(OPTIMIZERS))
+@pytest.mark.parametrize('kind', OPTIMIZER_REGISTRY.names())
 def test_a_bad_step_changes_no_bit(make, kind, cuda_graph):
     model = make(optim_g={'type': kind, 'lr': 1e-3}, cuda_graph=cuda_graph)
     model.step([batch(1)], 1)

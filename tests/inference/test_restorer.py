@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from basicsr import tasks
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.inference import RestoreError, Restorer, restore_tensor, restorer, tasks
-from basicsr.inference.strips import STRIP_BYTES, STRIP_BYTES_CPU, StripEngine
+from basicsr.inference import RestoreError, Restorer, restore_tensor, restorer
+from basicsr.inference.strip_engine import STRIP_BYTES, STRIP_BYTES_CPU, StripEngine
 from basicsr.inference.tiles import restore_tiles
-from basicsr.utils.checkpoint import CheckpointError, save_checkpoint
-from basicsr.utils.device import DeviceError
+from basicsr.utils.checkpoint import save_checkpoint
+from basicsr.utils.errors import CheckpointError, DeviceError
 from basicsr.utils.logger import get_logger
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,6 @@ import pydantic
 import pytest
 import torch
 
-import basicsr.losses  # noqa: F401  registers them
 from basicsr.losses.pixel_loss import CharbonnierLoss, L1Loss, MSELoss, PSNRLoss
 from basicsr.utils.registry import LOSS_REGISTRY
 

@@ -14,16 +14,17 @@ import torch
 import yaml
 from kill_and_resume import options
 
-from basicsr.data.stages import mixup_generator
+from basicsr.archs.from_weights import network_options
+from basicsr.data.sampler import mixup_generator
 from basicsr.inference import Restorer
 from basicsr.models import image_clean_model
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.models.recorded import RecordedGradient
-from basicsr.utils.checkpoint import CheckpointError, load_weights, network_options
-from basicsr.utils.device import DeviceError
+from basicsr.options.load import load_options
+from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.dist import Process
+from basicsr.utils.errors import CheckpointError, DeviceError
 from basicsr.utils.logger import get_logger
-from basicsr.utils.options import load_options
 from basicsr.utils.registry import ARCH_REGISTRY
 
 CPU = torch.device('cpu')

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import pytest
 
-from basicsr.inference.tasks import TASKS
+from basicsr.tasks import TASKS
 from basicsr.utils import download
 from basicsr.utils.download import RemoteFile
 from basicsr.utils.files import ROOT

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from basicsr.inference import Restorer, tasks
-from basicsr.inference.image_files import read_image, write_png
+from basicsr import tasks
+from basicsr.images.reader import read_image
+from basicsr.images.writer import write_png
+from basicsr.inference import Restorer
+from basicsr.metrics.aligned import calculate_aligned
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim, calculate_ssim_3d
-from basicsr.metrics.realblur import calculate_aligned
-from basicsr.models import validation
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.files import ROOT
 
@@ -97,9 +98,9 @@ def at_once(monkeypatch):
 @pytest.fixture(params=[False, True], ids=['in turn', 'threads'])
 def threads(request, monkeypatch):
     """As on a GPU: of the device 'meta' it is only said that it does the work."""
-    staged = validation.in_stages
+    staged = evaluate.in_stages
     if request.param:
-        monkeypatch.setattr(validation, 'in_stages', lambda *given: staged(*given[:-1], torch.device('meta')))
+        monkeypatch.setattr(evaluate, 'in_stages', lambda *given: staged(*given[:-1], torch.device('meta')))
 
 
 def run(*arguments, data='data'):

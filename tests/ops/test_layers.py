@@ -11,8 +11,8 @@ import torch
 pytest.importorskip('triton')
 from basicsr.archs import restormer_arch
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.inference import blocks
-from basicsr.inference.strips import StripEngine
+from basicsr.inference import strip_layers
+from basicsr.inference.strip_engine import StripEngine
 from basicsr.ops import kernels, layers
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +24,7 @@ TINY = {'dim': 4, 'num_blocks': [0, 1, 0, 1], 'num_refinement_blocks': 0, 'heads
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    for module in (layers, restormer_arch, blocks):
+    for module in (layers, restormer_arch, strip_layers):
         monkeypatch.setattr(module, 'uses_triton', lambda x: x.dtype != torch.float64)
     monkeypatch.setattr(layers, 'kernels', kernels)
 

@@ -12,7 +12,7 @@ import torch
 
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.restorer import restore_tensor
-from basicsr.inference.tasks import default_weights
+from basicsr.tasks import default_weights
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.files import ROOT
 

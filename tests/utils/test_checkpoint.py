@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from basicsr.archs.from_weights import build_network, network_options
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.utils.checkpoint import (
-    CheckpointError,
-    Weights,
-    apply_weights,
-    build_network,
-    load_weights,
-    network_options,
-    read_checkpoint,
-    save_checkpoint,
-)
+from basicsr.utils.checkpoint import Weights, apply_weights, load_weights, read_checkpoint, save_checkpoint
+from basicsr.utils.errors import CheckpointError
 
 TINY = {
     'inp_channels': 3,

@@ -11,13 +11,13 @@ import torch
 from basicsr.utils import device
 from basicsr.utils.device import (
     PRECISIONS,
-    DeviceError,
     precision_name,
     repeatable,
     resolve_device,
     resolve_precision,
     without_tf32,
 )
+from basicsr.utils.errors import DeviceError
 from basicsr.utils.files import ROOT
 
 

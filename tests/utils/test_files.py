@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from basicsr.utils import files
+from basicsr.utils.errors import InUseError
 from basicsr.utils.files import (
     ROOT,
-    InUseError,
     absolute,
     as_json,
     atomic_write,

@@ -1,0 +1,1 @@
+"""Realistic motion blur for sharp photographs."""

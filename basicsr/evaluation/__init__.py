@@ -1,0 +1,1 @@
+"""Restore a set of images, measure it, report it."""

@@ -1,0 +1,362 @@
+"""The exact result for a whole image in bounded working memory, and fast.
+
+A transformer block needs of the image no more than sums over its pixels (the attention statistics) and one row
+above and below (the 3×3 depthwise convolutions). So each half of a block runs on horizontal strips: sum the
+statistics over all strips, finish the small attention matrices, apply them strip by strip. This is not tiling: no
+seam, no other statistics.
+
+What makes it fast on a processor is the same: temporaries stay near the caches, and are small enough that the
+allocator hands the same memory out again, where a fresh page costs more than the arithmetic on it. Pixels lie
+channels-last, so that every 1×1 convolution is a matrix product on the memory as it is, and blocks work in
+place: of what must live at full size there is one copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Hashable
+from itertools import pairwise
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from basicsr.archs.restormer_arch import Restormer
+from basicsr.inference.strip_layers import Attention, Dense, FeedForward, Point, Strip, Workspace
+from basicsr.inference.tlc import Cells
+from basicsr.ops import no_autocast
+from basicsr.utils.memory import empty, keep_freed_memory
+
+# The largest temporary of a strip. Measured on a CPU with 2 MiB of second-level cache per core; an accelerator
+# wants more work at once.
+STRIP_BYTES_CPU = 4_000_000
+STRIP_BYTES = 256_000_000
+
+# For `StripEngine.memory`: temporaries of a strip at the same time, in sizes of the largest; images at full size
+# (input, padded input, output); what the libraries and the allocator keep for themselves.
+_TEMPORARIES = 10
+_ROW_TEMPORARIES = 12  # the same for strips of one row, which have more halo than rows
+_IMAGES = 3
+_CELL_MATRICES = 6  # of each cell or window at a time: Gram matrices, their sums, and the softmax's steps
+_SLACK = 96_000_000
+
+# Record CUDA graphs of images of up to so many pixels, Full HD: launching is a small part of the time beyond, and a
+# graph's memory is its own.
+_RECORDED_PIXELS = 2**21
+
+
+class StripEngine:
+    """Runs a Restormer in strips; a call gives what the network itself would, up to rounding.
+
+    Args:
+        net: its weights are taken as they are now; later changes to it may or may not be seen.
+        dtype: what features are kept and multiplied in; None: that of the weights. Sums, normalisations and
+            softmax are never below single precision, nor are the first and the last convolution.
+        window: side of TLC's windows at full resolution, a multiple of 8; None for plain inference.
+        strip_bytes: size of the largest temporary; None for what is fast on the network's device. A strip has
+            one row at least. May be changed between calls.
+    """
+
+    multiple = Restormer.multiple
+
+    def __init__(
+        self,
+        net: Restormer,
+        dtype: torch.dtype | None = None,
+        window: int | None = None,
+        strip_bytes: int | None = None,
+    ) -> None:
+        weight = net.patch_embed.proj.weight
+        self.device = weight.device
+        self.full_dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.dtype = dtype or self.full_dtype
+        self.dim = len(weight)
+        if window is not None and (window < 1 or window % self.multiple):
+            raise ValueError(f'window: found {window}; allowed: a positive multiple of {self.multiple}')
+        self.window = window
+        self.grids: dict[tuple[int, int, int | None], Cells] = {}
+        self.recorded = _Recorded()
+        self.strip_bytes = strip_bytes or (STRIP_BYTES_CPU if self.device.type == 'cpu' else STRIP_BYTES)
+
+        # Parameters of its own in the same memory, which stays where it is when the network moves.
+        own = {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in net.parameters()}
+        net = copy.deepcopy(net, own)
+
+        def dense(part: torch.nn.Module, shuffled: bool = False) -> Dense:
+            return Dense(part.body[0], self.dtype, shuffled)  # type: ignore[index]
+
+        def blocks(*parts: torch.nn.Sequential) -> list[Attention | FeedForward]:
+            return [
+                half
+                for part in parts
+                for block in part
+                for half in (
+                    Attention(block.norm1, block.attn, self.dtype),
+                    FeedForward(block.norm2, block.ffn, self.dtype),
+                )
+            ]
+
+        with torch.no_grad():
+            self.embed = Dense(net.patch_embed.proj, self.full_dtype)
+            self.encoder = [
+                blocks(part)
+                for part in (net.encoder_level1, net.encoder_level2, net.encoder_level3, net.latent)
+            ]
+            self.down = [dense(part) for part in (net.down1_2, net.down2_3, net.down3_4)]
+            self.up = [dense(part, shuffled=True) for part in (net.up2_1, net.up3_2, net.up4_3)]
+            self.reduce = {
+                level: [
+                    Point(half, bias, self.dtype)
+                    for half, bias in zip(conv.weight.flatten(1).chunk(2, 1), (None, conv.bias), strict=True)
+                ]
+                for level, conv in ((1, net.reduce_chan_level2), (2, net.reduce_chan_level3))
+            }
+            self.decoder = [
+                blocks(net.decoder_level1, net.refinement),
+                blocks(net.decoder_level2),
+                blocks(net.decoder_level3),
+            ]
+            self.skip = None
+            if net.dual_pixel_task:
+                self.skip = Point(net.skip_conv.weight.flatten(1), net.skip_conv.bias, self.full_dtype)
+            self.output = Dense(net.output, self.full_dtype)
+        self.out_channels = len(self.output.weight)
+        # Of the largest temporaries, per column at full resolution: further down columns are fewer.
+        self.levels = [*enumerate(self.encoder), *enumerate(self.decoder)]
+        self.widest = max(
+            [8 * self.dim, *(half.channels >> level for level, halves in self.levels for half in halves)]
+        )
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W), H and W multiples of 8, values in [0, 1]; the same comes out, not clamped."""
+        B, _, H, W = x_BCHW.shape
+        if H % self.multiple or W % self.multiple:
+            raise ValueError(
+                f'input of {tuple(x_BCHW.shape)}: height and width must be multiples of {self.multiple}'
+            )
+        y_BHWC = torch.empty(B, H, W, self.out_channels, dtype=self.full_dtype, device=self.device)
+        if self.device.type == 'cpu':
+            keep_freed_memory()
+        with torch.inference_mode(), no_autocast(self.device), torch.cuda.device_of(x_BCHW):
+            if self._is_recorded(B * H * W):
+                key = (x_BCHW.shape, x_BCHW.dtype, self.strip_bytes)
+                self.recorded.run(key, self._restore_all, x_BCHW, y_BHWC)
+            else:
+                self._restore_all(x_BCHW, y_BHWC)
+        return y_BHWC.permute(0, 3, 1, 2)
+
+    def _is_recorded(self, pixels: int) -> bool:
+        if self.device.type != 'cuda' or pixels > _RECORDED_PIXELS:
+            return False
+        # A recording's input and result are used in the order of this stream alone.
+        return torch.cuda.current_stream() == torch.cuda.default_stream()
+
+    def _restore_all(self, x_BCHW: Tensor, y_BHWC: Tensor) -> None:
+        workspace = Workspace(self.dtype, self.device)  # of this call: several threads may restore at once
+        for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: statistics are an image's own
+            self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace)
+
+    def memory(self, H: int, W: int) -> int:
+        """Bytes that a call takes at most for each image, input and output among them; beyond the weights."""
+        row = self._row_bytes(W)
+        strips = max(_TEMPORARIES * min(self.strip_bytes, H * row), _ROW_TEMPORARIES * row)
+        return self._at_full_size(H, W) + strips
+
+    def fit(self, H: int, W: int, limit: int) -> bool:
+        """Makes the strips smaller if need be, so that `memory` is within a limit; whether that is possible."""
+        if self.memory(H, W) <= limit:
+            return True
+        left = limit - self._at_full_size(H, W)
+        if left < _ROW_TEMPORARIES * self._row_bytes(W):
+            return False
+        self.strip_bytes = min(self.strip_bytes, left // _TEMPORARIES)
+        return True
+
+    def _at_full_size(self, H: int, W: int) -> int:
+        # At its first level the decoder's features are twice as wide, beside the second level's. On a CPU the
+        # front half of that memory is not there before it is touched, and the deeper levels are gone by then.
+        levels = 2.5 if self.device.type == 'cpu' else 2.875
+        channels = max(self.embed.weight.shape[1], self.out_channels)
+        images = _IMAGES * H * W * channels * self.full_dtype.itemsize
+        return int(levels * self.dim * H * W * self.dtype.itemsize) + images + self._cells(H, W) + _SLACK
+
+    def _cells(self, H: int, W: int) -> int:
+        """Bytes of the matrices of TLC's cells and windows, at the level where there are most."""
+        if self.window is None:
+            return 0
+        most = 0
+        for level, halves in self.levels:
+            cells = Cells.of(H >> level, W >> level, self.window >> level)
+            numel = max((half.cell_numel for half in halves if isinstance(half, Attention)), default=0)
+            most = max(most, max(len(cells), cells.windows) * numel)
+        return _CELL_MATRICES * most * self.full_dtype.itemsize
+
+    def _row_bytes(self, W: int) -> int:
+        return W * self.widest * self.dtype.itemsize
+
+    def _restore(self, image_HWC: Tensor, result_HWC: Tensor, workspace: Workspace) -> None:
+        H, W, _ = image_HWC.shape
+        C = self.dim
+        # The decoder's first level holds the encoder's features beside the upsampled ones. So the encoder
+        # works in the back half of that memory, from where `_widen` spreads them out in place.
+        memory = empty(self.dtype, self.device, 2 * H * W * C)
+        levels = [memory[H * W * C :].view(H, W, C)]
+        for top, bottom in self._strips(H, W * C):
+            levels[0][top:bottom] = self.embed(image_HWC, top, bottom)
+        for level in range(3):
+            self._run(self.encoder[level], levels[level], level, workspace)
+            levels.append(self._downsample(self.down[level], levels[level]))
+        x_HWC = levels.pop()
+        self._run(self.encoder[3], x_HWC, 3, workspace)
+        for level in (2, 1):
+            skip_HWC = levels.pop()
+            self._upsample(level, x_HWC, skip_HWC)
+            x_HWC = skip_HWC
+            self._run(self.decoder[level], x_HWC, level, workspace)
+        wide_HWC = memory.view(H, W, 2 * C)
+        self._widen(levels.pop(), wide_HWC)
+        self._upsample(0, x_HWC, wide_HWC)
+        del x_HWC, skip_HWC
+        self._run(self.decoder[0], wide_HWC, 0, workspace)
+        for top, bottom in self._strips(H, W * C * 2):
+            result_HWC[top:bottom] = self._output(image_HWC, wide_HWC, top, bottom)
+
+    def _strips(self, height: int, row_numel: int, step: int = 1) -> list[tuple[int, int]]:
+        return _cut(0, height, self._rows(row_numel), step)
+
+    def _rows(self, row_numel: int) -> int:
+        """How many rows of so many numbers a temporary may have."""
+        return max(1, self.strip_bytes // (row_numel * self.dtype.itemsize))
+
+    def _run(
+        self, halves: list[Attention | FeedForward], x_HWC: Tensor, level: int, workspace: Workspace
+    ) -> None:
+        """In place."""
+        H, W, _ = x_HWC.shape
+        cells = self._grid(H, W, self.window and self.window >> level)
+
+        def cut(channels: int) -> list[Strip]:
+            rows = self._rows(W * channels)
+            return [
+                Strip(top, bottom, row)
+                for row, (first, last) in enumerate(cells.rows)
+                for top, bottom in _cut(first, last, rows)
+            ]
+
+        for half in halves:
+            half.run(x_HWC, cells, cut, workspace)
+
+    def _grid(self, H: int, W: int, window: int | None) -> Cells:
+        """Made once for a size: copying its matrices to a GPU waits for all that goes on there. Never forgotten, as a
+        recorded graph reads them."""
+        key = (H, W, window)
+        if key not in self.grids:
+            self.grids[key] = Cells.of(H, W, window, self.device)
+        return self.grids[key]
+
+    def _downsample(self, convolution: Dense, x_HWC: Tensor) -> Tensor:
+        """Convolution, then pixel-unshuffle."""
+        H, W, C = x_HWC.shape
+        y_HWC = empty(self.dtype, self.device, H // 2, W // 2, 2 * C)
+        y_HWcij = y_HWC.view(H // 2, W // 2, C // 2, 2, 2)
+        for top, bottom in self._strips(H, W * C, step=2):
+            part_nWc = convolution(x_HWC, top, bottom)
+            y_HWcij[top // 2 : bottom // 2] = part_nWc.view(-1, 2, W // 2, 2, C // 2).permute(0, 2, 4, 1, 3)
+        return y_HWC
+
+    def _upsample(self, level: int, x_HWC: Tensor, skip_HWC: Tensor) -> None:
+        """Convolution, then pixel-shuffle, into the level above, beside the skip that is there: at level 0 as
+        the front half of its channels, further down both reduced to as many as the skip has."""
+        H, W, _ = x_HWC.shape
+        C = self.dim << level
+        skip_HiWjK = skip_HWC.view(H, 2, W, 2, -1)
+        for top, bottom in self._strips(H, W * 4 * C):
+            up_nWijC = self.up[level](x_HWC, top, bottom).reshape(-1, W, 2, 2, C)
+            place_niWjK = skip_HiWjK[top:bottom]
+            if level == 0:
+                place_niWjK[..., :C] = up_nWijC.permute(0, 2, 1, 3, 4)
+                continue
+            from_up, from_skip = self.reduce[level]
+            reduced_NC = torch.empty_like(up_nWijC).view(-1, C)
+            from_up.into(up_nWijC.view(-1, C), reduced_NC)
+            skip_NC = place_niWjK.reshape(-1, C).clone()
+            from_skip.into(skip_NC, place_niWjK.view(-1, C))
+            place_niWjK += reduced_NC.view(up_nWijC.shape).permute(0, 2, 1, 3, 4)
+
+    def _widen(self, narrow_HWC: Tensor, wide_HWC: Tensor) -> None:
+        """Rows of the narrow features, which lie in the back half of the wide ones' memory, to their place
+        there, as the back half of the channels. What is written lies before all that is still to be read, but
+        for the strip's own rows, and those are copied first."""
+        H, W, C = narrow_HWC.shape
+        for top, bottom in self._strips(H, W * C):
+            wide_HWC[top:bottom, :, C:] = narrow_HWC[top:bottom].clone()
+
+    def _output(self, image_HWC: Tensor, x_HWC: Tensor, top: int, bottom: int) -> Tensor:
+        if self.skip is None:
+            return self.output(x_HWC, top, bottom) + image_HWC[top:bottom]
+        # With one more row above and below, as the convolution will want them.
+        H, _, K = x_HWC.shape
+        first, last = max(top - 1, 0), min(bottom + 1, H)
+        x_nWK = x_HWC[first:last].to(self.full_dtype, copy=True)
+        embedded_NC = self.embed(image_HWC, first, last).reshape(-1, self.dim)
+        self.skip.add_to(x_nWK.view(-1, K), embedded_NC)
+        return self.output.rows(x_nWK, top == 0, bottom == H)
+
+
+class _Recorded:
+    """One size's kernels as a CUDA graph. Launching some thousand one by one takes longer than a fast GPU takes to run
+    them on a small image. Recorded when a size comes for the second time in a row, forgotten when another comes."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.forget()
+
+    def __reduce__(self) -> tuple[type[_Recorded], tuple[()]]:
+        return _Recorded, ()  # a copy of an engine, or one from a pickle, begins without a graph
+
+    def forget(self) -> None:
+        """Gives its memory back."""
+        self.key: Hashable = None
+        self.refused = False  # whether recording failed
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.x = self.y = torch.empty(0)
+
+    def run(self, key: Hashable, restore: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
+        """restore(x, y), which writes y, and depends on nothing but the key and the contents of x. On the default
+        stream."""
+        with self.lock:
+            if key == self.key and not self.refused and self.graph is None:
+                try:
+                    self._record(restore, x, y)
+                except RuntimeError:  # no memory for it, or another thread at work on the device
+                    self.refused = True
+            if key == self.key and self.graph is not None:
+                self.x.copy_(x)
+                self.graph.replay()
+                y.copy_(self.y)
+                return
+            if key != self.key:
+                self.forget()
+            restore(x, y)
+            self.key = key
+
+    def _record(self, restore: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
+        x, result = x.clone(), torch.empty_like(y)
+        graph = torch.cuda.CUDAGraph()
+        # Threads that read the next image may pin memory meanwhile.
+        stream, mode = torch.cuda.Stream(), 'thread_local'
+        with _ONE_RECORDS, torch.cuda.graph(graph, stream=stream, capture_error_mode=mode):
+            restore(x, result)
+        self.x, self.y, self.graph = x, result, graph
+
+
+_ONE_RECORDS = threading.Lock()  # CUDA records one graph at a time
+
+
+def _cut(first: int, last: int, rows: int, step: int = 1) -> list[tuple[int, int]]:
+    """Parts of about equal size, of at most `rows` (but not less than `step`), and multiples of `step`."""
+    units = (last - first) // step
+    count = ceil(units / max(1, rows // step))
+    edges = [first + step * (units * i // count) for i in range(count + 1)]
+    return list(pairwise(edges))

@@ -1,0 +1,1 @@
+"""Option files: reading with line numbers, checks, JSON schema."""

@@ -1,0 +1,25 @@
+"""The JSON schema of option files, for editors: python -m basicsr.options.json_schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from basicsr.options.load import options_model
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without a title for every key, which only repeats its name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def json_schema() -> dict[str, Any]:
+    return options_model().model_json_schema(schema_generator=_Untitled)
+
+
+if __name__ == '__main__':
+    print(json.dumps(json_schema(), indent=1, sort_keys=True))

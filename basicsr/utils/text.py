@@ -1,0 +1,19 @@
+"""Values and names as messages show them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+def show(value: Any) -> str:
+    """As it would stand in a file, shortened."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """For messages."""
+    names = list(names)
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')

@@ -1,0 +1,267 @@
+"""Whether the largest stage is found, tried without a trace, and refused with advice if it does not fit."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from kill_and_resume import ROOT, command, options, run
+
+from basicsr import train as entry
+from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
+from basicsr.models.image_clean_model import ImageCleanModel
+from basicsr.options.load import load_options
+from basicsr.training import preflight
+from basicsr.training.preflight import check_memory
+from basicsr.utils.dist import Process
+from basicsr.utils.errors import PreflightError
+from basicsr.utils.logger import get_logger
+
+
+@pytest.fixture
+def prepare(runs, tmp_path):
+    """A model, its stages, the order of its samples, and the set."""
+
+    def prepare(first=1, *, stages=None, **train):
+        content = options(tmp_path, 'unit', **train)
+        if stages:
+            names = ('gt_sizes', 'mini_batch_sizes', 'iters')
+            content['datasets']['train'].update(zip(names, map(list, zip(*stages, strict=True)), strict=True))
+        path = tmp_path / 'options.yml'
+        path.write_text(yaml.safe_dump(content))
+        checked, _, mistakes = load_options(path)
+        assert not mistakes
+        model = ImageCleanModel(checked, torch.device('cpu'), Process())
+        stages = stages_of(checked.datasets['train'])
+        batches = TrainingBatches(TrainingOrder(6, 5), stages, first, sum(stages.iters))
+        data = Dataset_PairedImage(str(tmp_path / 'input'), str(tmp_path / 'target'))
+        return model, stages, batches, data
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ('first', 'checkpointing', 'largest'),
+    [
+        (1, False, [1]),
+        (12, False, [2]),
+        (17, False, [3]),
+        (1, True, [1]),
+        (1, [False, True, False, True], [1, 2]),
+        (17, [False, True, False, True], [3]),
+    ],
+)
+def test_the_largest_stage_to_come_is_tried_of_each_kind(prepare, monkeypatch, first, checkpointing, largest):
+    """Stages of 8, 12, 9 and 4 thousand pixels or so."""
+    model, *rest = prepare(
+        first,
+        stages=[(16, 32, 5), (32, 12, 6), (48, 4, 5), (64, 1, 4)],
+        activation_checkpointing=checkpointing,
+    )
+    tried = []
+    monkeypatch.setattr(preflight, '_rehearse', lambda _, batch, stage: (tried.append(stage), ''))
+    check_memory(model, *rest)
+    assert tried == largest
+
+
+def test_of_two_equal_stages_the_one_with_larger_patches_is_tried(prepare, monkeypatch):
+    """In the paper's recipe 4·192² = 1·384²: only the first could do with fewer patches."""
+    model, *rest = prepare(stages=[(32, 4, 5), (64, 1, 5), (16, 8, 5)])
+    tried = []
+    monkeypatch.setattr(preflight, '_rehearse', lambda _, batch, stage: (tried.append(stage), ''))
+    check_memory(model, *rest)
+    assert tried == [1]
+
+
+def test_a_run_that_goes_on_with_larger_batches_has_no_samples_before_its_own(prepare):
+    """Iteration 4 of stage 1 begins with sample 12: as if those before had been larger, it would be 48."""
+    model, stages, _, data = prepare()
+    batches = TrainingBatches(TrainingOrder(6, 5), stages, 4, 9, accumulate=4, first_sample=12)
+    seen = []
+    check_memory(model, stages, batches, Recorder(data, seen))
+    assert seen == [12, 13, 14, 15]
+
+
+class Recorder:
+    """A dataset that remembers the numbers of its samples."""
+
+    def __init__(self, data, seen):
+        self.data, self.seen = data, seen
+
+    def __getitem__(self, key):
+        self.seen.append(key.number)
+        return self.data[key]
+
+
+def test_processes_of_one_machine_share_its_memory(prepare, monkeypatch):
+    model, *rest = prepare()
+    monkeypatch.setattr(preflight, '_estimate', lambda *_: 300)
+    monkeypatch.setattr(preflight, '_later', lambda _: 0)
+    monkeypatch.setattr(preflight, 'free_memory', lambda _: 500)
+    check_memory(model, *rest)
+    three = [('elsewhere', 300), (platform.node(), 300), (platform.node(), 300)]
+    real = Process.gather
+    monkeypatch.setattr(Process, 'gather', lambda self, it: three if isinstance(it, tuple) else real(self, it))
+    with pytest.raises(PreflightError, match='does not fit'):
+        check_memory(model, *rest)
+
+
+def test_a_network_that_cannot_be_compiled_is_a_sentence(prepare, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError('no compiler')
+
+    real = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda net, **how: real(net, backend=refuse, **how))
+    with pytest.raises(
+        PreflightError, match=r'train\.compile: found true, but .*no compiler.*; allowed: false'
+    ):
+        check_memory(*prepare(compile=True))
+
+
+def test_nothing_of_the_run_changes(prepare):
+    model, *rest = prepare(ema_decay=0.9)
+    model.net.register_buffer('seen', torch.zeros(2))  # as a batch norm would
+    real = model.net.forward
+    model.net.forward = lambda x: (model.net.seen.add_(1), real(x))[1]
+    before = copy.deepcopy(model.state())
+    check_memory(model, *rest)
+    after = model.state()
+    assert all(torch.equal(before['net'][name], tensor) for name, tensor in after['net'].items())
+    assert all(map(torch.equal, before['averaged'], after['averaged']))
+    assert after['optimizer']['state'] == {} and after['steps_summed'] == 0 and not model.first_bad
+    assert all(parameter.grad is None for parameter in model.parameters)
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='memory is measured by way of /proc')
+def test_the_estimate_on_a_cpu_is_near_what_a_step_takes(prepare):
+    """Against the growth of a process that does nothing else."""
+    script = f"""
+import sys; sys.path[:0] = ['{ROOT}', '{ROOT / 'tests'}']
+import torch
+from basicsr.archs.restormer_arch import Restormer
+from pathlib import Path
+torch.set_num_threads(1)
+net = Restormer(dim=16, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 1, 2, 2])
+def step(size, patch):
+    x = torch.rand(size, 3, patch, patch).contiguous(memory_format=torch.channels_last)
+    (net(x) - x * 0.5).abs().mean().backward()
+step(1, 16)
+def peak():  # not ru_maxrss, which begins with that of the process that started this one
+    return next(1024 * int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
+before = peak()
+step(4, 160)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+    model, *_ = prepare()
+    from basicsr.archs.restormer_arch import Restormer
+
+    model.net = Restormer(dim=16, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 1, 2, 2])
+    image = torch.zeros(4, 3, 160, 160, dtype=torch.uint8)
+    estimate = preflight._estimate(model, {'lq': image, 'gt': image})
+    assert 0.8 < estimate / int(done.stdout) < 1.6
+
+
+@pytest.mark.parametrize(
+    ('train', 'advice'),
+    [
+        ({}, ['by 2 and multiply train.accumulate', 'gt_sizes', 'activation_checkpointing', 'bf16']),
+        (
+            {'accumulate': 'auto', 'precision': 'bf16'},
+            ['by 2 and set train.accumulate to 2', 'gt_sizes', 'activation_checkpointing'],
+        ),
+        (
+            {'stages': [(32, 3, 9), (48, 2, 11)]},
+            ['lower its mini_batch_sizes, 2, which makes its global batch smaller', 'gt_sizes', 'bf16'],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_advice(prepare, monkeypatch, train, advice):
+    monkeypatch.setattr(preflight, 'free_memory', lambda _: 5_000_000)
+    with pytest.raises(PreflightError) as caught:
+        check_memory(*prepare(**train))
+    said = str(caught.value)
+    assert said.startswith('Stage 2, with 2 patches of 48 pixels at a time, does not fit into memory: it takes')
+    assert '5 MB are free' in said and '\n' not in said
+    assert all(way in said for way in advice) and ('bf16' in said) is ('bf16' in advice)
+
+
+def test_an_allocator_that_fails_is_the_same(prepare, monkeypatch):
+    model, *rest = prepare()
+
+    def forward(_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(preflight, '_estimate', lambda *_: 0)
+    monkeypatch.setattr(model, 'forward', forward)
+    with pytest.raises(PreflightError, match=r'one step takes more than there is.* To make it fit: '):
+        check_memory(model, *rest)
+    assert all(parameter.grad is None for parameter in model.parameters)
+
+
+class Indexed:
+    """A set that knows nothing of samples."""
+
+    def __getitem__(self, index):
+        return {'lq': [1, 2][index]}
+
+
+class Nameless:
+    def __getitem__(self, key):
+        return {'lq': torch.zeros(3, key.patch, key.patch), 'gt': torch.zeros(3, key.patch, key.patch)}
+
+
+@pytest.mark.parametrize(('data', 'error'), [(Indexed(), 'TypeError'), (Nameless(), 'KeyError')])
+def test_a_set_that_is_none_to_train_on_is_a_sentence(prepare, data, error):
+    model, stages, batches, _ = prepare()
+    name = type(data).__name__
+    with pytest.raises(
+        PreflightError, match=rf'datasets\.train: {name} gives no training sample \({error}: .*SampleKey'
+    ):
+        check_memory(model, stages, batches, data)
+
+
+def test_other_errors_are_not_taken_for_it(prepare, monkeypatch):
+    model, *rest = prepare()
+
+    def forward(_):
+        raise RuntimeError('a bug')
+
+    monkeypatch.setattr(model, 'forward', forward)
+    with pytest.raises(RuntimeError, match='a bug'):
+        check_memory(model, *rest)
+
+
+def test_a_run_that_does_not_fit_ends_in_a_sentence_before_its_first_iteration(runs):
+    """A real one, with patches of 4,096 pixels."""
+    if psutil.virtual_memory().available > 1e11:
+        pytest.skip('on this machine it may well fit')
+    name, path = runs.option_file()
+    content = yaml.safe_load(path.read_text())
+    content['datasets']['train'].update(gt_size=4096, gt_sizes=[32, 4096])
+    path.write_text(yaml.safe_dump(content))
+    done = run(command(path))
+    assert done.returncode == 1
+    assert 'does not fit into memory: it takes about' in done.stdout and 'Traceback' not in done.stdout
+    assert not (ROOT / 'experiments' / name).exists()  # the name is free for another try
+
+
+def test_the_log_says_what_it_takes(runs, caplog):
+    _, path = runs.option_file(total_iter=2)
+    logger = get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO):
+            assert entry.main(['-opt', str(path)]) == 0
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert 'Stage 1 takes the most memory, about' in caplog.text
