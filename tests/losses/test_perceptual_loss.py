@@ -53,7 +53,7 @@ def test_names_count_convolutions_from_one(make):
 
 
 def test_unknown_layer_is_refused(make):
-    with pytest.raises(ValueError, match='layers: found .*conv9_1.*allowed: weights of conv1_1'):
+    with pytest.raises(ValueError, match=r'layers: found .*conv9_1.*allowed: weights of conv1_1'):
         make(layers={'conv9_1': 1.0})
 
 

@@ -88,7 +88,7 @@ def test_real_process(tmp_path):
     (tmp_path / 'a_program.py').write_text(
         PROGRAM.format(body="import torch; print(os.environ['GOMP_SPINCOUNT'], 'caf\\u00e9'); return 3")
     )
-    code = "import sys; from basicsr.utils.cli import run; assert 'torch' not in sys.modules; sys.exit(run('a_program'))"
+    code = "import sys; from basicsr.utils.cli import run; assert 'torch' not in sys.modules; exit(run('a_program'))"
     done = subprocess.run(
         [sys.executable, '-c', code],
         env={
