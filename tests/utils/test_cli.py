@@ -83,23 +83,24 @@ def test_signal_handlers_are_restored(program):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_real_process(tmp_path):
-    """OpenMP's setting is made before PyTorch is imported, and names that the console cannot show are printed."""
-    (tmp_path / 'a_program.py').write_text(
-        PROGRAM.format(body="import torch; print(os.environ['GOMP_SPINCOUNT'], 'caf\\u00e9'); return 3")
-    )
-    code = "import sys; from basicsr.utils.cli import run; assert 'torch' not in sys.modules; exit(run('a_program'))"
+@pytest.mark.parametrize(
+    ('given', 'spins'), [({}, '1000'), ({'GOMP_SPINCOUNT': '7'}, '7'), ({'OMP_WAIT_POLICY': 'active'}, 'None')]
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path, given, spins):
+    """Set before PyTorch is imported. Names that the console cannot show are printed with backslashes."""
+    body = "import sys; assert 'torch' not in sys.modules; print(os.getenv('GOMP_SPINCOUNT'), 'caf\u00e9'); return 3"
+    (tmp_path / 'a_program.py').write_text(PROGRAM.format(body=body))
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')
+    }
+    environment |= {'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}', 'PYTHONIOENCODING': 'ascii', **given}
     done = subprocess.run(
-        [sys.executable, '-c', code],
-        env={
-            'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}',
-            'PYTHONIOENCODING': 'ascii',
-            'PATH': os.environ['PATH'],
-        },
+        [sys.executable, '-c', "import sys; from basicsr.utils.cli import run; sys.exit(run('a_program'))"],
+        env=environment,
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (3, '1000 caf\\xe9\n'), done.stderr
+    assert (done.returncode, done.stdout) == (3, f'{spins} caf\\xe9\n'), done.stderr
 
 
 def test_least_values():
