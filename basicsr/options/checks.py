@@ -1,14 +1,16 @@
 """Checks of an option file that take more than one key, a look at the disk, or a constructor.
 
-Each check yields the mistakes that concern it. They run on the data with invalid keys removed, so one report lists
+Each check reports the mistakes of one concern. They run on the data with invalid keys removed, so one report lists
 every mistake.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -38,33 +40,55 @@ from basicsr.utils.text import show
 
 Purpose = Literal['train', 'test']
 
-QUICKSTART = (
-    'python scripts/synthesize_blur.py, then '
-    'python basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
-)
 TRAIN_SET = ('datasets', 'train')
 RESULT_COLUMNS = {'name', 'iter', 'kind', 'dataset'}
+REFUSAL = r'(\w+): found (.*); allowed: (.*)'  # what our constructors say
 
 
 class Draft:
-    """The valid part of an option file, which may have mistakes elsewhere.
+    """The valid part of an option file, and the mistakes that the checks find in it.
 
     Args:
-        data: the values as written.
+        written: the values of the file.
         invalid: keys that are wrong by themselves.
     """
 
-    def __init__(self, data: dict[str, Any], invalid: set[Key], purpose: Purpose, world_size: int) -> None:
+    def __init__(self, written: dict[str, Any], invalid: set[Key], purpose: Purpose, world_size: int) -> None:
         # The keys of a dataset whose `type` is invalid are unknown.
         invalid = invalid | {key[:2] for key in invalid if key[0] == 'datasets' and key[2:] == ('type',)}
         self.invalid = {_list_of(key) for key in invalid}
-        self.written, self.valid = data, _without(data, self.invalid)
+        self.written, self.valid = written, copy.deepcopy(written)
+        for *above, last in self.invalid:
+            section = self.get(*above)
+            if isinstance(section, dict):
+                section.pop(last, None)
         self.purpose, self.world_size = purpose, world_size
+        self.mistakes: list[Mistake] = []
         sets = self.get('datasets') or {}
         self.test_sets = [phase for phase in sets if phase != 'train']
         self.used_sets = [*sets] if purpose == 'train' else self.test_sets
         self.train_set = self.loader('train')
         self.val = ValOptions.model_construct(**self.get('val') or {})
+
+    def report(self, key: Key, found: str, allowed: str) -> None:
+        if _list_of(key) not in self.invalid:
+            self.mistakes.append(Mistake(key, found, allowed))
+
+    @contextmanager
+    def refusals(self, key: Key, section: Component) -> Iterator[None]:
+        """Report what a constructor raises: values that are valid one by one may not fit each other."""
+        try:
+            yield
+        except Exception as error:
+            reason = ' '.join(str(error).split())
+            named = re.fullmatch(REFUSAL, reason)
+            if named and named[1] in type(section).model_fields:
+                self.report((*key, named[1]), named[2], named[3])
+            elif isinstance(error, DataError):
+                self.report(key, f'a mistake in the files: {reason}', 'pairs of images')
+            else:
+                found = f'values that do not work ({type(error).__name__}: {reason})'
+                self.report(key, found, f'what {section.type} takes')
 
     def get(self, *key: str) -> Any:
         """The valid value of a key; None if there is none."""
@@ -74,7 +98,7 @@ class Draft:
         return LoaderOptions.model_construct(**self.get('datasets', phase) or {})
 
     def component(self, registry: Registry, base: type[AnyComponent], *key: str) -> AnyComponent | None:
-        """The section as in checked options, less invalid keys that its constructor does not get; None if it has
+        """The section as in checked options, without invalid keys that its constructor does not get; None if it has
         other mistakes."""
         section = _at(self.written, *key)
         if isinstance(section, dict):
@@ -85,89 +109,84 @@ class Draft:
         except ValueError:
             return None
 
+    def module(self, registry: Registry, *key: str) -> Any:
+        """The network or loss of a section, possibly on the meta device; None if that fails."""
+        if section := self.component(registry, Component, *key):
+            with self.refusals(key, section):
+                try:
+                    with torch.device('meta'):
+                        return registry.build(section)
+                except Exception:  # some constructors need real tensors
+                    return registry.build(section)
+        return None
+
     def dataset(self, phase: str) -> LoaderOptions | None:
         return self.component(DATASET_REGISTRY, LoaderOptions, 'datasets', phase)
 
     @cached_property
+    def absent_data(self) -> dict[Key, str]:
+        """Files and folders of datasets that do not exist."""
+        absent: dict[Key, str] = {}
+        for phase in self.used_sets:
+            is_pack = self.get('datasets', phase, 'type') == 'Dataset_PackedImage'
+            for name in ['dataroot'] if is_pack else ['dataroot_gt', 'dataroot_lq', 'meta_info_file']:
+                path = self.get('datasets', phase, name)
+                test = Path.is_file if name == 'meta_info_file' else Path.is_dir
+                if isinstance(path, str) and not (path and _exists(path, test)):
+                    absent['datasets', phase, name] = path
+        return absent
+
+    @cached_property
     def built_sets(self) -> dict[str, Any]:
-        """The datasets of this run, where their folders exist; a Mistake for one that cannot be built."""
+        """The datasets of this run that exist."""
         built = {}
-        absent = {key[1] for key, _ in _absent_data(self)}
         for phase in self.used_sets:
             section = self.dataset(phase)
-            if section is None or phase in absent:
-                continue
-            settings = section.arguments()
-            settings.pop('in_memory', None)  # images need not be decoded to be counted
-            try:
-                built[phase] = DATASET_REGISTRY.get(section.type)(**settings)
-                len(built[phase])
-            except Exception as error:
-                built[phase] = _refusal(('datasets', phase), section, error)
+            if section and phase not in (key[1] for key in self.absent_data):
+                settings = section.arguments()
+                settings.pop('in_memory', None)  # images need not be decoded to be counted
+                with self.refusals(('datasets', phase), section):
+                    dataset = DATASET_REGISTRY.get(section.type)(**settings)
+                    len(dataset)
+                    built[phase] = dataset
         return built
 
     def channels(self, phase: str) -> int | None:
         """Channels of a dataset's images, if known."""
-        known = getattr(self.dataset(phase), 'channels', None)  # an option, known without the files
-        known = getattr(self.built_sets.get(phase), 'channels', known)
+        option = getattr(self.dataset(phase), 'channels', None)
+        known = getattr(self.built_sets.get(phase), 'channels', option)
         return known if isinstance(known, int) else None
-
-    def module(self, registry: Registry, *key: str) -> Any:
-        """The network or loss of a section; None if the section has mistakes. What the constructor refuses, as values
-        that are valid one by one may not fit each other, is a Mistake."""
-        section = self.component(registry, Component, *key)
-        if section is None:
-            return None
-        try:
-            with torch.device('meta'):
-                return registry.build(section)
-        except Exception:
-            try:  # off the meta device: some constructors need real tensors
-                return registry.build(section)
-            except Exception as error:
-                return _refusal(key, section, error)
 
     def micro_batches(self) -> int:
         """Micro-batches of a step, of all processes. Raises ValueError."""
-        accumulate, num_gpu = self.get('train', 'accumulate') or 1, self.get('num_gpu')
-        num_gpu = 1 if num_gpu is None else num_gpu
+        num_gpu = 1 if self.get('num_gpu') is None else self.get('num_gpu')
+        accumulate = self.get('train', 'accumulate') or 1
         return self.world_size * accumulation(accumulate, num_gpu, self.world_size)
-
-
-def find_mistakes(
-    data: dict[str, Any], invalid: set[Key], purpose: Purpose, world_size: int
-) -> Iterator[Mistake]:
-    draft = Draft(data, invalid, purpose, world_size)
-    for check in (TRAINING_CHECKS if purpose == 'train' else TEST_CHECKS) + CHECKS:
-        yield from (mistake for mistake in check(draft) if _list_of(mistake.key) not in draft.invalid)
 
 
 # ------------------------------------------------------------------ required sections and names
 
 
-def check_tested(draft: Draft) -> Iterator[Mistake]:
-    if draft.get('datasets') is not None and not draft.test_sets:
-        yield Mistake(('datasets',), 'found no set to test on; allowed: one of any name but train')
-    if not draft.get('path', 'pretrain_network_g'):
-        yield Mistake(('path', 'pretrain_network_g'), 'found nothing; allowed: the file of the weights to test')
-
-
-def check_trained(draft: Draft) -> Iterator[Mistake]:
-    if draft.get('train') is None:
-        allowed = 'the options of training: total_iter, optim_g, scheduler, …'
-        yield Mistake(('train',), f'found nothing; allowed: {allowed}')
+def check_required(draft: Draft) -> None:
     sets = draft.get('datasets')
+    if draft.purpose == 'test':
+        if sets is not None and not draft.test_sets:
+            draft.report(('datasets',), 'no set to test on', 'one of any name but train')
+        if not draft.get('path', 'pretrain_network_g'):
+            draft.report(('path', 'pretrain_network_g'), 'nothing', 'the file of the weights to test')
+        return
+    if draft.get('train') is None:
+        draft.report(('train',), 'nothing', 'the options of training: total_iter, optim_g, scheduler, …')
     if sets is not None and 'train' not in sets:
-        found = f'only {", ".join(sets)}' if sets else 'nothing'
-        yield Mistake(TRAIN_SET, f'found {found}; allowed: a training set')
+        draft.report(TRAIN_SET, f'only {", ".join(sets)}' if sets else 'nothing', 'a training set')
     elif sets is not None:
         needed = {name: getattr(draft.train_set, name) for name in ('gt_size', 'batch_size_per_gpu')}
         needed['dataroot_gt'] = getattr(draft.dataset('train'), 'dataroot_gt', 'no such key')
         for name in (name for name, value in needed.items() if value is None):
-            yield Mistake((*TRAIN_SET, name), 'found nothing; allowed: a value, to train')
+            draft.report((*TRAIN_SET, name), 'nothing', 'a value, to train')
 
 
-def check_names(draft: Draft) -> Iterator[Mistake]:
+def check_names(draft: Draft) -> None:
     users: dict[str, str] = {}
     folders: dict[Key, str] = {('name',): draft.get('name') or 'a'}
     for phase in draft.test_sets:
@@ -175,55 +194,44 @@ def check_names(draft: Draft) -> Iterator[Mistake]:
         name = phase if own is None else own
         key: Key = ('datasets', phase) if own is None else ('datasets', phase, 'name')
         folders[key] = name
-        if name in users:
-            found = f'{show(name)}, as the name of datasets.{users[name]}'
-            yield Mistake(key, f'found {found}; allowed: a name of its own')
-        users.setdefault(name, phase)
+        if users.setdefault(name, phase) != phase:
+            draft.report(key, f'{show(name)}, as the name of datasets.{users[name]}', 'a name of its own')
     for key, name in folders.items():
         if not re.match(FOLDER_NAME, name) or len(name.encode()) > 200:
-            allowed = 'the name of a folder, at most 200 bytes, without slashes'
-            yield Mistake(key, f'found {show(name)}; allowed: {allowed}')
+            draft.report(key, show(name), 'the name of a folder, at most 200 bytes, without slashes')
     for name in RESULT_COLUMNS & draft.val.metrics.keys():
         allowed = 'another name, as results have a column of this'
-        yield Mistake(('val', 'metrics', name), f'found a metric called {show(name)}; allowed: {allowed}')
+        draft.report(('val', 'metrics', name), f'a metric called {show(name)}', allowed)
 
 
 # ------------------------------------------------------------------ files and folders
 
 
-def check_weights(draft: Draft) -> Iterator[Mistake]:
-    for name in ('pretrain_network_g', 'resume_state')[: 2 if draft.purpose == 'train' else 1]:
+def check_weights(draft: Draft) -> None:
+    for name in ('pretrain_network_g', 'resume_state') if draft.purpose == 'train' else ('pretrain_network_g',):
         file = draft.get('path', name)
         if file and not _exists(file, Path.is_file):
             allowed = 'a file' if draft.purpose == 'test' else 'a file, or ~ for none'
             for task in TASKS.values():
                 if _in_repository(file) == (task.folder, 'pretrained_models', task.published):
                     allowed += f'; python {task.folder}/download_data.py --data weights gets the published one'
-            yield Mistake(('path', name), f'found {show(file)}, where there is no file; allowed: {allowed}')
+            draft.report(('path', name), f'{show(file)}, where there is no file', allowed)
 
 
-def check_data(draft: Draft) -> Iterator[Mistake]:
-    """One sentence for everything that one command gets: a newcomer has none of it."""
-    groups: dict[str, list[tuple[Key, str]]] = {}
-    for key, name in _absent_data(draft):
-        groups.setdefault(_how_to_get(name) or name, []).append((key, name))
-    for (key, name), *others in groups.values():
+def check_data(draft: Draft) -> None:
+    """One sentence for all that one command gets: a newcomer has none of it."""
+    groups: dict[str, list[Key]] = {}
+    for key, path in draft.absent_data.items():
+        groups.setdefault(_how_to_get(path) or path, []).append(key)
+    for key, *others in groups.values():
+        path = draft.absent_data[key]
         kind = 'file' if key[-1] == 'meta_info_file' else 'folder'
-        also = f' (as for {", ".join(dotted(other) for other, _ in others)})' if others else ''
-        allowed = _how_to_get(name) or 'one that is there'
+        also = f' (as for {", ".join(map(dotted, others))})' if others else ''
+        allowed = _how_to_get(path) or 'one that is there'
         if 'README' in allowed and draft.purpose == 'train':
-            allowed += f'; to try training without them, run {QUICKSTART}'
-        yield Mistake(key, f'found {show(name)}, where there is no {kind}{also}; allowed: {allowed}')
-
-
-def _absent_data(draft: Draft) -> Iterator[tuple[Key, str]]:
-    for phase in draft.used_sets:
-        is_pack = draft.get('datasets', phase, 'type') == 'Dataset_PackedImage'
-        for name in ['dataroot'] if is_pack else ['dataroot_gt', 'dataroot_lq', 'meta_info_file']:
-            path = draft.get('datasets', phase, name)
-            test = Path.is_file if name == 'meta_info_file' else Path.is_dir
-            if isinstance(path, str) and not (path and _exists(path, test)):
-                yield ('datasets', phase, name), path
+            allowed += '; to try training without them, run python scripts/synthesize_blur.py, then python '
+            allowed += 'basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
+        draft.report(key, f'{show(path)}, where there is no {kind}{also}', allowed)
 
 
 def _exists(name: str, test: Callable[[Path], bool]) -> bool:
@@ -241,198 +249,164 @@ def _in_repository(name: str) -> tuple[str, ...]:
 
 
 def _how_to_get(name: str) -> str:
-    """What a known folder of data contains and which command gets it; '' for other folders."""
-    parts = _in_repository(name)
+    """The contents of a known folder of data, and the command that gets it; '' for other folders."""
     pack = 'the pack that python scripts/prepare_data.py makes of ' if Path(name).suffix == '.pack' else ''
-    if parts[:2] == ('datasets', 'synthetic_blur'):
-        return 'the pairs that python scripts/synthesize_blur.py makes'
-    # <task>/Datasets/<train, val or test>/<set>
-    if parts[1:2] == ('Datasets',) and len(parts) > 3 and parts[0] in {task.folder for task in TASKS.values()}:
-        return (
-            f'{pack}the {parts[3].removesuffix(".pack")} data, which python {parts[0]}/download_data.py gets, and '
-            f'{parts[0]}/README.md says how to prepare them'
-        )
+    match _in_repository(name):
+        case ('datasets', 'synthetic_blur', *_):
+            return 'the pairs that python scripts/synthesize_blur.py makes'
+        case (folder, 'Datasets', _, dataset, *_) if folder in [task.folder for task in TASKS.values()]:
+            data = f'the {dataset.removesuffix(".pack")} data, which python {folder}/download_data.py gets'
+            return f'{pack}{data}, and {folder}/README.md says how to prepare them'
     return f'{pack}pairs of images' if pack else ''
 
 
 # ------------------------------------------------------------------ training set and step
 
 
-def check_datasets(draft: Draft) -> Iterator[Mistake]:
-    yield from (built for built in draft.built_sets.values() if isinstance(built, Mistake))
-
-
-def check_number_of_samples(draft: Draft) -> Iterator[Mistake]:
-    built, loader = draft.built_sets.get('train'), draft.train_set
-    if built is None or isinstance(built, Mistake) or (*TRAIN_SET, 'dataset_enlarge_ratio') in draft.invalid:
+def check_samples(draft: Draft) -> None:
+    """Datasets can be built, and the training set has at least one batch."""
+    built, loader = draft.built_sets, draft.train_set
+    if 'train' not in built or (*TRAIN_SET, 'dataset_enlarge_ratio') in draft.invalid:
         return
     try:
         count = draft.micro_batches()
     except ValueError:  # reported by `check_step`
         return
-    samples = len(built) * loader.dataset_enlarge_ratio
+    samples = len(built['train']) * loader.dataset_enlarge_ratio
     size = max(loader.batch_size_per_gpu or 1, *(loader.mini_batch_sizes or [1]))
-    if samples < size * count:
+    if draft.purpose == 'train' and samples < size * count:
         made_of = f' ({count} micro-batches of {size})' if count > 1 else ''
-        yield Mistake(
-            TRAIN_SET,
-            f'found a set of {samples} sample{"s" * (samples != 1)}; allowed: at least one batch, {size * count}'
-            f'{made_of}; lower batch_size_per_gpu and mini_batch_sizes, or raise dataset_enlarge_ratio',
-        )
+        allowed = f'at least one batch, {size * count}{made_of}'
+        how = 'lower batch_size_per_gpu and mini_batch_sizes, or raise dataset_enlarge_ratio'
+        draft.report(TRAIN_SET, f'a set of {samples} sample{"s" * (samples != 1)}', f'{allowed}; {how}')
 
 
-def check_stages(draft: Draft) -> Iterator[Mistake]:
-    loader = draft.train_set
+def check_stages(draft: Draft) -> None:
+    loader, total = draft.train_set, draft.get('train', 'total_iter')
     for names, limit_name in (('gt_sizes', 'gt_size'), ('mini_batch_sizes', 'batch_size_per_gpu')):
         limit = getattr(loader, limit_name)
         for index, value in enumerate(getattr(loader, names) or ()):
             if limit is not None and value > limit:
-                key = (*TRAIN_SET, names, index)
-                yield Mistake(key, f'found {value}; allowed: at most {limit_name}, {limit}')
+                draft.report((*TRAIN_SET, names, index), str(value), f'at most {limit_name}, {limit}')
     lists = {name: getattr(loader, name) for name in ('mini_batch_sizes', 'gt_sizes', 'iters')}
     given = {name: len(values) for name, values in lists.items() if values is not None}
     for name in lists if given else ():
         if name not in given:
-            there = f'a list, as there is {" and ".join(given)}'
-            yield Mistake((*TRAIN_SET, name), f'found nothing; allowed: {there}')
+            draft.report((*TRAIN_SET, name), 'nothing', f'a list, as there is {" and ".join(given)}')
         elif not given[name]:
-            yield Mistake((*TRAIN_SET, name), 'found no stage; allowed: one or more')
+            draft.report((*TRAIN_SET, name), 'no stage', 'one or more')
     if len(set(given.values())) > 1:
         often = Counter(given.values())
         odd = min(given, key=lambda name: often[given[name]])
         found = ', '.join(f'{length} in {name}' for name, length in given.items())
-        text = f'found stages of different number, {found}; allowed: lists of the same length'
-        yield Mistake((*TRAIN_SET, odd), text)
-    total = draft.get('train', 'total_iter')
+        draft.report((*TRAIN_SET, odd), f'stages of different number, {found}', 'lists of the same length')
     if total is not None and loader.iters and sum(loader.iters) < total:
-        text = f'found a sum of {sum(loader.iters)}; allowed: at least train.total_iter, {total}'
-        yield Mistake((*TRAIN_SET, 'iters'), text)
+        allowed = f'at least train.total_iter, {total}'
+        draft.report((*TRAIN_SET, 'iters'), f'a sum of {sum(loader.iters)}', allowed)
 
 
-def check_step(draft: Draft) -> Iterator[Mistake]:
+def check_step(draft: Draft) -> None:
     try:
         draft.micro_batches()
     except ValueError as error:
-        yield Mistake(('num_gpu',), str(error))
+        found, _, allowed = str(error).removeprefix('found ').partition('; allowed: ')
+        draft.report(('num_gpu',), found, allowed)
     key = ('train', 'activation_checkpointing')
-    asked = draft.get(*key)
+    asked, name = draft.get(*key), draft.get('network_g', 'type')
     stages = 1 if draft.train_set.iters is None else len(draft.train_set.iters)
     if isinstance(asked, list) and len(asked) != stages:
         allowed = f'true, false, or a list with one for each stage, {stages}'
-        yield Mistake(key, f'found {len(asked)} items; allowed: {allowed}')
-    name = draft.get('network_g', 'type')
+        draft.report(key, f'{len(asked)} items', allowed)
     if asked and name and not hasattr(ARCH_REGISTRY.get(name), 'checkpointing'):
-        allowed = f'false, as {name} has no attribute `checkpointing`'
-        yield Mistake(key, f'found {show(asked)}; allowed: {allowed}')
+        draft.report(key, show(asked), f'false, as {name} has no attribute `checkpointing`')
 
 
-def check_precision(draft: Draft) -> Iterator[Mistake]:
+def check_precision(draft: Draft) -> None:
     for section, others in (('train', 'fp32, bf16, fp64'), ('val', 'fp32, bf16')):
         if draft.get(section, 'precision') == 'fp16' and draft.get('num_gpu') == 0:
-            text = f'found "fp16" on the CPU, where it is neither fast nor safe; allowed: {others}'
-            yield Mistake((section, 'precision'), text)
+            draft.report((section, 'precision'), '"fp16" on the CPU, where it is neither fast nor safe', others)
 
 
 # ------------------------------------------------------------------ components
 
 
-def check_scheduler(draft: Draft) -> Iterator[Mistake]:
+def check_scheduler(draft: Draft) -> None:
     key = ('train', 'scheduler')
-    section = draft.component(SCHEDULER_REGISTRY, Component, *key)
-    if section is None:
-        return
-    try:
-        covers = SCHEDULER_REGISTRY.build(section).covers
-    except Exception as error:
-        yield _refusal(key, section, error)
-        return
-    total = draft.get('train', 'total_iter')
-    if covers is not None and total is not None and covers < total:
-        name = 'periods' if 'periods' in type(section).model_fields else 'total_iter'
-        found = f'a sum of {covers}' if name == 'periods' else covers
-        yield Mistake((*key, name), f'found {found}; allowed: at least train.total_iter, {total}')
+    if section := draft.component(SCHEDULER_REGISTRY, Component, *key):
+        total = draft.get('train', 'total_iter')
+        with draft.refusals(key, section):
+            covers = SCHEDULER_REGISTRY.build(section).covers
+            if covers is not None and total is not None and covers < total:
+                name = 'periods' if 'periods' in type(section).model_fields else 'total_iter'
+                found = f'a sum of {covers}' if name == 'periods' else str(covers)
+                draft.report((*key, name), found, f'at least train.total_iter, {total}')
 
 
-def check_losses(draft: Draft) -> Iterator[Mistake]:
+def check_losses(draft: Draft) -> None:
     train = _at(draft.written, 'train')
-    terms: list[tuple[str, ...]] = [('train', 'losses', name) for name in _at(train, 'losses') or ()]
+    terms: list[tuple[str, ...]] = [('train', 'losses', name) for name in draft.get('train', 'losses') or ()]
     if _at(train, 'pixel_opt') is not None:
-        terms.insert(0, ('train', 'pixel_opt'))
-    if isinstance(train, dict) and not terms:
-        yield Mistake(('train', 'pixel_opt'), 'found nothing; allowed: a loss, here or in train.losses')
+        terms.append(('train', 'pixel_opt'))
+    elif isinstance(train, dict) and not train.get('losses'):
+        draft.report(('train', 'pixel_opt'), 'nothing', 'a loss, here or in train.losses')
     for key in terms:
         loss = draft.module(LOSS_REGISTRY, *key)
-        if isinstance(loss, Mistake):
-            yield loss
         if getattr(loss, 'reduction', None) == 'none':
-            allowed = '"mean" or "sum", as training needs one number'
-            yield Mistake((*key, 'reduction'), f'found "none"; allowed: {allowed}')
+            draft.report((*key, 'reduction'), '"none"', '"mean" or "sum", as training needs one number')
         if getattr(loss, 'toY', False) is True and draft.channels('train') == 1:
-            yield Mistake((*key, 'toY'), 'found true; allowed: false, as datasets.train has 1 channel')
+            draft.report((*key, 'toY'), 'true', 'false, as datasets.train has 1 channel')
 
 
-def check_sizes(draft: Draft) -> Iterator[Mistake]:
-    """The sides of the images that the network sees."""
-    name = draft.get('network_g', 'type')
-    multiple = getattr(ARCH_REGISTRY.get(name), 'multiple', 1) if name else 1
-    sizes: dict[Key, int | None] = {('val', 'window_size'): draft.val.window_size}
-    if draft.purpose == 'train':
-        loader = draft.train_set
-        sizes.update(((*TRAIN_SET, 'gt_sizes', n), size) for n, size in enumerate(loader.gt_sizes or ()))
-        if loader.gt_sizes is None:
-            sizes |= {(*TRAIN_SET, 'gt_size'): loader.gt_size}
-    for key, value in sizes.items() if isinstance(multiple, int) and multiple > 0 else ():
-        if value is not None and value % multiple:
-            yield Mistake(key, f'found {value}; allowed: a multiple of {multiple}, for {name}')
-
-
-def check_network(draft: Draft) -> Iterator[Mistake]:
-    net, section = (
-        draft.module(ARCH_REGISTRY, 'network_g'),
-        draft.component(ARCH_REGISTRY, Component, 'network_g'),
-    )
-    if net is None or isinstance(net, Mistake):
-        yield from [net] if net else []
+def check_network(draft: Draft) -> None:
+    net, val = draft.module(ARCH_REGISTRY, 'network_g'), draft.val
+    if net is None:
         return
-    val = draft.val
     try:
         check_arguments(type(net), val.window_size, val.tlc, val.tile, val.tile_overlap)
     except ValueError as error:
-        name, _, text = str(error).partition(': ')
-        if name != 'multiple':  # reported by `check_sizes`
-            yield Mistake(('val', name), text)
+        named = re.fullmatch(REFUSAL, str(error))
+        assert named
+        if named[1] != 'multiple':  # reported by `check_sizes`
+            draft.report(('val', named[1]), named[2], named[3])
+    section = draft.component(ARCH_REGISTRY, Component, 'network_g')
     for name in ('inp_channels', 'out_channels'):
-        found = getattr(section, name, None)
-        for phase in draft.used_sets if found is not None else ():
-            channels = draft.channels(phase)
-            if channels not in (None, found):
-                text = f'found {found}; allowed: {channels}, the channels of datasets.{phase}'
-                yield Mistake(('network_g', name), text)
-                break
+        value = getattr(section, name, None)
+        others = {phase: draft.channels(phase) for phase in draft.used_sets if value is not None}
+        others = {phase: channels for phase, channels in others.items() if channels not in (None, value)}
+        for phase, channels in [*others.items()][:1]:
+            draft.report(('network_g', name), str(value), f'{channels}, the channels of datasets.{phase}')
 
 
-def check_metrics(draft: Draft) -> Iterator[Mistake]:
-    """Each is tried on small images, with the channels and the type of those that it will get."""
-    measured = [
-        phase
-        for phase in draft.test_sets
-        if getattr(draft.dataset(phase), 'dataroot_gt', 'no such key') is not None
-    ]
-    channels = {draft.channels(phase) for phase in measured} - {None}
+def check_sizes(draft: Draft) -> None:
+    """The network takes the sides of all images."""
+    name, loader = draft.get('network_g', 'type'), draft.train_set
+    multiple = getattr(ARCH_REGISTRY.get(name), 'multiple', 1) if name else 1
+    sizes: dict[Key, int | None] = {('val', 'window_size'): draft.val.window_size}
+    if draft.purpose == 'train' and loader.gt_sizes is None:
+        sizes |= {(*TRAIN_SET, 'gt_size'): loader.gt_size}
+    elif draft.purpose == 'train':
+        sizes |= {(*TRAIN_SET, 'gt_sizes', index): size for index, size in enumerate(loader.gt_sizes or ())}
+    for key, value in sizes.items() if isinstance(multiple, int) and multiple > 0 else ():
+        if value is not None and value % multiple:
+            draft.report(key, str(value), f'a multiple of {multiple}, for {name}')
+
+
+def check_metrics(draft: Draft) -> None:
+    """Metrics work on small images with the channels and the type of those that they will get."""
+    has_truth = {
+        p: getattr(draft.dataset(p), 'dataroot_gt', 'no such key') is not None for p in draft.test_sets
+    }
+    channels = {draft.channels(phase) for phase in draft.test_sets if has_truth[phase]}
     for name in draft.val.metrics:
         key = ('val', 'metrics', name)
-        section = draft.component(METRIC_REGISTRY, MetricOptions, *key)
-        if section is None:
-            continue
-        settings = section.arguments()
-        try:
-            if 'crop_border' in settings:  # the size of the images is unknown
-                settings['crop_border'] = min(settings['crop_border'], 8)
-            metric = Metric(METRIC_REGISTRY.get(section.type), settings)
-            for count in sorted(filter(None, channels)):
-                metric(*_two_images(count, rounded=draft.val.use_image))
-        except Exception as error:
-            yield _refusal(key, section, error)
+        if section := draft.component(METRIC_REGISTRY, MetricOptions, *key):
+            with draft.refusals(key, section):
+                settings = section.arguments()
+                if 'crop_border' in settings:  # the size of the images is unknown
+                    settings['crop_border'] = min(settings['crop_border'], 8)
+                metric = Metric(METRIC_REGISTRY.get(section.type), settings)
+                for count in sorted(filter(None, channels)):
+                    metric(*_two_images(count, rounded=draft.val.use_image))
 
 
 def _two_images(channels: int, rounded: bool) -> tuple[np.ndarray, np.ndarray, float]:
@@ -442,37 +416,16 @@ def _two_images(channels: int, rounded: bool) -> tuple[np.ndarray, np.ndarray, f
     return one, other, 255.0 if rounded else 1.0
 
 
-TRAINING_CHECKS: tuple[Callable[[Draft], Iterator[Mistake]], ...] = (
-    check_trained,
-    check_number_of_samples,
-    check_stages,
-    check_step,
-    check_scheduler,
-    check_losses,
-)
-TEST_CHECKS = (check_tested,)
-CHECKS = (
-    check_names,
-    check_weights,
-    check_data,
-    check_datasets,
-    check_sizes,
-    check_network,
-    check_metrics,
-    check_precision,
-)
-
-
-def _refusal(key: Key, section: Component, error: Exception) -> Mistake:
-    """What a constructor refuses; ours name the parameter: `dim: found …; allowed: …`."""
-    reason = ' '.join(str(error).split())
-    named = re.fullmatch(r'(\w+): (found .*; allowed: .*)', reason)
-    if named and named[1] in type(section).model_fields:
-        return Mistake((*key, named[1]), named[2])
-    if isinstance(error, DataError):
-        return Mistake(key, f'found a mistake in the files: {reason}; allowed: pairs of images')
-    found = f'found values that do not work ({type(error).__name__}: {reason})'
-    return Mistake(key, f'{found}; allowed: what {section.type} takes')
+def find_mistakes(
+    written: dict[str, Any], invalid: set[Key], purpose: Purpose, world_size: int
+) -> list[Mistake]:
+    """The mistakes in a file for a run of `world_size` processes, besides its keys that are `invalid` by themselves."""
+    draft = Draft(written, invalid, purpose, world_size)
+    checks = [check_stages, check_step, check_scheduler, check_losses] if purpose == 'train' else []
+    checks += [check_required, check_names, check_weights, check_data, check_samples]
+    for check in [*checks, check_sizes, check_network, check_metrics, check_precision]:
+        check(draft)
+    return draft.mistakes
 
 
 # ------------------------------------------------------------------ plain data
@@ -484,14 +437,6 @@ def _at(data: Any, *key: str) -> Any:
     return data
 
 
-def _list_of(key: Key) -> Key:
+def _list_of(key: Key) -> tuple[str, ...]:
     """One invalid item invalidates the whole list."""
-    return tuple(takewhile(lambda step: isinstance(step, str), key))
-
-
-def _without(data: Any, invalid: set[Key], key: Key = ()) -> Any:
-    """The data without invalid keys and nulls."""
-    if not isinstance(data, dict):
-        return data
-    left = {name: _without(value, invalid, (*key, name)) for name, value in data.items()}
-    return {name: value for name, value in left.items() if value is not None and (*key, name) not in invalid}
+    return tuple(takewhile(lambda step: isinstance(step, str), key))  # type: ignore[arg-type]

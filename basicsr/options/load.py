@@ -61,7 +61,5 @@ def _import_custom(modules: Any) -> Iterator[Mistake]:
                 importlib.import_module(name)
             except (Exception, SystemExit) as error:  # the user's own code may raise anything
                 reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-                text = (
-                    f'found {show(name)}, whose import fails ({reason}); allowed: modules that can be imported'
-                )
-                yield Mistake(('custom_imports', index), text)
+                found = f'{show(name)}, whose import fails ({reason})'
+                yield Mistake(('custom_imports', index), found, 'modules that can be imported')

@@ -21,8 +21,8 @@ _SCALARS = {f'{_TAG}{kind}' for kind in ('str', 'int', 'float', 'bool', 'null')}
 
 class Mistake(NamedTuple):
     key: Key
-    text: str
-    """`found …; allowed: …`"""
+    found: str
+    allowed: str
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,8 +89,7 @@ class _Document:
             name = _text(name_node)  # as written: `on:` and `5:` are names, too
             path = (*key, name)
             if name in own:
-                text = f'found again, after line {self.lines[path]}; allowed: once'
-                self.repeated.append(Mistake(path, text))
+                self.repeated.append(Mistake(path, f'again, after line {self.lines[path]}', 'once'))
             own.add(name)
             result[name] = self._at(name_node, value, path)
         return result
@@ -159,58 +158,43 @@ class OptionFile:
         except OptionError as error:
             self.misread += error.mistakes
             return
-        self.lines = {known: line for known, line in self.lines.items() if known[: len(key)] != key}
-        for forced in (
-            *(key[: depth + 1] for depth in range(len(key))),
-            *((*key, *inner) for inner in value.lines),
-        ):
-            self.lines.setdefault(forced, None)
-        self.mistakes += [Mistake((*key, *repeated.key), repeated.text) for repeated in value.repeated]
+        forced = [*(key[: depth + 1] for depth in range(len(key))), *((*key, *below) for below in value.lines)]
+        kept = {known: line for known, line in self.lines.items() if known[: len(key)] != key}
+        self.lines = {**dict.fromkeys(forced), **kept}
+        self.mistakes += [repeated._replace(key=(*key, *repeated.key)) for repeated in value.repeated]
 
     def _set(self, key: Key, value: Any) -> Key:
-        """Return the key, with numbers for places in a list. Raises OptionError."""
+        """Return the key with numbers for places in a list. Raises OptionError."""
         section: Any = self.data
         done: Key = ()
         for step in key:
-            allowed = ''
-            if isinstance(section, list):
-                places = range(len(section))
-                if str(step).isdecimal() and int(step) in places:
-                    step = int(step)
-                else:
-                    last = len(section) - 1
-                    allowed = (
-                        f'a place in the list, from 0 to {last}' if section else 'a list that is not empty'
-                    )
+            if isinstance(section, list) and str(step).isdecimal() and int(step) < len(section):
+                step = int(step)
             elif not isinstance(section, dict):
-                allowed = 'a mapping there'
-            if allowed:
-                there = f'found {show(section)} at {dotted(done)}; allowed: {allowed}'
+                places = (
+                    f'a place in the list, from 0 to {len(section) - 1}' if isinstance(section, list) else ''
+                )
+                there = f'found {show(section)} at {dotted(done)}; allowed: {places or "a mapping there"}'
                 raise OptionError([f'--force_yml: {dotted(key)}: {there}'])
             done = (*done, step)
             if len(done) == len(key):
                 section[step] = value
-                return done
-            if isinstance(section, dict):
-                section.setdefault(step, None)
-            if section[step] is None:
+            elif (section.get(step) if isinstance(section, dict) else section[step]) is None:
                 section[step] = {}
             section = section[step]
         return done
 
     def report(self, mistakes: Iterable[Mistake]) -> list[str]:
         """One sentence per mistake, in the order of the file's lines."""
-        found = sorted([*self.mistakes, *mistakes], key=lambda mistake: self._line(mistake.key) or 0)
-        return [
-            *self.misread,
-            *(f'{self._where(mistake.key)}: {dotted(mistake.key)}: {mistake.text}' for mistake in found),
+        ordered = sorted([*self.mistakes, *mistakes], key=lambda mistake: self._line(mistake.key) or 0)
+        return self.misread + [
+            f'{self._where(key)}: {dotted(key)}: found {found}; allowed: {allowed}'
+            for key, found, allowed in ordered
         ]
 
     def _line(self, key: Key) -> int | None:
         """The line of a key, or of the section where it is missing."""
-        while key and key not in self.lines:
-            key = key[:-1]
-        return self.lines.get(key, 0)
+        return self.lines.get(key, 0) if key in self.lines or not key else self._line(key[:-1])
 
     def _where(self, key: Key) -> str:
         line = self._line(key)

@@ -68,7 +68,7 @@ def _describe(errors: list[ErrorDetails], data: dict[str, Any]) -> Iterator[Mist
             found[key] = 'nothing' if error['type'] == 'missing' else show(_at(key, data))
             allowed.setdefault(key, []).append(_allowed(error))
     for key, texts in allowed.items():
-        yield Mistake(key, f'found {found[key]}; allowed: {" or ".join(dict.fromkeys(texts))}')
+        yield Mistake(key, found[key], ' or '.join(dict.fromkeys(texts)))
 
 
 def _at(key: Iterable[str | int], data: Any) -> Any:
