@@ -55,8 +55,9 @@ class Draft:
 
     def __init__(self, written: dict[str, Any], invalid: set[Key], purpose: Purpose, world_size: int) -> None:
         # The keys of a dataset whose `type` is invalid are unknown.
-        invalid = invalid | {key[:2] for key in invalid if key[0] == 'datasets' and key[2:] == ('type',)}
         self.invalid = {_list_of(key) for key in invalid}
+        untyped = [key[:2] for key in self.invalid if key[0] == 'datasets' and key[2:] == ('type',)]
+        self.invalid |= {(*key, name) for key in untyped for name in _at(written, *key)}
         self.written, self.valid = written, copy.deepcopy(written)
         for *above, last in self.invalid:
             section = self.get(*above)

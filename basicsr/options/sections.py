@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 from basicsr.options.components import Component, Registered, Section, unregistered
 from basicsr.utils.registry import (
@@ -30,7 +30,7 @@ WITHOUT_EFFECT = ('scale', 'datasets.*.prefetch_mode', 'val.rgb2bgr', 'val.max_m
 
 
 def _registered_model(name: str) -> str:
-    if name not in MODEL_REGISTRY:
+    if name not in MODEL_REGISTRY.names():
         raise unregistered(MODEL_REGISTRY, 'literal_error')
     return name
 
@@ -177,7 +177,7 @@ class RunOptions(Section):
     """The run's folder in experiments/ or results/."""
     model_type: Annotated[
         str,
-        AfterValidator(_registered_model),
+        BeforeValidator(_registered_model),
         Field(json_schema_extra=lambda schema: schema.update(enum=[*MODEL_REGISTRY.names()])),
     ] = 'ImageCleanModel'
     """The training step."""
