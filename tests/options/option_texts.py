@@ -33,10 +33,13 @@ logger:
 
 
 def cases(text):
-    """(input lines, expected lines) of each case. Expected lines are indented; there may be none. `\\n` in an input is
-    a line break."""
+    """(inputs, expected lines) of each case. Inputs are lines, or parts of a line between ` | `; `\\n` in them is a line
+    break. Expected lines are indented; there may be none."""
     found = re.findall(r'((?:^\S.*\n)+)((?:^    .*\n)*)', text, re.MULTILINE)
     return [
-        ([line.replace('\\n', '\n') for line in inputs.splitlines()], [*map(str.strip, expected.splitlines())])
+        (
+            [each.replace('\\n', '\n') for each in re.split(r'\n| \| ', inputs.strip('\n'))],
+            [*map(str.strip, expected.splitlines())],
+        )
         for inputs, expected in found
     ]
