@@ -126,6 +126,11 @@ def test_without_its_data_the_quickstart_tells_how_to_make_them(no_data):
     assert found.endswith('; allowed: the pairs that python scripts/synthesize_blur.py makes')
 
 
+def test_weights_outside_a_tasks_folder_have_no_hint(check, published):
+    (found,) = check(published, 'path:pretrain_network_g=a/pretrained_models/motion_deblurring.pth')
+    assert found.endswith('where there is no file; allowed: a file, or ~ for none')
+
+
 @pytest.mark.parametrize('purpose', ['train', 'test'])
 def test_options_without_effect_are_named(check, published, caplog, monkeypatch, purpose):
     monkeypatch.setattr(get_logger(), 'propagate', False)  # as on the command line
@@ -144,7 +149,7 @@ def test_options_without_effect_are_named(check, published, caplog, monkeypatch,
 # ------------------------------------------------------------------ one mistake
 
 
-# Settings, and the start of every mistake; $ is its end.
+# Settings, and the start of every mistake.
 CASES = r"""
 datasets:train:iters=[300000]
     datasets.train.iters: found stages of different number, 6 in mini_batch_sizes, 6 in gt_sizes, 1 in iters;
@@ -333,8 +338,6 @@ val:metrics={}
 
 datasets:train:dataroot_gt='' | datasets:val:dataroot_lq=''
     datasets.train.dataroot_gt: found "", where there is no folder (as for datasets.val.dataroot_lq); allowed: one
-path:pretrain_network_g=a/pretrained_models/motion_deblurring.pth
-    path.pretrain_network_g: found "a/pretrained_models/motion_deblurring.pth", where there is no file; allowed: a file, or ~ for none$
 path:pretrain_network_g=no.pth
     path.pretrain_network_g: found "no.pth", where there is no file; allowed: a
 path:resume_state=/
@@ -359,7 +362,7 @@ def test_mistakes(check, published, settings, expected):
     found = check(published, *settings)
     assert len(found) == len(expected), found
     for start in expected:
-        assert any(f'{line}$'.startswith(start) for line in found), found
+        assert any(line.startswith(start) for line in found), found
     assert all(re.search(r': found .+; allowed: .+', line, re.DOTALL) for line in found)
 
 
