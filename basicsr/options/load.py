@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model
 
 from basicsr.options.checks import Purpose, _Checks, _unjudged, _whole
 from basicsr.options.components import _choice, _components
@@ -45,7 +45,7 @@ from basicsr.utils.registry import (
 from basicsr.utils.text import show
 
 
-def options_model() -> type[BaseModel]:
+def options_model() -> type[RunOptions]:
     """The model of a whole option file, for what the registries hold now."""
     registries = (
         ARCH_REGISTRY,
@@ -60,7 +60,7 @@ def options_model() -> type[BaseModel]:
 
 
 @lru_cache(maxsize=8)
-def _options_model(registered: tuple[Any, ...]) -> type[BaseModel]:
+def _options_model(registered: tuple[Any, ...]) -> type[RunOptions]:
     validation = create_model(
         'ValOptions',
         __base__=ValOptions,
@@ -74,7 +74,8 @@ def _options_model(registered: tuple[Any, ...]) -> type[BaseModel]:
         __base__=TrainOptions,
         scheduler=(_components(SCHEDULER_REGISTRY), ...),
         optim_g=(_choice((AdamWOptions, AdamOptions, MuonOptions)), ...),
-        pixel_opt=(_components(LOSS_REGISTRY), ...),
+        pixel_opt=(_components(LOSS_REGISTRY) | None, None),
+        losses=(dict[str, _components(LOSS_REGISTRY)], Field({})),
     )
     return create_model(
         'RestormerOptions',
@@ -96,7 +97,7 @@ def _options_model(registered: tuple[Any, ...]) -> type[BaseModel]:
 
 def load_options(
     path: str | Path, settings: Iterable[str] = ()
-) -> tuple[BaseModel | None, dict[str, Any], list[str]]:
+) -> tuple[RunOptions | None, dict[str, Any], list[str]]:
     """Reads an option file and the --force_yml settings, and checks every key by itself.
 
     Returns (options, the plain data, the mistakes); options is None if there are mistakes. What takes more
@@ -109,7 +110,7 @@ def load_options(
     return (None if lines else options), data, lines
 
 
-def check_keys(file: OptionFile) -> tuple[BaseModel | None, dict[str, Any], list[Mistake]]:
+def check_keys(file: OptionFile) -> tuple[RunOptions | None, dict[str, Any], list[Mistake]]:
     """The options, or None; the plain data, with integers where they are meant; and every mistake that a
     single key has. Imports what `custom_imports` names."""
     mistakes = list(_import_custom(file.data.get('custom_imports')))
@@ -123,7 +124,7 @@ def check_keys(file: OptionFile) -> tuple[BaseModel | None, dict[str, Any], list
     return options, data, [*mistakes, *_describe(problems, model, data)]
 
 
-def _validate(model: type[BaseModel], data: dict[str, Any]) -> tuple[BaseModel | None, list[Any]]:
+def _validate(model: type[RunOptions], data: dict[str, Any]) -> tuple[RunOptions | None, list[Any]]:
     try:
         # JSON, because pydantic's strict mode then takes lists and mappings where YAML has nothing else.
         return model.model_validate_json(json.dumps(data), strict=True), []
@@ -152,7 +153,7 @@ def _import_custom(modules: Any) -> Iterator[Mistake]:
                 yield Mistake(('custom_imports', index), text)
 
 
-def read_options(path: str | Path, settings: list[str], purpose: Purpose, world_size: int = 1) -> BaseModel:
+def read_options(path: str | Path, settings: list[str], purpose: Purpose, world_size: int = 1) -> RunOptions:
     """The checked options of a file. Raises OptionError with every mistake that is in it."""
     file = read_file(path, settings)
     options, data, mistakes = check_keys(file)

@@ -46,6 +46,7 @@ class Component(Section):
 
     _parameters: ClassVar[frozenset[str]] = frozenset()
     _given: ClassVar[tuple[int, frozenset[str]]] = 0, frozenset()
+    type: str
     """How many of the first parameters, and which others, do not come from options."""
 
     @model_serializer(mode='wrap')
@@ -172,6 +173,10 @@ class TrainOptions(Section):
     ema_decay: Share = 0.0
     """Of the averaged weights; 0: no average."""
     mixing_augs: MixingOptions = MixingOptions()
+    scheduler: Component
+    optim_g: Component
+    pixel_opt: Component | None = None
+    losses: dict[str, Component] = Field({})
 
 
 class ValOptions(Section):
@@ -214,6 +219,11 @@ class RunOptions(Section):
     path: PathOptions = PathOptions()
     logger: LoggerOptions = LoggerOptions()
     dist_params: DistOptions = DistOptions()
+    model_type: str = 'ImageCleanModel'
+    datasets: dict[str, LoaderOptions]
+    network_g: Component
+    train: TrainOptions | None = None
+    val: ValOptions = ValOptions()
 
 
 class _OpenEnded(Section):
