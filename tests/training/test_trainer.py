@@ -16,7 +16,7 @@ from basicsr import train as entry
 from basicsr.losses.pixel_loss import L1Loss
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.training import trainer
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 from basicsr.utils.errors import RestoreError
 from basicsr.utils.logger import get_logger
 
@@ -269,7 +269,7 @@ def test_the_best_is_of_this_metric_and_of_this_folder(runs, change_of):
 def test_processes_that_find_different_states_do_not_train(runs, monkeypatch, said):
     name, path = runs.option_file(total_iter=2)
     assert entry.main(['-opt', str(path)]) == 0
-    monkeypatch.setattr(Process, 'gather', lambda self, value: [value, 0 if value == 2 else value])
+    monkeypatch.setattr(Rank, 'gather', lambda self, value: [value, 0 if value == 2 else value])
     assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', 'train:total_iter=4']) == 1
     assert 'is found after iteration 2 on rank 0, 0 on rank 1; allowed: the same for all' in said()
     assert not (run_folder(name) / 'training_states' / '4.state').exists()
