@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from basicsr.data.transforms import to_float
 from basicsr.images.writer import write_png
 from basicsr.inference import Restorer
 from basicsr.metrics.metric import Metric
-from basicsr.options.components import arguments
+from basicsr.options.sections import MetricOptions
 from basicsr.utils.dist import Rank
 from basicsr.utils.errors import DataError
 from basicsr.utils.parallel import in_stages
@@ -36,10 +35,8 @@ def files_of(dataset: Any, index: int) -> str:
 def build_metrics(options: Any) -> dict[str, Metric]:
     """The metrics of an option file's `val` section."""
 
-    def metric(section: BaseModel) -> Metric:
-        settings = arguments(section)
-        higher = settings.pop('better', 'higher') == 'higher'
-        return Metric(METRIC_REGISTRY.get(section.type), settings, higher)  # type: ignore[attr-defined]
+    def metric(section: MetricOptions) -> Metric:
+        return Metric(METRIC_REGISTRY.get(section.type), section.arguments(), section.better == 'higher')
 
     return {name: metric(section) for name, section in options.val.metrics.items()}
 

@@ -15,7 +15,6 @@ from basicsr.archs.pretrained import load_pretrained
 from basicsr.data.loader import validation_sets
 from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate
 from basicsr.inference.restorer import build_restorer
-from basicsr.options.components import build
 from basicsr.utils.files import as_json, atomic_write, check_writable
 from basicsr.utils.registry import ARCH_REGISTRY
 
@@ -23,7 +22,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 def load_network(options: Any, device: torch.device) -> nn.Module:
     """The network of the options with the weights of `path.pretrain_network_g`, in eval mode.
     Raises CheckpointError."""
-    net: nn.Module = build(ARCH_REGISTRY, options.network_g)
+    net: nn.Module = ARCH_REGISTRY.build(options.network_g)
     load_pretrained(net, options.path)
     return net.to(device, memory_format=torch.channels_last).eval()
 

@@ -22,7 +22,6 @@ from basicsr.inference import Restorer
 from basicsr.inference.restorer import build_restorer
 from basicsr.models.recorded import RecordedGradient
 from basicsr.models.schedulers import Scheduler, learning_rate
-from basicsr.options.components import arguments, build, plain_arguments
 from basicsr.options.sections import RunOptions
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.device import resolve_precision
@@ -76,7 +75,7 @@ class ImageCleanModel:
         self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
 
         torch.manual_seed(options.manual_seed)
-        self.net: nn.Module = build(ARCH_REGISTRY, options.network_g)
+        self.net: nn.Module = ARCH_REGISTRY.build(options.network_g)
         if options.path.pretrain_network_g is not None:
             load_pretrained(self.net, options.path)
         # Images, and so all activations, are channels-last. Weights are not: they are small, and
@@ -90,7 +89,7 @@ class ImageCleanModel:
             )
         sections = {'pixel_opt': train.pixel_opt, **train.losses}
         self.losses: dict[str, nn.Module] = {
-            name: build(LOSS_REGISTRY, section).to(device) for name, section in sections.items() if section
+            name: LOSS_REGISTRY.build(section).to(device) for name, section in sections.items() if section
         }
         # Other networks and losses may wait for the device, draw random numbers in Python, or keep statistics.
         is_known = type(self.net) is Restormer and all(
@@ -100,12 +99,11 @@ class ImageCleanModel:
         self.recorded: RecordedGradient | None = None
 
         # Fused: one kernel, and the only kind that takes a flag on the device (`found_inf`).
-        optimizer = OPTIMIZER_REGISTRY.get(train.optim_g.type)
-        self.optimizer: torch.optim.Optimizer = optimizer(
-            self.parameters, fused=True, **arguments(train.optim_g)
+        self.optimizer: torch.optim.Optimizer = OPTIMIZER_REGISTRY.build(
+            train.optim_g, self.parameters, fused=True
         )
         self.base_lr: float = self.optimizer.defaults['lr']
-        self.scheduler: Scheduler = build(SCHEDULER_REGISTRY, train.scheduler)
+        self.scheduler: Scheduler = SCHEDULER_REGISTRY.build(train.scheduler)
         self.averaged = [p.detach().clone() for p in self.parameters] if train.ema_decay else []
 
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # iteration; 0: none
@@ -301,13 +299,13 @@ class ImageCleanModel:
         try:
             net = copy.deepcopy(self.net)
         except RuntimeError:  # a network that keeps non-leaf tensors, as weight_norm does
-            net = build(ARCH_REGISTRY, self.options.network_g).to(self.device, self.dtype)
+            net = ARCH_REGISTRY.build(self.options.network_g).to(self.device, self.dtype)
         net.load_state_dict(averaged or params)
         return build_restorer(net, self.device, self.options.val)
 
     def save_weights(self, path: Path, iteration: int) -> None:
         params, averaged = self.weights()
-        network = {'type': self.options.network_g.type, **plain_arguments(self.options.network_g)}
+        network = {'type': self.options.network_g.type, **self.options.network_g.arguments(plain=True)}
         save_checkpoint(path, params, network, iteration, averaged, self.options.val.tlc)
 
     def state(self) -> dict[str, Any]:
