@@ -80,8 +80,8 @@ def options(folder: Path, name: str, **train: object) -> dict:
         'network_g': {
             'type': 'Restormer',
             'dim': 8,
-            'num_blocks': [1, 1, 1, 1],
-            'num_refinement_blocks': 1,
+            'num_blocks': [1, 0, 0, 1],
+            'num_refinement_blocks': 0,
             'heads': [1, 1, 2, 2],
         },
         'train': {
