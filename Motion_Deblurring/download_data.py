@@ -32,7 +32,15 @@ from basicsr.utils.archive import unpack_folders
 from basicsr.utils.console import print_any_name
 from basicsr.utils.download import RemoteFile, fetch, fetch_zip_from_drive
 from basicsr.utils.errors import ArchiveError, DownloadError, InUseError, WrongArchiveError
-from basicsr.utils.files import ROOT, absolute, held, made_folder, remove_leftovers, scratch_folder, sync_folder
+from basicsr.utils.files import (
+    ROOT,
+    absolute,
+    lock_file,
+    made_folder,
+    remove_leftovers,
+    scratch_folder,
+    sync_folder,
+)
 from basicsr.utils.signals import ending_cleanly
 
 DATASETS = ROOT / 'Motion_Deblurring' / 'Datasets'
@@ -220,7 +228,7 @@ def get_set(datasets: Path, one: DataSet, args: argparse.Namespace) -> str:
     if not args.force and all(is_filled(place / kind) for kind in KINDS):
         refuse(place, one)
     try:
-        with made_folder(datasets), held(datasets / f'.{one.archive}.lock'):
+        with made_folder(datasets), lock_file(datasets / f'.{one.archive}.lock'):
             if not is_whole(datasets, one):  # another process may have made it so
                 fetch_and_unpack(archive, place, one, args)
     except InUseError as error:

@@ -31,7 +31,7 @@ if __name__ == '__main__':
 from basicsr.utils.arguments import too_small
 from basicsr.utils.console import print_any_name
 from basicsr.utils.errors import InUseError
-from basicsr.utils.files import ROOT, absolute, held, remove_leftovers
+from basicsr.utils.files import ROOT, absolute, lock_file, remove_leftovers
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def cut(datasets: Path, task: Task, pairs: Dataset_PairedImage, workers: int) ->
     try:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
-        with held(place / '.cutting.lock'):
+        with lock_file(place / '.cutting.lock'):
             try:
                 for folder in folders.values():
                     remove_leftovers(folder)

@@ -30,7 +30,7 @@ if __name__ == '__main__':
 from basicsr.utils.arguments import too_small
 from basicsr.utils.console import print_any_name
 from basicsr.utils.errors import InUseError
-from basicsr.utils.files import absolute, atomic_write, held, made_folder, scratch_folder, sync_folder
+from basicsr.utils.files import absolute, atomic_write, lock_file, made_folder, scratch_folder, sync_folder
 from basicsr.utils.signals import ending_cleanly
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def pack(args: argparse.Namespace) -> int:
     try:
         with (
             made_folder(output.parent),
-            held(hidden('lock')),
+            lock_file(hidden('lock')),
             scratch_folder(output.parent, hidden('tmp')) as folder,
         ):
             refuse_existing()  # as another process may have made it meanwhile

@@ -48,7 +48,7 @@ from basicsr.images.decode import decode
 from basicsr.options.option_file import yaml_value
 from basicsr.utils.console import print_any_name
 from basicsr.utils.errors import DataError, InUseError, OptionError
-from basicsr.utils.files import absolute, atomic_write, expanded, held, made_folder, remove_leftovers
+from basicsr.utils.files import absolute, atomic_write, expanded, lock_file, made_folder, remove_leftovers
 from basicsr.utils.parallel import in_parallel
 from basicsr.utils.signals import ending_cleanly
 
@@ -441,7 +441,7 @@ def synthesize(
             )
     written = Written(output, photographs, blurring, per_image, seed)
     try:
-        with made_folder(output), held(output / '.lock'):
+        with made_folder(output), lock_file(output / '.lock'):
             _make_alone(output, settings, written, workers, overwrite)
     except InUseError as error:
         raise DataError(f'{output}: {error}') from None

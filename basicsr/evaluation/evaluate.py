@@ -19,7 +19,7 @@ from basicsr.images.writer import write_png
 from basicsr.inference import Restorer
 from basicsr.metrics.metric import Metric
 from basicsr.options.sections import MetricOptions
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 from basicsr.utils.errors import DataError
 from basicsr.utils.parallel import in_stages
 from basicsr.utils.registry import METRIC_REGISTRY
@@ -58,7 +58,7 @@ def evaluate(
     *,
     rounded: bool = True,
     folder: Path | None = None,
-    process: Process | None = None,
+    process: Rank | None = None,
     title: str = '',
     measure_input: bool = False,
 ) -> Evaluation:
@@ -73,7 +73,7 @@ def evaluate(
         process: every process takes its share of the images, and all get the whole result.
         measure_input: the metrics of the degraded image too, as `input_<metric>`.
     """
-    process = process or Process()
+    process = process or Rank()
     mine: list[tuple[int, dict[str, Any]]] = []
     sample = None
 
@@ -94,7 +94,7 @@ def evaluate(
         shown = {kind: _levels(image, deep=False) for kind, image in images.items()} if index == 0 else None
         return values, shown
 
-    indices = range(process.rank, len(dataset), process.world_size)
+    indices = range(process.index, len(dataset), process.world_size)
     for index, outcome in tqdm(
         restore_pairs(restore, dataset, indices, folder, measured),
         total=len(indices),

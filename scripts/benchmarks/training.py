@@ -24,7 +24,7 @@ from basicsr.data.transforms import to_float
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.options.load import read_options
 from basicsr.utils.device import resolve_device
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 from basicsr.utils.memory import keep_all_memory
 from basicsr.utils.parallel import processors
 from scripts.benchmarks.measuring import (
@@ -235,7 +235,7 @@ def our_steps(args: argparse.Namespace, run: Run) -> Row:
     path = run.folder / f'{run.patch}x{run.batch}-{run.mode}.yml'
     path.write_text(yaml.safe_dump(our_options(args, run)))
     options: Any = read_options(path, [], 'train')
-    model = ImageCleanModel(options, run.device, Process())
+    model = ImageCleanModel(options, run.device, Rank())
     memory = Memory(run.device)
 
     def step(batch: dict[str, Tensor], iteration: int) -> None:

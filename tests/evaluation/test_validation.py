@@ -17,7 +17,7 @@ from basicsr.inference import Restorer
 from basicsr.metrics.metric import Metric
 from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.options.load import load_options
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 from basicsr.utils.errors import DataError
 
 PSNR = {'psnr': Metric(calculate_psnr)}
@@ -288,7 +288,7 @@ def _one_of(rank, world_size, count, folder, queue):
         Pairs(images(count), images(count, seed=1)),
         PSNR,
         folder=folder / 'results',
-        process=Process(rank, world_size, rank),
+        process=Rank(rank, world_size, rank),
     )
     queue.put((rank, len(restored), result.images, result.means, result.sample is not None))
     dist.barrier()  # the last one out takes the store along
