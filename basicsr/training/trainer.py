@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from basicsr.data.loader import build_dataset, training_loader, validation_sets
 from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
-from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate, files_of
+from basicsr.evaluation.evaluate import Evaluation, Restore, build_metrics, evaluate, files_of
 from basicsr.models.image_clean_model import NonFiniteError
 from basicsr.training.preflight import check_memory
 from basicsr.training.run_directory import RunDirectory, read_state
@@ -43,7 +44,7 @@ class Training:
         self.stages = stages_of(self.loader_options)
         self.train_set = build_dataset(self.loader_options)
         self.validation_sets = validation_sets(options)
-        self.metrics = build_metrics(options)
+        self.metrics = build_metrics(options.val.metrics)
         self.model = MODEL_REGISTRY.get(options.model_type)(options, device, process)
         self.best: dict[str, Any] | None = None
         self.iteration = 0  # the last one that is done
@@ -287,16 +288,10 @@ class Training:
 
     def _measure_input(self) -> None:
         """What doing nothing would reach."""
-        for name, dataset in self.validation_sets.items():
-            result = evaluate(
-                lambda lq: lq,
-                dataset,
-                self.metrics,
-                rounded=self.options.val.use_image,
-                process=self.process,
-                title=f'measuring {name}',
+        for name in self.validation_sets:
+            result = self._evaluate(
+                lambda lq: lq, name, torch.device('cpu'), f'measuring {name}', 'not restored, '
             )
-            self.logger.info('iter 0, %s, not restored: %s', name, _listed(result.means))
             self._record(f'input_{name}', result.means)
 
     def _validate_or_save(self) -> None:
@@ -316,20 +311,13 @@ class Training:
         self.model.raise_if_bad()
         restorer = self.model.restorer()
         results: dict[str, Evaluation] = {}
-        for name, dataset in self.validation_sets.items():
+        for name in self.validation_sets:
             folder = (
                 self.directory.visualization / name / str(self.iteration) if self.options.val.save_img else None
             )
-            results[name] = evaluate(
-                restorer.restore,
-                dataset,
-                self.metrics,
-                rounded=self.options.val.use_image,
-                folder=folder,
-                process=self.process,
-                title=f'validating on {name}',
+            results[name] = self._evaluate(
+                restorer.restore, name, self.device, f'validating on {name}', folder=folder
             )
-            self.logger.info('iter %d, %s: %s', self.iteration, name, _listed(results[name].means))
         for position, (name, result) in enumerate(results.items()):  # of all sets, or of none if one fails
             self._record(f'val_{name}', result.means)
             if self.tensorboard and result.sample:
@@ -338,6 +326,37 @@ class Training:
                 )
             if position == 0:
                 self._keep_if_best(result)
+
+    def _evaluate(
+        self,
+        restore: Restore,
+        name: str,
+        device: torch.device,
+        title: str,
+        what: str = '',
+        folder: Path | None = None,
+    ) -> Evaluation:
+        """Logs the figures of a validation set, also those measured before an exception. Raises DataError if any image
+        was left out: means of other images do not compare."""
+        dataset, result = self.validation_sets[name], Evaluation()
+        try:
+            evaluate(
+                restore,
+                dataset,
+                self.metrics,
+                device=device,
+                rounded=self.options.val.use_image,
+                folder=folder,
+                process=self.process,
+                title=title,
+                result=result,
+            )
+        finally:
+            done = len(result.images)
+            part = '' if done == len(dataset) else f' ({done} of {len(dataset)} images)'
+            self.logger.info('iter %d, %s%s: %s%s', self.iteration, what, name, _listed(result.means), part)
+        result.raise_if_failed()
+        return result
 
     def _keep_if_best(self, result: Evaluation) -> None:
         name = next(iter(self.metrics), None)
