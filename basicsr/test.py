@@ -24,7 +24,6 @@ if __name__ == '__main__':
 
 import argparse
 
-import torch
 from torch import nn
 
 from basicsr.archs.pretrained import load_pretrained
@@ -33,7 +32,6 @@ from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate
 from basicsr.evaluation.report import as_table, write_figures
 from basicsr.inference.restorer import build_restorer
 from basicsr.options.arguments import add_option_file
-from basicsr.options.components import build
 from basicsr.options.load import read_options
 from basicsr.utils.device import resolve_device
 from basicsr.utils.files import ROOT, check_writable
@@ -52,9 +50,9 @@ def main(args: argparse.Namespace) -> int:
     options = read_options(args.opt, args.force_yml, 'test')
     folder = ROOT / 'results' / options.name
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
-    net: nn.Module = build(ARCH_REGISTRY, options.network_g)
+    net: nn.Module = ARCH_REGISTRY.build(options.network_g)
     load_pretrained(net, options.path)
-    restorer = build_restorer(net.to(device, memory_format=torch.channels_last).eval(), device, options.val)
+    restorer = build_restorer(net, device, options.val)
     metrics = build_metrics(options.val.metrics)
     sets = validation_sets(options)
     check_writable(next(each for each in (folder, *folder.parents) if each.exists()))  # before hours of work

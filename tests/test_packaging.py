@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from basicsr.options.components import build
 from basicsr.options.load import load_options
 from basicsr.tasks import TASKS
 from basicsr.utils.files import ROOT, resolve
@@ -128,7 +127,7 @@ def test_option_files_of_tests_are_of_the_published_network(name):
     options, _, _ = load_options(ROOT / 'options' / 'test' / f'Deblurring_{name}.yml')
     assert options.name == f'Deblurring_{name}'
     with torch.device('meta'):
-        net = build(ARCH_REGISTRY, options.network_g)
+        net = ARCH_REGISTRY.build(options.network_g)
     assert sum(parameter.numel() for parameter in net.parameters()) == 26_126_644
     task = TASKS['motion_deblurring']
     weights = ROOT / task.folder / 'pretrained_models' / task.published

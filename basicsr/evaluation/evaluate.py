@@ -19,7 +19,6 @@ from tqdm import tqdm
 from basicsr.data.transforms import to_float
 from basicsr.images.writer import write_png
 from basicsr.metrics.metric import Metric
-from basicsr.options.components import arguments
 from basicsr.options.sections import MetricOptions
 from basicsr.utils.dist import Process
 from basicsr.utils.errors import DataError, RestoreError
@@ -83,11 +82,7 @@ def files_of(dataset: object, index: int) -> str:
 def build_metrics(sections: Mapping[str, MetricOptions]) -> dict[str, Metric]:
     """The metrics of an option file's `val.metrics`."""
     return {
-        name: Metric(
-            METRIC_REGISTRY.get(section.type),  # type: ignore[attr-defined]
-            arguments(section, MetricOptions),
-            section.better == 'higher',
-        )
+        name: Metric(METRIC_REGISTRY.get(section.type), section.arguments(), section.better == 'higher')
         for name, section in sections.items()
     }
 

@@ -20,7 +20,6 @@ from basicsr.inference import Restorer
 from basicsr.inference.restorer import build_restorer
 from basicsr.models.recorded import RecordedGradient
 from basicsr.models.schedulers import learning_rate
-from basicsr.options.components import arguments, build, plain_arguments
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.device import resolve_precision
 from basicsr.utils.dist import Process
@@ -70,7 +69,7 @@ class ImageCleanModel:
         self.scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
 
         torch.manual_seed(options.manual_seed)
-        self.net: nn.Module = build(ARCH_REGISTRY, options.network_g)
+        self.net: nn.Module = ARCH_REGISTRY.build(options.network_g)
         if options.path.pretrain_network_g is not None:
             load_pretrained(self.net, options.path)
         # The images are channels-last, and so is all that follows from them. Not the weights: they are small, and
@@ -82,17 +81,16 @@ class ImageCleanModel:
             self.forward = DistributedDataParallel(
                 self.forward, [device] if device.type == 'cuda' else None, gradient_as_bucket_view=True
             )
-        self.loss = build(LOSS_REGISTRY, train.pixel_opt).to(device)
+        self.loss = LOSS_REGISTRY.build(train.pixel_opt).to(device)
         # Other networks and losses may wait for the device, draw random numbers in Python, or have statistics.
         is_known = type(self.net) is Restormer and type(self.loss).__module__.startswith('basicsr.losses.')
         self.records = train.cuda_graph and is_known and device.type == 'cuda' and process.world_size == 1
         self.recorded: RecordedGradient | None = None
 
-        settings = arguments(train.optim_g)
-        self.base_lr = settings['lr']
         # Fused: one kernel, and the only kind that takes a flag on the device (`found_inf`).
-        self.optimizer = OPTIMIZER_REGISTRY.get(train.optim_g.type)(self.parameters, fused=True, **settings)
-        self.scheduler = SCHEDULER_REGISTRY.get(train.scheduler.type)(**arguments(train.scheduler))
+        self.optimizer = OPTIMIZER_REGISTRY.build(train.optim_g, self.parameters, fused=True)
+        self.base_lr = self.optimizer.defaults['lr']
+        self.scheduler = SCHEDULER_REGISTRY.build(train.scheduler)
         self.averaged = [p.detach().clone() for p in self.parameters] if train.ema_decay else []
 
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # 0: none
@@ -286,13 +284,13 @@ class ImageCleanModel:
         try:
             net = copy.deepcopy(self.net)
         except RuntimeError:  # one that keeps tensors which gradients flow through, as weight_norm does
-            net = build(ARCH_REGISTRY, self.options.network_g).to(self.device, self.dtype)
+            net = ARCH_REGISTRY.build(self.options.network_g).to(self.device, self.dtype)
         net.load_state_dict(averaged or params)
         return build_restorer(net, self.device, self.options.val)
 
     def save_weights(self, path: Any, iteration: int) -> None:
         params, averaged = self.weights()
-        network = {'type': self.options.network_g.type, **plain_arguments(self.options.network_g)}
+        network = {'type': self.options.network_g.type, **self.options.network_g.arguments(plain=True)}
         save_checkpoint(path, params, network, iteration, averaged, self.options.val.tlc)
 
     def state(self) -> dict[str, Any]:

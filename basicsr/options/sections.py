@@ -2,57 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer
+from pydantic import AfterValidator, Field
+
+from basicsr.options.components import Component, Registered, Section, unregistered
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    DATASET_REGISTRY,
+    LOSS_REGISTRY,
+    METRIC_REGISTRY,
+    MODEL_REGISTRY,
+    OPTIMIZER_REGISTRY,
+    SCHEDULER_REGISTRY,
+)
 
 PositiveInt = Annotated[int, Field(ge=1)]
-
-
 Count = Annotated[int, Field(ge=0)]
-
-
+Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0)]
-
-
 Share = Annotated[float, Field(ge=0, lt=1)]
-
 
 FOLDER_NAME = r'^[^/\\\x00-\x1f]*[^/\\\x00-\x1f. ][^/\\\x00-\x1f]*$'
 
-
-# Published option files have these; nothing here depends on them.
-WITHOUT_EFFECT = (
-    'scale',
-    'datasets.*.prefetch_mode',
-    'val.rgb2bgr',
-    'val.max_minibatch',
-    'logger.wandb',
-)
+# Keys of published option files that have no effect here.
+WITHOUT_EFFECT = ('scale', 'datasets.*.prefetch_mode', 'val.rgb2bgr', 'val.max_minibatch', 'logger.wandb')
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra='forbid',
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
-    )
-
-
-class Component(Section):
-    """A section with a `type`: the keys beside it are that class's constructor parameters."""
-
-    _parameters: ClassVar[frozenset[str]] = frozenset()
-    _given: ClassVar[tuple[int, frozenset[str]]] = 0, frozenset()
-    """How many of the first parameters, and which others, do not come from options."""
-
-    @model_serializer(mode='wrap')
-    def _without_unset_nulls(self, handler: Any) -> dict[str, object]:  # (a user's class may be called Any)
-        """None may stand for a default that YAML cannot express: to write it down would be to set it."""
-        keys = self.model_fields_set
-        return {key: value for key, value in handler(self).items() if value is not None or key in keys}
+def _registered_model(name: str) -> str:
+    if name not in MODEL_REGISTRY:
+        raise unregistered(MODEL_REGISTRY, 'literal_error')
+    return name
 
 
 class LoaderOptions(Component):
@@ -81,7 +61,7 @@ class LoaderOptions(Component):
 
 
 class MetricOptions(Component):
-    _given = 2, frozenset({'data_range', 'input_order'})  # both images, and what they are like
+    _supplied = 2, frozenset({'data_range', 'input_order'})  # both images and their format
 
     better: Literal['higher', 'lower'] = 'higher'
     """Which way is better, to choose the best checkpoint."""
@@ -105,24 +85,8 @@ class MixingOptions(Section):
     """Leave every other batch, on average, as it is."""
 
 
-class AdamOptions(Section):
-    type: Literal['Adam']
-    lr: Rate
-    """The base of the learning-rate schedule."""
-    weight_decay: Rate = 0.0
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-
-
-class AdamWOptions(AdamOptions):
-    type: Literal['AdamW']
-    weight_decay: Rate = 0.01
-
-
-class MuonOptions(AdamWOptions):
-    type: Literal['Muon']
-    momentum: Share = 0.95
-    """Of the matrices; the betas are of all other weights."""
+class OptimizerOptions(Component):
+    _supplied = 1, frozenset({'fused'})  # the network's parameters
 
 
 class LoggerOptions(Section):
@@ -172,6 +136,12 @@ class TrainOptions(Section):
     ema_decay: Share = 0.0
     """Of the averaged weights; 0: no average."""
     mixing_augs: MixingOptions = MixingOptions()
+    optim_g: Annotated[OptimizerOptions, Registered(OPTIMIZER_REGISTRY)]
+    scheduler: Annotated[Component, Registered(SCHEDULER_REGISTRY)]
+    pixel_opt: Annotated[Component, Registered(LOSS_REGISTRY)] | None = None
+    """A loss of restored and clean image; may be left out where `losses` has one."""
+    losses: dict[str, Annotated[Component, Registered(LOSS_REGISTRY)]] = Field(default={})
+    """Name: further loss, added to pixel_opt."""
 
 
 class ValOptions(Section):
@@ -196,27 +166,35 @@ class ValOptions(Section):
     """No effect."""
     max_minibatch: PositiveInt | None = None
     """No effect."""
+    metrics: dict[str, Annotated[MetricOptions, Registered(METRIC_REGISTRY)]] = Field(default={})
+    """Name: metric. The first one chooses the best checkpoint."""
 
 
 class RunOptions(Section):
-    """A whole option file, but for what depends on the registries."""
+    """An option file of train.py or test.py."""
 
     name: Annotated[str, Field(pattern=FOLDER_NAME)]
-    """Of the run: the folder in experiments/ or results/."""
+    """The run's folder in experiments/ or results/."""
+    model_type: Annotated[
+        str,
+        AfterValidator(_registered_model),
+        Field(json_schema_extra=lambda schema: schema.update(enum=[*MODEL_REGISTRY.names()])),
+    ] = 'ImageCleanModel'
+    """The training step."""
     scale: int = 1
     """No effect."""
     num_gpu: Count = 1
     """Devices that the batch sizes were written for (see train.accumulate); 0: use the CPU."""
     manual_seed: Annotated[int, Field(ge=0, lt=2**63)] = 100
-    """Everything random follows from it."""
-    custom_imports: list[str] = []
+    """Seed of all random numbers."""
+    custom_imports: list[str] = Field(default=[])
     """Modules to import first; they register what they define."""
+    datasets: dict[str, Annotated[LoaderOptions, Registered(DATASET_REGISTRY)]]
+    """`train` is the training set; all others are for validation or testing."""
+    network_g: Annotated[Component, Registered(ARCH_REGISTRY)]
     path: PathOptions = PathOptions()
+    train: TrainOptions | None = None
+    """Required by train.py only."""
+    val: ValOptions = ValOptions()
     logger: LoggerOptions = LoggerOptions()
     dist_params: DistOptions = DistOptions()
-
-
-class _OpenEnded(Section):
-    """The constructor takes **kwargs."""
-
-    model_config = ConfigDict(extra='allow')

@@ -383,7 +383,7 @@ val:metrics:psnr:crop_border=1000
 val:metrics:psnr:test_y_channel=true
 
 val:metrics:psnr:data_range=0
-    val.metrics.psnr.data_range: found an unknown key; allowed: better, type, crop_border, test_y_channel
+    val.metrics.psnr.data_range: found an unknown key; allowed: type, better, crop_border, test_y_channel
 
 val:metrics:psnr:input_order=CHW
     val.metrics.psnr.input_order: found an unknown key
