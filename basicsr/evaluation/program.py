@@ -179,14 +179,12 @@ def check_args(args: argparse.Namespace) -> None:
             f'--restored_dir: found {", ".join(given)} beside it; allowed: without, as no image is restored'
         )
     if args.json:
-        if args.json.is_dir() or not absolute(args.json).parent.is_dir():
-            raise UsageError(f'--json: found {args.json}; allowed: a file in an existing folder')
         try:
             check_writable(absolute(args.json).parent)  # before hours of work
         except OSError as error:
-            raise UsageError(
-                f'--json: found {args.json}, where nothing can be written ({error.strerror}); allowed: another place'
-            ) from None
+            raise UsageError(f'--json: {args.json} cannot be written ({error.strerror})') from None
+        if args.json.is_dir():
+            raise UsageError(f'--json: found the folder {args.json}; allowed: a file')
 
 
 # --- what to measure on -------------------------------------------------------------------------------------
