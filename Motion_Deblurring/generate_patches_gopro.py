@@ -52,7 +52,7 @@ class Crops(NamedTuple):
     size: int
     stride: int | None = None
 
-    def __call__(self, name: str, height: int, width: int) -> Iterator[tuple[str, Window]]:
+    def windows(self, name: str, height: int, width: int) -> Iterator[tuple[str, Window]]:
         if self.stride is None:
             yield name, centre_window(height, width, self.size)
         else:
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     for crops, pairs in zip(chosen, frames, strict=True):
         place = datasets / crops.place
         folders = {kind: place / f'{folder}_crops' for kind, folder in KINDS.items()}
-        count, written = write_crops(pairs, crops, folders, args.workers, f'cutting {crops.place}')
+        count, written = write_crops(pairs, crops.windows, folders, args.workers, f'cutting {crops.place}')
         files = 2 * count
         kept = '' if written == files else f' ({files - written:,} of the {files:,} files existed already)'
         print(f'{place}: {count:,} pairs of crops, of {len(pairs):,} pairs of frames{kept}', flush=True)

@@ -38,78 +38,43 @@ def parser(task: Task) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description='Measure a network, or images restored elsewhere, on the test sets, beside the published figures.'
     )
+    folder: dict[str, Any] = {'type': expanded, 'metavar': 'FOLDER'}
+    file: dict[str, Any] = {'type': expanded, 'metavar': 'FILE'}
+    number: dict[str, Any] = {'type': at_least(1), 'metavar': 'N'}
     pairs = p.add_argument_group('what to measure on')
-    pairs.add_argument(
-        '--datasets',
-        nargs='+',
-        type=test_set,
-        metavar='SET',
-        help=f'one or more of {", ".join(names.values())} (any letter case); default: those in --data_dir',
-    )
-    pairs.add_argument(
-        '--data_dir',
-        type=expanded,
-        default=task.datasets / 'test',
-        metavar='FOLDER',
-        help=f'the folder with <SET>/input and <SET>/target; default: {task.folder}/Datasets/test of the repository',
-    )
-    pairs.add_argument('--input_dir', type=expanded, metavar='FOLDER', help='degraded images of your own')
-    pairs.add_argument(
-        '--target_dir',
-        type=expanded,
-        metavar='FOLDER',
-        help='clean images with the same names as the degraded ones',
-    )
-    pairs.add_argument(
-        '--protocol',
-        choices=protocols,
-        help=f'how to measure --input_dir and --target_dir; default: {protocols[0]}',
-    )
-    pairs.add_argument(
-        '--limit', type=at_least(1), metavar='N', help='only the first N images of each set, for a quick look'
-    )
+    sets = f'one or more of {", ".join(names.values())} (any letter case); default: those in --data_dir'
+    pairs.add_argument('--datasets', nargs='+', type=test_set, metavar='SET', help=sets)
+    data = f'with <SET>/input and <SET>/target; default: {task.folder}/Datasets/test of the repository'
+    pairs.add_argument('--data_dir', default=task.datasets / 'test', **folder, help=data)
+    pairs.add_argument('--input_dir', **folder, help='degraded images of your own')
+    pairs.add_argument('--target_dir', **folder, help='clean images with the same names as the degraded ones')
+    protocol = f'how to measure --input_dir and --target_dir; default: {protocols[0]}'
+    pairs.add_argument('--protocol', choices=protocols, help=protocol)
+    pairs.add_argument('--limit', **number, help='only the first N images of each set, for a quick look')
+
     what = p.add_argument_group('what to measure')
-    what.add_argument(
-        '--weights',
-        type=expanded,
-        metavar='FILE',
-        help='a checkpoint, trained here or published; default: the published one, or, for pairs of your own if it '
-        'was not downloaded, the one that comes with the repository',
+    weights = (
+        'a checkpoint, trained here or published; default: the published one, or, for pairs of your own if it was not '
+        'downloaded, the one that comes with the repository'
     )
+    what.add_argument('--weights', **file, help=weights)
     add_tlc(what)
-    what.add_argument(
-        '--precision', help='fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
+    precision = 'fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
+    what.add_argument('--precision', help=precision)
+    device = 'auto, the default (a GPU if there is one), cpu, cuda, cuda:<number> or mps'
+    what.add_argument('--device', help=device)
+    restored = (
+        'measure images restored elsewhere, with the names of the clean ones, in <FOLDER>/<SET> or, for one set, in '
+        'FOLDER itself'
     )
-    what.add_argument(
-        '--device', help='auto, the default (a GPU if there is one), cpu, cuda, cuda:<number> or mps'
-    )
-    what.add_argument(
-        '--restored_dir',
-        type=expanded,
-        metavar='FOLDER',
-        help='measure images restored elsewhere, with the names of the clean ones, in <FOLDER>/<SET> or, for one set, '
-        'in FOLDER itself',
-    )
+    what.add_argument('--restored_dir', **folder, help=restored)
+
     how = p.add_argument_group('how')
-    how.add_argument(
-        '--workers',
-        type=at_least(1),
-        default=processors(),
-        metavar='N',
-        help='threads that measure; default: one for each processor',
-    )
-    how.add_argument(
-        '--save_dir',
-        type=expanded,
-        metavar='FOLDER',
-        help='also write the results, as <FOLDER>/<SET>/<name>.png',
-    )
-    how.add_argument(
-        '--json',
-        type=expanded,
-        metavar='FILE',
-        help='also write all figures, with those of each image; null: infinite, as the PSNR of equal images is',
-    )
+    workers = 'threads that measure; default: one for each processor'
+    how.add_argument('--workers', default=processors(), **number, help=workers)
+    how.add_argument('--save_dir', **folder, help='also write the results, as <FOLDER>/<SET>/<name>.png')
+    figures = 'also write all figures, with those of each image; null: infinite, as the PSNR of equal images is'
+    how.add_argument('--json', **file, help=figures)
     return p
 
 

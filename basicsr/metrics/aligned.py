@@ -89,8 +89,8 @@ def _aligned_pair(img1: np.ndarray, img2: np.ndarray, data_range: float | None) 
 
 
 def align(restored: np.ndarray, target: np.ndarray) -> Alignment:
-    """Steps 1 to 3 at the top of the file. A warp that leaves no pixel to measure counts as not converged."""
-    restored, target = _prepare(restored, target)
+    """Steps 1 to 3 at the top of the file, for float64 images with white at 1, as all functions below. A warp that
+    leaves no pixel to measure counts as not converged."""
     scale = brightness_scale(restored, target)
     restored = restored * scale
     homography = find_homography(restored, target)
@@ -103,7 +103,6 @@ def align(restored: np.ndarray, target: np.ndarray) -> Alignment:
 
 def brightness_scale(restored: np.ndarray, target: np.ndarray) -> float:
     """Σxz / Σz²: the factor that brings the restored image z nearest to the target x; 1 if z is black."""
-    restored, target = _prepare(restored, target)
     energy = float(np.vdot(restored, restored))
     return float(np.vdot(restored, target)) / energy if energy > 0 else 1.0
 
@@ -111,7 +110,6 @@ def brightness_scale(restored: np.ndarray, target: np.ndarray) -> float:
 def find_homography(restored: np.ndarray, target: np.ndarray) -> np.ndarray | None:
     """The homography (3, 3) that maps (x, y, 1) in the target, in pixels, x to the right and y down, to the restored
     image; None if ECC does not converge. It does not depend on brightness and contrast."""
-    restored, target = _prepare(restored, target)
     # OpenCV's first image is the fixed one, onto which the second is warped.
     template, moved = (cv2.cvtColor(np.float32(image), cv2.COLOR_RGB2GRAY) for image in (target, restored))
     # An eps of 0 never stops early.
@@ -148,7 +146,6 @@ def _warp(restored: np.ndarray, homography: np.ndarray) -> tuple[np.ndarray, np.
 def masked_psnr(restored: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
     """10·log10(1 / (Σ(m·(z − x))² / Σm)) in dB, the sums over pixels and colours; inf for identical images.
     `mask` is (H, W), 0 or 1, and not 0 everywhere."""
-    restored, target = _prepare(restored, target)
     difference = (restored - target) * mask[..., None]
     mse = float(np.vdot(difference, difference)) / (float(mask.sum()) * difference.shape[2])
     return math.inf if mse == 0 else -10 * math.log10(mse)
@@ -157,7 +154,6 @@ def masked_psnr(restored: np.ndarray, target: np.ndarray, mask: np.ndarray) -> f
 def masked_ssim(restored: np.ndarray, target: np.ndarray, mask: np.ndarray) -> float:
     """SSIM of each colour, in the window of `calculate_ssim`, between the images with black where `mask` is 0; then its
     mean where `mask` is 1, without 5 pixels along each edge. `mask` as for `masked_psnr`."""
-    restored, target = _prepare(restored, target)
     _, similarity = structural_similarity(
         restored * mask[..., None],
         target * mask[..., None],

@@ -74,7 +74,8 @@ def _members(file: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile.ZipInfo
             wrong = 'a link'
         if wrong:
             raise ArchiveError(
-                f'{archive}: found {info.orig_filename!r} in it, {wrong}; allowed: files and folders; nothing was unpacked'
+                f'{archive}: found {info.orig_filename!r} in it, {wrong}; allowed: files and folders; nothing '
+                'was unpacked'
             )
         if path.parts and not info.is_dir() and path.parts[0] != SYSTEM_FOLDER:
             members.append((info, path))
