@@ -49,9 +49,8 @@ def unpack_folders(archive: Path, names: Sequence[str], destination: Path, paren
             ]
             check_room(destination, sum(info.file_size for info in chosen))
             for info in tqdm(chosen, desc=archive.name, unit='file'):
-                file.extract(info, destination)
-            if hasattr(os, 'sync'):
-                os.sync()
+                with open(file.extract(info, destination), 'r+b') as unpacked:  # noqa: PTH123
+                    os.fsync(unpacked.fileno())
             return destination / place
     except DAMAGES as error:
         raise WrongArchiveError(f'{archive}: cannot be unpacked: {" ".join(str(error).split())}') from None
