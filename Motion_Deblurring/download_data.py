@@ -28,12 +28,12 @@ if __name__ == '__main__':
 import argparse
 
 from basicsr.data import download
-from basicsr.tasks import MOTION_DEBLURRING
+from basicsr.tasks import MOTION_DEBLURRING as TASK
 
 
 def parser() -> argparse.ArgumentParser:
-    return download.parser(MOTION_DEBLURRING)
+    return download.parser(TASK.folder, TASK.archives)
 
 
 def main(args: argparse.Namespace) -> int:
-    return download.main(args, MOTION_DEBLURRING)
+    return download.main(args, TASK.folder, TASK.weights, TASK.archives)

@@ -34,12 +34,12 @@ if __name__ == '__main__':
 import argparse
 
 from basicsr.evaluation import program
-from basicsr.tasks import MOTION_DEBLURRING
+from basicsr.tasks import MOTION_DEBLURRING as TASK
 
 
 def parser() -> argparse.ArgumentParser:
-    return program.parser(MOTION_DEBLURRING)
+    return program.parser(TASK)
 
 
 def main(args: argparse.Namespace) -> int:
-    return program.main(args, MOTION_DEBLURRING)
+    return program.main(args, TASK)

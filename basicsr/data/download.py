@@ -12,7 +12,7 @@ import inspect
 import os
 import socket
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -22,11 +22,11 @@ from urllib.error import URLError
 import torch
 
 from basicsr.data.sources import FolderSource
-from basicsr.tasks import Archive, DataSet, RemoteFile, Task
 from basicsr.utils.archive import unpack_folders
 from basicsr.utils.cli import report
 from basicsr.utils.errors import DataError, DownloadError, InUseError, UsageError, UserError, WrongArchiveError
-from basicsr.utils.files import absolute, check_room, held, made_folder, scratch_folder, sync_folder
+from basicsr.utils.files import ROOT, absolute, check_room, held, made_folder, scratch_folder, sync_folder
+from basicsr.utils.remote import Archive, DataSet, RemoteFile
 from basicsr.utils.text import listed
 
 try:
@@ -39,9 +39,10 @@ WITHOUT_GDOWN = "the package gdown is needed, which is not installed, or too old
 TIMEOUT = 60  # seconds without a byte
 
 
-def parser(task: Task) -> argparse.ArgumentParser:
+def parser(folder: str, archives: Sequence[Archive]) -> argparse.ArgumentParser:
+    """`folder`: of the task, below the repository root."""
     p = argparse.ArgumentParser(description='Get the data sets and the published weights, and check them.')
-    choices = choices_of(task)
+    choices = choices_of(archives)
     p.add_argument(
         '--data',
         nargs='+',
@@ -55,7 +56,7 @@ def parser(task: Task) -> argparse.ArgumentParser:
         '--output',
         type=Path,
         metavar='FOLDER',
-        help=f'another folder; default: {task.folder}/Datasets of the repository, or {task.folder}/pretrained_models '
+        help=f'another folder; default: {folder}/Datasets of the repository, or {folder}/pretrained_models '
         'for the weights, where option files and demo.py look',
     )
     p.add_argument('--force', action='store_true', help='replace existing files that are wrong')
@@ -63,9 +64,9 @@ def parser(task: Task) -> argparse.ArgumentParser:
     return p
 
 
-def choices_of(task: Task) -> list[str]:
+def choices_of(archives: Sequence[Archive]) -> list[str]:
     """weights, the groups of sets (train, test), and the name of each test set."""
-    sets = [one for archive in task.archives for one in archive.sets]
+    sets = [one for archive in archives for one in archive.sets]
     return [
         'weights',
         *dict.fromkeys(one.group for one in sets),
@@ -73,14 +74,14 @@ def choices_of(task: Task) -> list[str]:
     ]
 
 
-def main(args: argparse.Namespace, task: Task) -> int:
+def main(args: argparse.Namespace, folder: str, weights: RemoteFile, archives: Sequence[Archive]) -> int:
     output = absolute(args.output) if args.output else None
-    datasets = output or task.datasets
+    datasets = output or ROOT / folder / 'Datasets'
     jobs: list[Callable[[], None]] = []
     if 'weights' in args.data:
-        jobs.append(partial(get_weights, task.weights, output or task.pretrained_models, args.force))
-    names = {one.name.casefold() for archive in task.archives for one in archive.sets}
-    for archive in task.archives:
+        jobs.append(partial(get_weights, weights, output or ROOT / folder / 'pretrained_models', args.force))
+    names = {one.name.casefold() for archive in archives for one in archive.sets}
+    for archive in archives:
         sets = [
             one
             for one in archive.sets

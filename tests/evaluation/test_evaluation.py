@@ -455,6 +455,7 @@ def test_test_py_writes_figures_before_a_problem(runs, monkeypatch, capsys, prob
 
 def _one_of(rank, world_size, count, folder, queue):
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # a forked process has none of OpenCV's threads
     dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=world_size)
     restored = []
 

@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 
 from basicsr.data import download
-from basicsr.tasks import MOTION_DEBLURRING, Archive, DataSet, RemoteFile
+from basicsr.tasks import MOTION_DEBLURRING
 from basicsr.utils import cli
 from basicsr.utils.files import ROOT
+from basicsr.utils.remote import Archive, DataSet, RemoteFile
 from Motion_Deblurring import download_data
 
 SCRIPT = ROOT / 'Motion_Deblurring' / 'download_data.py'
@@ -87,7 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def with_task(monkeypatch, **changes):
-    monkeypatch.setattr(download_data, 'MOTION_DEBLURRING', replace(download_data.MOTION_DEBLURRING, **changes))
+    monkeypatch.setattr(download_data, 'TASK', replace(download_data.TASK, **changes))
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def stop_server(server, monkeypatch):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         url = f'http://127.0.0.1:{free.getsockname()[1]}/motion_deblurring.pth'
-    with_task(monkeypatch, weights=download_data.MOTION_DEBLURRING.weights._replace(url=url))
+    with_task(monkeypatch, weights=download_data.TASK.weights._replace(url=url))
 
 
 def go_offline(server, monkeypatch):
@@ -599,7 +600,7 @@ def test_one_archive_of_several_sets(here, drive, monkeypatch):
     with_task(monkeypatch, archives=(Archive(GOPRO, sets),))
     folders = [f'top/{one.name}/{kind}' for one in sets for kind in one.kinds]
     drive.archives[GOPRO] = archive_of(folders)
-    assert download.choices_of(download_data.MOTION_DEBLURRING) == ['weights', 'test', 'A', 'B', 'C']
+    assert download.choices_of(download_data.TASK.archives) == ['weights', 'test', 'A', 'B', 'C']
     assert run('B', '--keep_archives') == 0
     assert files(here).keys() == unpacked('test/B') | {'out/test.zip'}
     assert run('test') == 0
