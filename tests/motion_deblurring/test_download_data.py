@@ -632,7 +632,12 @@ def test_the_readmes_match_the_table():
 
 def test_every_command_in_the_documentation_is_valid():
     found = 0
-    for path in [*ROOT.glob('*.md'), *ROOT.glob('Motion_Deblurring/**/README.md'), SCRIPT]:
+    for path in [
+        *ROOT.glob('*.md'),
+        *ROOT.glob('docs/*.md'),
+        *ROOT.glob('Motion_Deblurring/**/README.md'),
+        SCRIPT,
+    ]:
         for line in path.read_text(encoding='utf-8').splitlines():
             command = line.strip().removeprefix('python ')
             if command != line.strip() and command.startswith('Motion_Deblurring/download_data.py'):
