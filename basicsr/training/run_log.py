@@ -75,7 +75,6 @@ class RunLog:
 
     def baseline(self, name: str, means: dict[str, float]) -> None:
         """Metrics of a validation set's unrestored input."""
-        get_logger().info('iter 0, %s, not restored: %s', name, listed(means))
         self._record(f'input_{name}', 0, means)
 
     def validation(self, iteration: int, name: str, result: Evaluation) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from basicsr.data.loader import build_dataset, training_loader, validation_sets
 from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
-from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate, files_of
+from basicsr.evaluation.evaluate import Evaluation, Restore, build_metrics, evaluate, files_of
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.options.sections import RunOptions
 from basicsr.training.preflight import check_memory
@@ -45,7 +46,7 @@ class Trainer:
         self.stages = stages_of(self.loader_options)
         self.train_set = build_dataset(self.loader_options)
         self.validation_sets = validation_sets(options)
-        self.metrics = build_metrics(options)
+        self.metrics = build_metrics(options.val.metrics)
         self.model: ImageCleanModel = MODEL_REGISTRY.get(options.model_type)(options, device, rank)
 
         self.iteration = 0  # the last completed one
@@ -186,22 +187,24 @@ class Trainer:
     # -------------------------------------------------------------- validation
 
     def _measure_baseline(self) -> None:
-        for name, dataset in self.validation_sets.items():
-            result = evaluate(
-                lambda lq: lq,
-                dataset,
-                self.metrics,
-                rounded=self.options.val.use_image,
-                process=self.rank,
-                title=f'measuring {name}',
-            )
+        for name in self.validation_sets:
+            result = self._evaluate(lambda lq: lq, name, torch.device('cpu'), f'measuring {name}')
             self.log.baseline(name, result.means)
 
     def _validate(self) -> None:
         """If validation fails, saves first; the resumed run repeats the validation."""
         self.model.raise_if_bad()
         try:
-            results = self._evaluate()
+            restore, results = self.model.restorer().restore, {}
+            for name in self.validation_sets:
+                folder = self.directory.visualization / name / str(self.iteration)
+                results[name] = self._evaluate(
+                    restore,
+                    name,
+                    self.device,
+                    f'validating on {name}',
+                    folder if self.options.val.save_img else None,
+                )
             for name, result in results.items():  # record all sets, or none if one fails
                 self.log.validation(self.iteration, name, result)
             self._keep_if_best(next(iter(results.values())))
@@ -214,22 +217,31 @@ class Trainer:
             raise
         self.unvalidated = False
 
-    def _evaluate(self) -> dict[str, Evaluation]:
-        restorer = self.model.restorer()
-        results = {}
-        for name, dataset in self.validation_sets.items():
-            folder = self.directory.visualization / name / str(self.iteration)
-            results[name] = evaluate(
-                restorer.restore,
+    def _evaluate(
+        self, restore: Restore, name: str, device: torch.device, title: str, folder: Path | None = None
+    ) -> Evaluation:
+        """Measures a validation set, and logs also the figures measured before an exception. Raises DataError if an
+        image was left out, as means of other images do not compare."""
+        dataset, result = self.validation_sets[name], Evaluation()
+        try:
+            evaluate(
+                restore,
                 dataset,
                 self.metrics,
+                device=device,
                 rounded=self.options.val.use_image,
-                folder=folder if self.options.val.save_img else None,
-                process=self.rank,
-                title=f'validating on {name}',
+                folder=folder,
+                rank=self.rank,
+                title=title,
+                result=result,
             )
-            self.logger.info('iter %d, %s: %s', self.iteration, name, listed(results[name].means))
-        return results
+        finally:
+            done = len(result.images)
+            part = '' if done == len(dataset) else f' ({done} of {len(dataset)} images)'
+            what = '' if self.iteration else ', not restored'
+            self.logger.info('iter %d, %s%s%s: %s', self.iteration, name, what, part, listed(result.means))
+        result.raise_if_failed()
+        return result
 
     def _keep_if_best(self, result: Evaluation) -> None:
         """Compares the first metric."""
