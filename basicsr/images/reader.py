@@ -178,17 +178,13 @@ def _decode(data: bytes) -> Image:
             _check_size(*tiff.allocation(tags))
             pixels = _upright(tiff.decode(data, tags), tags.get(tiff.ORIENTATION, 1))
             return Image(pixels, tags.get(tiff.ICC_PROFILE))
-        try:
-            return _open(data, _by_pillow)
-        except (OSError, ValueError) as error:
-            raise ValueError(f'{tiff.compression(tags)}: {error}') from None
-    if data.startswith(png.SIGNATURE):
+    elif data.startswith(png.SIGNATURE):
         file = png.read_png(data)
         image = _open(
             file.data, lambda image: _by_pillow(image) if image.mode == 'P' else _png_pixels(file), file.depth
         )
         return replace(image, colour_chunks=file.colour_chunks)
-    if data.startswith(_JPEG):
+    elif data.startswith(_JPEG):
         data = _without_junk(data)
         return _open(data, lambda image: _by_opencv(data) if image.mode in ('L', 'RGB') else _by_pillow(image))
     return _open(data, _by_pillow)
@@ -230,8 +226,8 @@ def _by_pillow(image: PIL.Image.Image) -> np.ndarray:
 
 def _to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Converts CMYK by its profile, or by the plain formula if it has none that works."""
-    with contextlib.suppress(ImageCms.PyCMSError, OSError, TypeError):
-        profile = ImageCms.getOpenProfile(io.BytesIO(image.info['icc_profile']))
+    with contextlib.suppress(ImageCms.PyCMSError):
+        profile = ImageCms.getOpenProfile(io.BytesIO(image.info.get('icc_profile') or b''))
         converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile('sRGB'), outputMode='RGB')
         if converted is not None:
             return converted

@@ -27,15 +27,12 @@ NO_ALPHA, PREMULTIPLIED = 0, 1  # kinds of extra samples
 RAW, LZW, PACKBITS = 1, 5, 32773
 DEFLATE = (8, 32946)
 LIBTIFF = (LZW, PACKBITS, 34925, 50000)  # also LZMA and Zstandard
-COMPRESSIONS = {
-    RAW: 'no', 2: 'CCITT', 3: 'fax', 4: 'fax', LZW: 'LZW', 6: 'JPEG', 7: 'JPEG', 8: 'deflate', 32946: 'deflate',
-    PACKBITS: 'PackBits', 34712: 'JPEG 2000', 34887: 'LERC', 34925: 'LZMA', 50000: 'Zstandard', 50001: 'WebP',
-    50002: 'JPEG XL', 52546: 'JPEG XL',
-}  # fmt: skip
+PILLOW = (2, 3, 4, 6, 7)  # fax and JPEG
+_COMPRESSIONS = {34712: 'JPEG 2000', 34887: 'LERC', 50001: 'WebP', 50002: 'JPEG XL', 52546: 'JPEG XL'}
 
 ALLOWED = 'allowed: 8 or 16 bits a channel, grey or RGB'
 _FORMATS = {2: 'signed', 3: 'floating-point', 5: 'complex', 6: 'complex'}
-_COLOURS = {5: 'CMYK', 6: 'YCbCr', 8: 'Lab', 9: 'Lab', 10: 'Lab', 32803: 'sensor', 34892: 'sensor'}
+_COLOURS = {5: 'CMYK ', 6: 'YCbCr ', 8: 'Lab ', 9: 'Lab ', 10: 'Lab ', 32803: 'sensor ', 34892: 'sensor '}
 
 _REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))
 
@@ -52,29 +49,24 @@ def read_tags(data: bytes) -> dict[int, Any]:
     return tags
 
 
-def compression(tags: dict[int, Any]) -> str:
-    code = tags.get(COMPRESSION, RAW)
-    return f'{COMPRESSIONS.get(code, f"unknown ({code})")} compression'
-
-
 def is_plain(tags: dict[int, Any]) -> bool:
-    """Whether `decode` can decode it; if not, Pillow may. Raises NotImplementedError if neither can."""
+    """Whether `decode` can decode it; if not, Pillow can. Raises NotImplementedError if neither can."""
     all_bits, formats = tags.get(BITS, (1,)), {*tags.get(SAMPLE_FORMAT, (1,))}
-    bits, code, photometric = max(all_bits), tags.get(COMPRESSION, RAW), tags.get(PHOTOMETRIC)
+    bits, code, photometric = max(all_bits), tags.get(COMPRESSION, RAW), tags.get(PHOTOMETRIC, -1)
     if kinds := formats & _FORMATS.keys():
         raise NotImplementedError(f'{bits}-bit {_FORMATS[min(kinds)]} channels; {ALLOWED}')
+    if code not in (RAW, *DEFLATE, *LIBTIFF, *PILLOW):
+        raise NotImplementedError(
+            f'{_COMPRESSIONS.get(code, f"unknown ({code})")} compression, which is not supported'
+        )
     plain = (
-        code in (RAW, *DEFLATE, *LIBTIFF)
+        code not in PILLOW
         and photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE)
         and {*all_bits} in ({1}, {2}, {4}, {8}, {16})
         and (tags.get(PREDICTOR, 1) == 1 or (tags[PREDICTOR] == 2 and bits >= 8))
     )
     if not plain and bits > 8:
-        raise NotImplementedError(
-            f'{bits}-bit {_COLOURS.get(tags.get(PHOTOMETRIC, -1), "")} channels, {compression(tags)}; {ALLOWED}'.replace(
-                '  ', ' '
-            )
-        )
+        raise NotImplementedError(f'{bits}-bit {_COLOURS.get(photometric, "")}channels; {ALLOWED}')
     return plain
 
 
