@@ -42,9 +42,7 @@ if importlib.util.find_spec('pillow_heif'):  # as in the extra `heif`
     _FORMATS.append('HEIF')
 KINDS = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 
-MAX_PIXELS = (
-    1 << 30
-)  # also OpenCV's limit; a larger file is a mistake or an attack, as it unpacks to several GB
+MAX_PIXELS = 1 << 30  # OpenCV's limit; a larger file is a mistake or an attack
 _SMALL = 1 << 26  # bytes; asking how much memory is free takes longer than decoding a small image
 
 _EXIF_ORIENTATION = 0x0112
@@ -63,9 +61,12 @@ _JPEG_MARKER = re.compile(rb'\xff+([^\x00\xff])')
 _JPEG_SCAN = 0xDA
 _JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
-_SUPPORTED = (png.SIGNATURE, _JPEG, b'BM', *tiff.SIGNATURES, b'RIFF')
+_HEIC = rb'....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)'
+_SUPPORTED = rb'\x89PNG|\xff\xd8\xff|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP'
+if 'HEIF' in _FORMATS:
+    _SUPPORTED += b'|' + _HEIC
 _UNSUPPORTED = {  # start of a file → what it is
-    rb'....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)': 'a HEIC image; `pip install pillow-heif` makes it readable',
+    _HEIC: 'a HEIC image; `pip install pillow-heif` makes it readable',
     rb'....ftypavi[fs]': 'an AVIF image',
     rb'GIF8': 'a GIF image',
     rb'....jP  |\xff\x4f\xff\x51': 'a JPEG 2000 image',
@@ -156,11 +157,13 @@ def decode_image(data: bytes, name: str, channels: int | None = None) -> Image:
 
 
 def _kind_of(data: bytes) -> str:
-    """What a file is that is no image of a supported format, as a predicate."""
+    """A predicate for a file that is not an image of a supported format, else ''."""
+    if re.match(_SUPPORTED, data, re.DOTALL):
+        return ''
     for start, kind in _UNSUPPORTED.items():
-        if re.match(start, data[:64], re.DOTALL | re.IGNORECASE):
+        if re.match(start, data, re.DOTALL | re.IGNORECASE):
             return f'is {kind}; allowed: {KINDS}'
-    return '' if data.startswith(_SUPPORTED) else f'is not an image; allowed: {KINDS}'
+    return f'is not an image; allowed: {KINDS}'
 
 
 def _damage(error: Exception) -> str:
