@@ -202,8 +202,9 @@ def _open(data: bytes, pixels_of: Callable[[PIL.Image.Image], np.ndarray], depth
         pixels = pixels_of(image)
         orientation = 1
         with contextlib.suppress(Exception):  # damaged EXIF data; pixels are whole
-            # Only now: Pillow turns TIFF upright while it decodes, and then forgets the orientation.
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            # Only now: Pillow turns TIFF upright while it decodes, and then forgets the orientation. Its method for
+            # PNG would decode the pixels, too.
+            orientation = PIL.Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
         icc_profile = image.info.get('icc_profile') if image.mode != 'CMYK' else None
     return Image(_upright(pixels, orientation), icc_profile or None)
 
