@@ -869,7 +869,12 @@ def test_the_readmes_say_the_same():
 
 def test_every_command_in_the_documentation_is_one():
     found = 0
-    for path in [*ROOT.glob('*.md'), *ROOT.glob('Motion_Deblurring/**/README.md'), SCRIPT]:
+    for path in [
+        *ROOT.glob('*.md'),
+        *ROOT.glob('docs/*.md'),
+        *ROOT.glob('Motion_Deblurring/**/README.md'),
+        SCRIPT,
+    ]:
         for line in path.read_text(encoding='utf-8').splitlines():
             command = line.strip().removeprefix('python ')
             if command != line.strip() and command.startswith('Motion_Deblurring/download_data.py'):
