@@ -22,6 +22,7 @@ from basicsr.utils.errors import DataError
 MAKER = 'python scripts/prepare_data.py'
 PIXELS, INDEX = 'pixels.bin', 'index.json'
 FORMAT = 1
+_NUMBERS = ('channels', 'crop_size', 'stride', 'size')  # of a PackIndex
 DTYPES: dict[str, np.dtype[Any]] = {'uint8': np.dtype('u1'), 'uint16': np.dtype('<u2')}
 
 
@@ -81,17 +82,11 @@ class PackIndex:
         return f'{len(self.pairs)} pairs, {len(self.crops)} training crops, {self.size / 1e9:.3g} GB'
 
     def encode(self) -> bytes:
-        content = {
-            'format': FORMAT,
-            'channels': self.channels,
-            'crop_size': self.crop_size,
-            'stride': self.stride,
-            'size': self.size,
-            'pairs': [
-                {'name': pair.name, **{kind: image._asdict() for kind, image in pair.images()}}
-                for pair in self.pairs
-            ],
-        }
+        content: dict[str, Any] = {'format': FORMAT, **{key: getattr(self, key) for key in _NUMBERS}}
+        content['pairs'] = [
+            {'name': pair.name, **{kind: image._asdict() for kind, image in pair.images()}}
+            for pair in self.pairs
+        ]
         return json.dumps({**content, 'checksum': _checksum(content)}).encode()
 
 
@@ -115,9 +110,7 @@ def read_index(root: Path) -> PackIndex:
         StoredPair(pair['name'], StoredImage(**pair['lq']), StoredImage(**pair['gt']))
         for pair in content['pairs']
     )
-    return PackIndex(
-        content['channels'], content['crop_size'], content['stride'], content['size'], tuple(pairs)
-    )
+    return PackIndex(**{key: content[key] for key in _NUMBERS}, pairs=tuple(pairs))
 
 
 def _checksum(content: dict[str, Any]) -> int:

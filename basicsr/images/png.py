@@ -10,7 +10,7 @@ from typing import NamedTuple
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
 HEADER_END = 33  # the header is the first chunk and has a fixed size
 
-GREY, RGB, GREY_ALPHA = 0, 2, 4  # colour types
+GREY, RGB, PALETTE, GREY_ALPHA = 0, 2, 3, 4  # colour types
 
 _COLOUR = (b'cHRM', b'gAMA', b'sRGB', b'cICP')  # the colour space, beside or instead of an ICC profile
 _TEXTS = (b'tEXt', b'zTXt', b'iTXt')

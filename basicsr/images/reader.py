@@ -71,10 +71,6 @@ _UNSUPPORTED = {  # start of a file → what it is
     rb'GIF8': 'a GIF image',
     rb'....jP  |\xff\x4f\xff\x51': 'a JPEG 2000 image',
     rb'\xff\x0a|....JXL ': 'a JPEG XL image',
-    rb'8BPS': 'a Photoshop document',
-    rb'%PDF': 'a PDF document',
-    rb'P[1-7]\s': 'a Netpbm image',
-    rb'v/1\x01': 'an OpenEXR image',
     rb'version https://git-lfs': 'a Git LFS pointer, not the image itself; `git lfs pull` downloads that',
     rb'(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|svg)': 'a web page or XML, not an image: the download failed',
 }
@@ -169,9 +165,9 @@ def _kind_of(data: bytes) -> str:
 def _damage(error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError):
         return 'is damaged or cut short'
-    if str(error).startswith('Unsupported'):  # as Pillow says it
-        return f'is of a kind that is not supported ({error})'
-    return f'is damaged or cut short ({error})'
+    text = ' '.join(str(error).split())
+    is_unsupported = text.startswith('Unsupported')  # the word of Pillow's decoders
+    return f'is {"of a kind that is not supported" if is_unsupported else "damaged or cut short"} ({text})'
 
 
 def _decode(data: bytes) -> Image:
@@ -183,10 +179,8 @@ def _decode(data: bytes) -> Image:
             return Image(pixels, tags.get(tiff.ICC_PROFILE))
     elif data.startswith(png.SIGNATURE):
         file = png.read_png(data)
-        image = _open(
-            file.data, lambda image: _by_pillow(image) if image.mode == 'P' else _png_pixels(file), file.depth
-        )
-        return replace(image, colour_chunks=file.colour_chunks)
+        pixels_of = _by_pillow if file.colour_type == png.PALETTE else lambda _: _png_pixels(file)
+        return replace(_open(file.data, pixels_of, file.depth), colour_chunks=file.colour_chunks)
     elif data.startswith(_JPEG):
         data = _without_junk(data)
         return _open(data, lambda image: _by_opencv(data) if image.mode in ('L', 'RGB') else _by_pillow(image))
@@ -194,9 +188,8 @@ def _decode(data: bytes) -> Image:
 
 
 def _open(data: bytes, pixels_of: Callable[[PIL.Image.Image], np.ndarray], depth: int = 8) -> Image:
-    with PIL.Image.open(
-        io.BytesIO(data), formats=_FORMATS
-    ) as image:  # not PostScript: Pillow would run a program
+    # Without PostScript, for which Pillow would run a program.
+    with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         bands = 4 if image.mode == 'P' else len(image.getbands())
         _check_size(image.width, image.height, bands * max(depth // 8, 1))
         pixels = pixels_of(image)
@@ -210,7 +203,12 @@ def _open(data: bytes, pixels_of: Callable[[PIL.Image.Image], np.ndarray], depth
 
 
 def _by_opencv(data: bytes) -> np.ndarray:
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
+        pixels = None
     if pixels is None:
         raise ValueError('its pixels cannot be decoded')
     if pixels.ndim == 2:

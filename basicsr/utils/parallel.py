@@ -54,7 +54,7 @@ def in_parallel(
 
 
 def _computed(items: Items[Item], workers: int, what: str, unit: str) -> Iterator[Item]:
-    loader = DataLoader(
+    loader: DataLoader[Item] = DataLoader(
         items,  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=_identity,
@@ -91,7 +91,7 @@ def in_stages(
     """
     if device.type == 'cpu':
         for key in keys:
-            yield key, lambda key=key: write(work(read(key)))
+            yield key, partial(lambda key: write(work(read(key))), key)
         return
     start = partial(ThreadPoolExecutor, 1)
     if device.type == 'cuda':  # a new thread starts on GPU 0
@@ -104,8 +104,9 @@ def in_stages(
             except Exception as error:
                 # The only reference, as its traceback holds the memory of the attempt.
                 failure = [error]
-                yield from [*behind, (key, partial(_raise, failure))]
+                yield from behind
                 behind = []
+                yield key, partial(_raise, failure)
             else:
                 yield from behind
                 behind = [(key, writer.submit(write, result).result)]

@@ -148,7 +148,7 @@ def test_several_folders_are_one_dataset(folder, other_folder):
 
 
 def test_invalid_folders_are_refused(tmp_path, folder):
-    with pytest.raises(DataError, match=r'dataroot_gt: found ".*nowhere", which is not a folder; allowed: '):
+    with pytest.raises(DataError, match=r'dataroot_gt: found ".*which is not a folder; allowed: '):
         Dataset_SyntheticBlur(dataroot_gt=[folder, str(tmp_path / 'nowhere')])
     with pytest.raises(DataError, match='dataroot_gt: found an empty list; allowed: '):
         Dataset_SyntheticBlur(dataroot_gt=[])
