@@ -15,6 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from basicsr.utils.errors import UserError
+
 Item = TypeVar('Item')
 Item_co = TypeVar('Item_co', covariant=True)
 Result = TypeVar('Result')
@@ -41,12 +43,14 @@ def in_parallel(
     """`then(items[i])` of all items, in order: the items by so many processes, at most one for each processor (0:
     by this one), a few ahead of `then`, which is always called here. `what` stands before the progress bar.
 
-    Raises what either raises, and RuntimeError if a process dies.
+    Raises what either raises, and UserError if a process dies.
     """
     try:
         return [then(item) for item in _computed(items, workers, what, unit)]
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # or it keeps the processes
+        if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker '):
+            raise UserError(' '.join(str(error).split())) from None
         raise
 
 
