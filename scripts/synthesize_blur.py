@@ -51,7 +51,7 @@ from basicsr.utils.errors import DataError, OptionError, UsageError
 from basicsr.utils.files import ROOT, absolute, atomic_write, made_folder, scratch_folder
 from basicsr.utils.parallel import in_parallel
 
-# Files in the wheels of scikit-image 0.22 to 0.26; grey ones become RGB. No scene is in both splits (motorcycle_left and
+# Files in the wheels of scikit-image 0.22 to 0.26; grey ones become RGB. The splits share no scene (motorcycle_left and
 # motorcycle_right are two views of one).
 PHOTOGRAPHS = {
     'train': (
