@@ -78,8 +78,6 @@ def main(args: argparse.Namespace) -> None:
         weights = load_weights(args.weights or default_weights('motion_deblurring'))
         net = AnySize(build_network(weights)).eval()
     output = args.output or Path(f'{weights.path.stem}.onnx')
-    if output.is_dir() or (output.exists() and output.samefile(weights.path)):
-        raise UsageError(f'--output: {output} is a folder, or the weights themselves; allowed: another file')
     channels = next(parameter.shape[1] for parameter in net.parameters() if parameter.ndim == 4)
     kind = {1: 'grey', 3: 'RGB', 6: 'RGB of the left and the right view'}.get(channels, 'values')
     metadata = {
@@ -90,6 +88,8 @@ def main(args: argparse.Namespace) -> None:
     }
 
     def write(file: BinaryIO) -> None:
+        if output.is_dir() or (output.exists() and output.samefile(weights.path)):
+            raise UsageError(f'--output: {output} is a folder, or the weights themselves; allowed: another file')
         model = to_onnx(net, channels, metadata)
         difference = compare(model, net, channels)
         if difference is None:

@@ -1,6 +1,5 @@
 """The packed set, against Dataset_PairedImage on crops that a loop has cut; and packs that are not whole."""
 
-import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -16,13 +15,8 @@ from basicsr.data.packed_image_dataset import Dataset_PackedImage
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sampler import SampleKey, Stages, TrainingBatches, TrainingOrder
 from basicsr.data.transforms import collate
+from basicsr.utils.cli import run
 from basicsr.utils.errors import DataError
-
-_spec = importlib.util.spec_from_file_location(
-    'prepare_data', Path(__file__).resolve().parents[2] / 'scripts' / 'prepare_data.py'
-)
-prepare_data = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(prepare_data)
 
 RNG = np.random.default_rng(0)
 
@@ -45,7 +39,7 @@ def packed(roots, *flags):
     """The root of a pack of these folders."""
     output = Path(roots['dataroot_lq']).with_name('set.pack')
     command = ['--input_dir', roots['dataroot_lq'], '--target_dir', roots['dataroot_gt'], '--workers', '0']
-    assert prepare_data.main([*command, '--output', str(output), *flags]) == 0
+    assert run('scripts.prepare_data', [*command, '--output', str(output), *flags]) == 0
     return output
 
 

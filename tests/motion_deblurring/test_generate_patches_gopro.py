@@ -14,6 +14,7 @@ import pytest
 
 from basicsr.data.packed_image_dataset import Dataset_PackedImage
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.utils import cli
 from basicsr.utils.files import ROOT
 
 SCRIPT = ROOT / 'Motion_Deblurring' / 'generate_patches_gopro.py'
@@ -27,7 +28,6 @@ def load(path):
 
 
 generate_patches_gopro = load(SCRIPT)
-prepare_data = load(ROOT / 'scripts' / 'prepare_data.py')
 
 RNG = np.random.default_rng(0)
 SMALL = ['--crop_size', '8', '--stride', '4', '--workers', '0']
@@ -156,7 +156,7 @@ def test_they_are_what_a_pack_gives(here, capsys):
     assert out.splitlines()[0] == f'{here}/sets/train/GoPro: 24 pairs of crops, of 3 pairs of frames'
     python, script, *arguments = shlex.split(out.splitlines()[1].rpartition(': ')[2])
     assert (python, script) == ('python', 'scripts/prepare_data.py')
-    assert prepare_data.main([*arguments, '--workers', '0']) == 0
+    assert cli.run('scripts.prepare_data', [*arguments, '--workers', '0']) == 0
     train = here / 'sets/train/GoPro'
     cut = Dataset_PairedImage(str(train / 'input_crops'), str(train / 'target_crops'))
     packed = Dataset_PackedImage(str(here / 'sets/train/GoPro.pack'))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import random
 import re
 import shutil
@@ -19,6 +18,7 @@ from basicsr import train as train_entry
 from basicsr.options import checks
 from basicsr.options.load import read_options
 from basicsr.utils import files, registry
+from basicsr.utils.cli import run
 from basicsr.utils.errors import OptionError
 from basicsr.utils.logger import get_logger
 
@@ -546,13 +546,9 @@ def test_all_mistakes_together_in_the_order_of_the_lines(check, published):
 
 
 def make_pack(pairs, output, channels):
-    path = ROOT / 'scripts' / 'prepare_data.py'
-    spec = importlib.util.spec_from_file_location('prepare_data', path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     command = ['--input_dir', pairs['dataroot_lq'], '--target_dir', pairs['dataroot_gt'], '--workers', '0']
     command += ['--output', str(output), '--channels', str(channels), '--crop_size', '4', '--stride', '4']
-    assert script.main(command) == 0
+    assert run('scripts.prepare_data', command) == 0
     return str(output)
 
 
