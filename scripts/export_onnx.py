@@ -89,7 +89,9 @@ def main(args: argparse.Namespace) -> None:
 
     def write(file: BinaryIO) -> None:
         if output.is_dir() or (output.exists() and output.samefile(weights.path)):
-            raise UsageError(f'--output: {output} is a folder, or the weights themselves; allowed: another file')
+            raise UsageError(
+                f'--output: {output} is a folder, or the weights themselves; allowed: another file'
+            )
         model = to_onnx(net, channels, metadata)
         difference = compare(model, net, channels)
         if difference is None:

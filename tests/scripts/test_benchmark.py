@@ -149,7 +149,8 @@ def test_plain_modes_equal_the_network_and_compile_each_kind_of_block_once(monke
 # --- training -----------------------------------------------------------------------------------------------
 
 
-def test_training_is_measured(in_process, weights, capsys):
+def test_training_is_measured(in_process, weights, capsys, monkeypatch):
+    monkeypatch.setattr(training, 'PAIRS', 3)
     modes = ['bf16+checkpointing', 'plain+bf16']
     settings = ['--weights', weights, '--steps', 3, '--plain_steps', 2, '--workers', 1, '--json']
     in_process('train', '--device', 'cpu', '--stages', '16x3', '--modes', *modes, *settings)
