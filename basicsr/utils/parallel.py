@@ -15,6 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from basicsr.utils.errors import UserError
+
 Item = TypeVar('Item')
 Item_co = TypeVar('Item_co', covariant=True)
 Result = TypeVar('Result')
@@ -44,12 +46,14 @@ def in_parallel(
         workers: number of processes, at most one per processor; 0: no other processes.
         what: text before the progress bar.
 
-    Raises what `items` and `then` raise, and RuntimeError if a process dies.
+    Raises what `items` and `then` raise, and UserError if a process dies.
     """
     try:
         return [then(item) for item in _computed(items, workers, what, unit)]
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # the frames keep the processes alive
+        if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker '):
+            raise UserError(' '.join(str(error).split())) from None
         raise
 
 
