@@ -8,7 +8,7 @@
     python scripts/benchmark.py data
 
 *Plain* is the network as it is usually written, in single precision: channels first, normalised copies of queries
-and keys, nothing in strips; it is the tests' oracle (tests/archs/oracle.py). Ratios are taken of that row. The modes
+and keys, nothing in strips; it is basicsr/archs/restormer_reference.py. Ratios are taken of that row. The modes
 `plain+bf16` (autocast), `plain+compile` and `plain+bf16+compile` take one or two lines more. On a CPU every row is
 measured in a process of its own. *Working memory* is that process's peak above its size when
 imports are done and the weights are loaded (`train`: and the optimiser is built). *Of the machine* is the network's

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from basicsr.archs.pretrained import load_pretrained
+from basicsr.archs.from_weights import load_pretrained
 from basicsr.data.loader import validation_sets
 from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate
 from basicsr.inference.restorer import build_restorer
@@ -24,7 +24,7 @@ def load_network(options: Any, device: torch.device) -> nn.Module:
     """The network of the options with the weights of `path.pretrain_network_g`, in eval mode.
     Raises CheckpointError."""
     net: nn.Module = build(ARCH_REGISTRY, options.network_g)
-    load_pretrained(net, options.path)
+    load_pretrained(net, options.path.pretrain_network_g, options.path.strict_load_g)
     return net.to(device, memory_format=torch.channels_last).eval()
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from basicsr.archs.pretrained import load_pretrained
+from basicsr.archs.from_weights import load_pretrained
 from basicsr.archs.restormer_arch import Restormer, TransformerBlock
 from basicsr.data.sampler import accumulation, mixup_generator
 from basicsr.data.transforms import to_float
@@ -72,7 +72,7 @@ class ImageCleanModel:
         torch.manual_seed(options.manual_seed)
         self.net: nn.Module = build(ARCH_REGISTRY, options.network_g)
         if options.path.pretrain_network_g is not None:
-            load_pretrained(self.net, options.path)
+            load_pretrained(self.net, options.path.pretrain_network_g, options.path.strict_load_g)
         # The images are channels-last, and so is all that follows from them. Not the weights: they are small, and
         # DistributedDataParallel wants gradients laid out as they are.
         self.net.to(device=device, dtype=self.dtype).train()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basicsr.archs import restormer_reference as reference
 from basicsr.archs.from_weights import build_network, network_options
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.utils.checkpoint import load_weights
-from basicsr.utils.files import ROOT
 
 
 def all_options(weights: Path | None) -> dict[str, Any]:
@@ -42,17 +41,11 @@ def load_network(weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
 def plain(network: nn.Module, options: dict[str, Any], mode: str = 'plain') -> Callable[[Tensor], Tensor]:
     """The network's parameters in the plain formulation: under autocast with `+bf16`, and with `+compile` its blocks
     compiled one by one, each kind once."""
-    oracle = runpy.run_path(str(ROOT / 'tests' / 'archs' / 'oracle.py'))
-    restormer, block = oracle['restormer'], oracle['block']
-    if 'compile' in mode:
-        block = torch.compile(block, dynamic=False)
+    block = torch.compile(reference.block, dynamic=False) if 'compile' in mode else reference.block
     parameters = dict(network.named_parameters())
-    names = ('num_blocks', 'num_refinement_blocks', 'LayerNorm_type', 'dual_pixel_task')
-    arguments = {name: options[name] for name in names}
 
     def restore(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled='bf16' in mode):
-            restored: Tensor = restormer(parameters, x, block=block, **arguments)
-        return restored
+            return reference.restormer(parameters, x, block=block)
 
     return restore
