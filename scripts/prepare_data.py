@@ -44,7 +44,7 @@ from basicsr.data.pack_format import (
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.utils.cli import at_least
 from basicsr.utils.errors import DataError, InUseError, UsageError
-from basicsr.utils.files import absolute, atomic_write, held, made_folder, scratch_folder, sync_folder
+from basicsr.utils.files import absolute, atomic_write, lock_file, made_folder, scratch_folder, sync_folder
 from basicsr.utils.parallel import in_parallel
 
 
@@ -104,7 +104,7 @@ def pack(args: argparse.Namespace) -> None:
     )
     lock, scratch = (output.with_name(f'.{output.name}.{suffix}') for suffix in ('lock', 'tmp'))
     try:
-        with made_folder(output.parent), held(lock), scratch_folder(output.parent, scratch) as folder:
+        with made_folder(output.parent), lock_file(lock), scratch_folder(output.parent, scratch) as folder:
             refuse_existing()  # another process may have made it meanwhile
             with (folder / PIXELS).open('xb') as file:
                 pairs = in_parallel(

@@ -1,26 +1,32 @@
-"""A short run that is killed again and again, against one that never was.
+"""A short run that is killed again and again, against one that is not.
 
     python tests/kill_and_resume.py --kills 20
 
-kills (SIGKILL) at random moments, resumes with --auto_resume each time, and compares weights, averaged
-weights, optimiser state and every logged value, bit for bit. The tests use the same functions.
+kills (SIGKILL) at random moments, resumes with --auto_resume each time, and compares weights, averaged weights,
+optimiser state and every logged value, bit for bit. The tests use the same functions.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,29 +34,15 @@ import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+TOTAL = 12  # iterations of a run
 TIMES = ('step_time', 'data_time')
 
-# Saves half of a file, and then dies, at the n-th save.
-DIE_IN_A_SAVE = """
-import io, os, signal, sys, torch
-from basicsr.train import main
-saves, real_save = 0, torch.save
-def save(content, file):
-    global saves
-    saves += 1
-    if saves == {save}:
-        whole = io.BytesIO()
-        real_save(content, whole)
-        file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    real_save(content, file)
-torch.save = save
-sys.exit(main(sys.argv[1:]))
-"""
+# Forks processes that have imported everything already.
+FORKSERVER = multiprocessing.get_context('forkserver')
+FORKSERVER.set_forkserver_preload(['basicsr.train', 'torch.distributed'])
 
 
-def make_images(folder: Path, count: int = 6, size: tuple[int, int] = (61, 72)) -> None:
+def make_images(folder: Path, count: int = 6, size: tuple[int, int] = (45, 56)) -> None:
     """Smooth random pictures, and the same blurred."""
     generator = np.random.default_rng(0)
     for kind in ('input', 'target'):
@@ -63,7 +55,7 @@ def make_images(folder: Path, count: int = 6, size: tuple[int, int] = (61, 72)) 
 
 
 def options(folder: Path, name: str, **train: object) -> dict:
-    """20 steps of a tiny network in two stages; saves, logs and validates out of step with each other."""
+    """12 steps of a tiny network in two stages; saves, logs and validates out of step with each other."""
     data = {
         'type': 'Dataset_PairedImage',
         'dataroot_lq': str(folder / 'input'),
@@ -79,22 +71,22 @@ def options(folder: Path, name: str, **train: object) -> dict:
                 'num_worker_per_gpu': 1,
                 'batch_size_per_gpu': 4,
                 'mini_batch_sizes': [4, 2],
-                'gt_size': 48,
-                'gt_sizes': [32, 48],
-                'iters': [9, 11],
+                'gt_size': 32,
+                'gt_sizes': [16, 32],
+                'iters': [5, 7],
             },
             'val': data,
         },
         'network_g': {
             'type': 'Restormer',
             'dim': 8,
-            'num_blocks': [1, 1, 1, 1],
-            'num_refinement_blocks': 1,
+            'num_blocks': [1, 0, 0, 1],
+            'num_refinement_blocks': 0,
             'heads': [1, 1, 2, 2],
         },
         'train': {
-            'total_iter': 20,
-            'scheduler': {'type': 'CosineAnnealingRestartCyclicLR', 'periods': [20], 'eta_mins': [1e-6]},
+            'total_iter': TOTAL,
+            'scheduler': {'type': 'CosineAnnealingRestartCyclicLR', 'periods': [TOTAL], 'eta_mins': [1e-6]},
             'optim_g': {'type': 'AdamW', 'lr': 1e-3},
             'pixel_opt': {'type': 'L1Loss'},
             'ema_decay': 0.9,
@@ -106,24 +98,23 @@ def options(folder: Path, name: str, **train: object) -> dict:
     }
 
 
-def command(option_file: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / 'basicsr' / 'train.py'), '-opt', str(option_file), *arguments]
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    """Including stderr."""
 
 
-def run(arguments: list[str], killed_after: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs to the end, or for some seconds. One thread: the same sums in the same order."""
+def run(arguments: list[str]) -> Done:
+    """Runs a program in one thread: the same sums in the same order."""
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     with tempfile.TemporaryFile('w+') as output:
         process = subprocess.Popen(
             arguments, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            process.wait(timeout=killed_after)
-        except subprocess.TimeoutExpired:
-            process.kill()  # the run itself; its loader's workers notice later
             process.wait()
-        except BaseException:  # a test that takes too long, or Ctrl-C: nothing goes on behind it
-            process.terminate()  # a launcher then ends those that it started, in groups of their own
+        except BaseException:  # a test that takes too long, or Ctrl-C: leave nothing running
+            process.terminate()  # a launcher ends the processes that it started, in groups of their own
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
             with contextlib.suppress(ProcessLookupError):
@@ -131,16 +122,119 @@ def run(arguments: list[str], killed_after: float | None = None) -> subprocess.C
             process.wait()
             raise
         output.seek(0)
-        return subprocess.CompletedProcess(arguments, process.returncode, output.read())
+        return Done(process.returncode, output.read())
+
+
+def train(
+    option_file: Path,
+    *arguments: str,
+    prepare: Callable[[], None] | None = None,
+    killed_after: float | None = None,
+) -> Done:
+    """Runs basicsr/train.py in a forked process, after `prepare` there, to its end or for some seconds."""
+    (done,) = _train([{}], option_file, *arguments, prepare=prepare, killed_after=killed_after)
+    return done
+
+
+def train_ranks(
+    ranks: int,
+    option_file: Path,
+    *arguments: str,
+    prepare: Callable[[], None] | None = None,
+    launcher: str = 'pytorch',
+) -> list[Done]:
+    """Runs the ranks of one process group, with the variables that torchrun or Slurm sets."""
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = str(free.getsockname()[1])
+    names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
+    place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    if launcher == 'slurm':
+        names = ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS')
+        place = {'SLURM_JOB_NODELIST': 'node', 'MASTER_PORT': port, 'PATH': os.environ['PATH']}
+    environments = [
+        {**place, **dict(zip(names, map(str, (rank, rank, ranks)), strict=True))} for rank in range(ranks)
+    ]
+    return _train(environments, option_file, *arguments, '--launcher', launcher, prepare=prepare)
+
+
+def _train(
+    environments: list[dict[str, str]],
+    option_file: Path,
+    *arguments: str,
+    prepare: Callable[[], None] | None,
+    killed_after: float | None = None,
+) -> list[Done]:
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(index) for index in range(len(environments))]
+        processes = [
+            FORKSERVER.Process(
+                target=_work, args=(['-opt', str(option_file), *arguments], environment, output, prepare)
+            )
+            for environment, output in zip(environments, outputs, strict=True)
+        ]
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(killed_after)
+        finally:
+            for process in processes:
+                process.kill()  # the run itself; its loader's workers notice later
+                process.join()
+        return [
+            Done(process.exitcode, output.read_text())
+            for process, output in zip(processes, outputs, strict=True)
+        ]
+
+
+def _work(
+    arguments: list[str], environment: dict[str, str], output: Path, prepare: Callable[[], None] | None
+) -> None:
+    os.environ.update({**environment, 'CUDA_VISIBLE_DEVICES': '', 'HIP_VISIBLE_DEVICES': ''})
+    with output.open('wb') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from basicsr.utils import cli
+
+    assert Path(cli.__file__).is_relative_to(ROOT)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method('fork', force=True)  # for the loader's workers
+    if prepare is not None:
+        prepare()
+    sys.exit(cli.run('basicsr.train', arguments))
+
+
+def die_in_a_save(number: int) -> None:
+    """From now on: writes half of a file, and dies, at the n-th save of this process."""
+    saves, real_save = 0, torch.save
+
+    def save(content: object, file: io.BufferedWriter) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == number:
+            complete = io.BytesIO()
+            real_save(content, complete)
+            file.write(complete.getvalue()[: len(complete.getvalue()) // 2])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_save(content, file)
+
+    torch.save = save
+
+
+def dying_in_save(number: int) -> Callable[[], None]:
+    return partial(die_in_a_save, number)
 
 
 def results(name: str) -> dict:
-    """What must not depend on how often a run was killed."""
+    """Everything that must not depend on how often a run was killed."""
     run_folder = ROOT / 'experiments' / name
     history = [json.loads(line) for line in (run_folder / 'history.jsonl').read_text().splitlines()]
-    state = torch.load(run_folder / 'training_states' / '20.state', weights_only=True)
+    newest = max((run_folder / 'training_states').glob('*.state'), key=lambda path: int(path.stem))
+    state = torch.load(newest, weights_only=True)
     return {
         'history': [{key: value for key, value in entry.items() if key not in TIMES} for entry in history],
+        'iteration': state['iteration'],
         'state': state['model'],
         'samples': state['samples'],
         'weights': torch.load(run_folder / 'models' / 'net_g_latest.pth', weights_only=True),
@@ -150,7 +244,7 @@ def results(name: str) -> dict:
 
 
 def difference(one: object, other: object, where: str = '') -> str | None:
-    """The first place where two nested results are not the same bits; None if there is none."""
+    """The first place where two nested results differ in any bit, or None."""
     if type(one) is not type(other):
         return f'{where}: {type(one).__name__} against {type(other).__name__}'
     if isinstance(one, torch.Tensor):
@@ -170,7 +264,7 @@ def difference(one: object, other: object, where: str = '') -> str | None:
 
 
 class Runs:
-    """Runs whose folders in experiments/ are removed at the end."""
+    """Runs whose folders in experiments/ and results/ are removed at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -202,32 +296,29 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder))
         try:
+            train(runs.option_file(total_iter=1)[1])  # imports are not part of the duration
             name, path = runs.option_file()
             began = time.perf_counter()
-            whole = run(command(path))
+            complete = train(path)
             duration = time.perf_counter() - began
-            assert whole.returncode == 0, whole.stdout
+            assert complete.returncode == 0, complete.stdout
             expected = results(name)
             print(f'the run that is not killed took {duration:.1f} s')
 
             name, path = runs.option_file()
             kills = 0
             while kills < args.kills:
-                done = run(command(path, '--auto_resume'), killed_after=generator.uniform(0.3, 1.0) * duration)
-                if done.returncode == 0:  # it was done before the kill: back to a state from the middle
-                    states = sorted((ROOT / 'experiments' / name / 'training_states').glob('*.state'))
+                done = train(path, '--auto_resume', killed_after=generator.uniform(0.1, 1.0) * duration)
+                if done.returncode == 0:  # it ended before the kill
                     print(f'done after {kills} kills; starting a new run to kill')
-                    assert difference(results(name), expected) is None and states
+                    assert difference(results(name), expected) is None
                     name, path = runs.option_file()
                     continue
                 assert done.returncode == -signal.SIGKILL, done.stdout
                 kills += 1
-                states = sorted(
-                    int(state.stem)
-                    for state in (ROOT / 'experiments' / name / 'training_states').glob('*.state')
-                )
-                print(f'kill {kills}: states {states}')
-            done = run(command(path, '--auto_resume'))
+                states = (ROOT / 'experiments' / name / 'training_states').glob('*.state')
+                print(f'kill {kills}: states {sorted(int(state.stem) for state in states)}')
+            done = train(path, '--auto_resume')
             assert done.returncode == 0, done.stdout
             found = difference(results(name), expected)
             print('bit-identical' if found is None else f'NOT identical: {found}')

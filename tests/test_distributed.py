@@ -14,7 +14,7 @@ import torch.distributed as dist
 import yaml
 from kill_and_resume import DIE_IN_A_SAVE, ROOT, Runs, command, difference, results, run
 
-from basicsr.utils.dist import Process, join, leave
+from basicsr.utils.dist import Rank, join, leave
 from basicsr.utils.errors import LaunchError
 
 ENVIRONMENT = {'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', 'HIP_VISIBLE_DEVICES': ''}
@@ -248,7 +248,7 @@ def test_a_start_that_does_not_say_where_the_first_process_is(monkeypatch):
             monkeypatch.setenv('SLURM_JOB_NODELIST', nodes)
             monkeypatch.setenv('PATH', '')
         with pytest.raises(LaunchError, match=r'^MASTER_ADDR is not set, and scontrol does not name the first'):
-            join(Process(0, 2), torch.device('cpu'), 'auto', 29500)
+            join(Rank(0, 2), torch.device('cpu'), 'auto', 29500)
 
 
 def test_a_port_that_is_taken_is_a_sentence(monkeypatch):
@@ -257,7 +257,7 @@ def test_a_port_that_is_taken_is_a_sentence(monkeypatch):
         monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
         monkeypatch.setenv('MASTER_PORT', str(port))
         with pytest.raises(LaunchError, match=rf'do not find each other at 127\.0\.0\.1:{port} .*; allowed: '):
-            join(Process(0, 2), torch.device('cpu'), 'auto', 29500)
+            join(Rank(0, 2), torch.device('cpu'), 'auto', 29500)
 
 
 @pytest.mark.parametrize(('status', 'ends_with'), [(0, None), (1, 1), (130, 130), (None, 1)])

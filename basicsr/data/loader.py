@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import cv2
 import torch
@@ -10,18 +11,26 @@ from torch.utils.data import DataLoader
 
 from basicsr.data.sampler import TrainingBatches
 from basicsr.data.transforms import collate
-from basicsr.options.components import build
-from basicsr.options.sections import LoaderOptions
 from basicsr.utils.parallel import processors
-from basicsr.utils.registry import DATASET_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, ComponentSection
 
 
-def build_dataset(section: Any) -> Any:
-    return build(DATASET_REGISTRY, section, LoaderOptions)
+class DatasetSection(ComponentSection, Protocol):
+    @property
+    def name(self) -> str | None: ...
 
 
-def validation_sets(options: Any) -> dict[str, Any]:
-    """Name → dataset, of every set but the training set."""
+class HasDatasets(Protocol):
+    @property
+    def datasets(self) -> Mapping[str, DatasetSection]: ...
+
+
+def build_dataset(section: DatasetSection) -> Any:
+    return DATASET_REGISTRY.build(section)
+
+
+def validation_sets(options: HasDatasets) -> dict[str, Any]:
+    """Name → dataset, for every set but the training set."""
     return {
         section.name or phase: build_dataset(section)
         for phase, section in options.datasets.items()

@@ -1,4 +1,4 @@
-"""A training step's gradient as a CUDA graph."""
+"""The gradient of a training step as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 
 class RecordedGradient:
-    """Records forward pass, loss and backward pass of one micro-batch, and replays them for others of its shape.
+    """Records forward pass, losses and backward pass of one micro-batch, and replays them for others of its shape.
 
-    A Restormer's step is several thousand kernels, and launching them one by one takes a processor longer than a fast
-    GPU takes to run them. A graph of them is launched at once. It computes what was recorded, with the weights as they
-    are by then. Its memory is its own until it is deleted.
+    A Restormer's step takes several thousand kernels, and launching them one by one takes a CPU longer than a fast GPU
+    takes to run them. A graph launches all at once. A replay uses the current weights. The graph's memory is its own
+    until it is deleted.
 
     Args:
-        backward: (lq, gt) → loss; sets the gradients of `parameters`, and never waits for the device.
-        parameters: whose gradients it makes.
+        backward: (lq, gt) → losses; sets the gradients of `parameters`, and never waits for the device.
+        parameters: the ones whose gradients `backward` sets.
         lq, gt: a micro-batch to record with.
         key: what else the recording depends on, for the caller.
-        accumulates: whether `replay` will be asked to add up.
+        accumulates: whether `replay` will be called with `add`.
     """
 
     def __init__(
@@ -38,24 +38,24 @@ class RecordedGradient:
             warm_up, capture = torch.cuda.Stream(), torch.cuda.Stream()
             warm_up.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(warm_up):
-                # Compilers and libraries begin in a call that is not recorded.
-                for _ in range(2):
+                for _ in range(2):  # compilers and libraries initialise outside the recording
                     _clear(parameters)
                     backward(self.lq, self.gt)
             torch.cuda.current_stream().wait_stream(warm_up)
             _clear(parameters)
             self.graph = torch.cuda.CUDAGraph()
-            # Threads that pin memory for batches to come may go on. The stream is of this device: by default it would
-            # be one that PyTorch keeps for all devices.
+            # Thread-local errors: loader threads may pin memory meanwhile. Pass a stream of this device: PyTorch's
+            # default is one stream for all devices.
             with torch.cuda.graph(self.graph, stream=capture, capture_error_mode='thread_local'):
-                self.loss = backward(self.lq, self.gt)
-        self.parameters = [parameter for parameter in parameters if parameter.grad is not None]
-        self.grads: list[Tensor] = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
+                self.losses = backward(self.lq, self.gt)
+        recorded = [(each, each.grad) for each in parameters if each.grad is not None]
+        self.parameters = [parameter for parameter, _ in recorded]
+        self.grads: list[Tensor] = [grad for _, grad in recorded]
         _clear(parameters)
         self.sums = [torch.empty_like(grad) for grad in self.grads] if accumulates else self.grads
 
     def replay(self, lq: Tensor, gt: Tensor, *, add: bool) -> Tensor:
-        """Sets the parameters' gradients, or adds to those of the last replay, and returns the loss."""
+        """Sets the parameters' gradients, or adds to those of the last replay, and returns the losses."""
         self.lq.copy_(lq)
         self.gt.copy_(gt)
         self.graph.replay()
@@ -65,7 +65,7 @@ class RecordedGradient:
             torch._foreach_copy_(self.sums, self.grads)
         for parameter, total in zip(self.parameters, self.sums, strict=True):
             parameter.grad = total
-        return self.loss.clone()
+        return self.losses.clone()
 
 
 def _clear(parameters: list[nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""The JSON schema of option files, for editors: python -m basicsr.options.json_schema."""
+"""The JSON schema of option files, for editors: python -m basicsr.options.json_schema > options/schema.json."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from basicsr.options.load import options_model
+from basicsr.options.sections import RunOptions
 
 
 class _Untitled(GenerateJsonSchema):
-    """Without a title for every key, which only repeats its name."""
+    """Without a title for every key, which would only repeat its name."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 def json_schema() -> dict[str, Any]:
-    return options_model().model_json_schema(schema_generator=_Untitled)
+    return RunOptions.model_json_schema(schema_generator=_Untitled)
 
 
 if __name__ == '__main__':

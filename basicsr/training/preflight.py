@@ -1,49 +1,57 @@
-"""Whether a run's largest stage fits into memory, found out before its first iteration."""
+"""Memory check before training: does a step of the largest stage fit?"""
 
 from __future__ import annotations
 
 import platform
 import traceback
-from contextlib import nullcontext
 from math import gcd
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from basicsr.data.sampler import SampleKey, Stages, TrainingBatches
 from basicsr.data.transforms import collate
+from basicsr.models.image_clean_model import ImageCleanModel
+from basicsr.options.sections import RunOptions
 from basicsr.utils.errors import PreflightError
 from basicsr.utils.logger import get_logger
 from basicsr.utils.memory import free_memory, is_out_of_memory
 
-# For the estimate on a CPU: sides of patches that are worked on in an instant, and what a step takes in all,
-# relative to what it keeps for the gradients (measured: 1.08 to 1.25).
+# CPU estimate: sides of small patches to measure, and a step's memory relative to the tensors saved for backward
+# (measured: 1.08 to 1.25).
 _SMALL_PATCHES = (32, 64)
-_OVER_KEPT = 1.25
+_STEP_PER_SAVED = 1.25
 
-_UPDATE = 4  # copies of all parameters that an update may make: stacks of Muon, steps of the average
+_UPDATE_COPIES = 4  # of all parameters, at most, in an update: Muon's stacks, steps of the averaged weights
 
 
-def check_memory(model: Any, stages: Stages, batches: TrainingBatches, train_set: Any) -> None:
-    """Runs one step of the largest stage that is still to come, without its update: nothing of the run changes.
+class TrainingSet(Protocol):
+    """A dataset to train on."""
 
-    Raises PreflightError, in every process, if it does not fit into the memory of one of them, or if a network that
-    was to be compiled cannot be.
+    def __getitem__(self, key: SampleKey, /) -> dict[str, Any]:
+        """{'lq', 'gt', 'name'}: (C, H, W) images, uint8 or in [0, 1]."""
+
+
+def check_memory(
+    model: ImageCleanModel, stages: Stages, batches: TrainingBatches, train_set: TrainingSet
+) -> None:
+    """Runs one step of the largest remaining stage, without its update: the run's state does not change.
+
+    Raises PreflightError, on every rank, if it does not fit into the memory of one of them, or if train.compile fails.
     """
     for stage in _largest(model, stages, batches):
         iteration = max(batches.first_iteration, 1 + sum(stages.iters[:stage]))
-        keys = batches.micro_batch(iteration, batches.mine[0])
-        batch = _batch_of(train_set, keys)
-        shortage, taken = _rehearse(model, batch, stage)
-        shortages = [text for text in model.process.gather(shortage) if text]
+        batch = _load(train_set, batches.micro_batch(iteration, batches.mine[0]))
+        shortage, need = _rehearse(model, batch, stage)
+        shortages = [text for text in model.rank.gather(shortage) if text]
         if shortages:
             raise PreflightError(_advice(model.options, stages, stage, shortages[0]))
-        get_logger().info('Stage %d takes the most memory%s: it fits.', stage + 1, taken)
+        get_logger().info('Stage %d takes the most memory%s: it fits.', stage + 1, need)
 
 
-def _batch_of(train_set: Any, keys: Any) -> dict[str, Any]:
-    """Raises PreflightError where a dataset of the user's own is not one to train on."""
+def _load(train_set: TrainingSet, keys: list[SampleKey]) -> dict[str, Any]:
+    """Raises PreflightError if a user's dataset does not take a SampleKey or return a training sample."""
     try:
         return collate([train_set[key] for key in keys])
     except (LookupError, TypeError, AttributeError) as error:
@@ -55,36 +63,36 @@ def _batch_of(train_set: Any, keys: Any) -> dict[str, Any]:
         ) from error
 
 
-def _largest(model: Any, stages: Stages, batches: TrainingBatches) -> list[int]:
-    """The stage with the most pixels in a micro-batch, the one with the larger patch where two are equal; one each of
-    those with checkpointing and those without."""
-    first, last = stages.at(batches.first_iteration), stages.at(batches.last_iteration)
+def _largest(model: ImageCleanModel, stages: Stages, batches: TrainingBatches) -> list[int]:
+    """The remaining stage with the most pixels in a micro-batch, on a tie the one with larger patches; one each of the
+    stages with and without activation checkpointing."""
+    remaining = range(stages.at(batches.first_iteration), stages.at(batches.last_iteration) + 1)
     largest: dict[bool, int] = {}
-    for stage in range(first, last + 1):
+    for stage in remaining:
         kind = model.checkpointing(stage)
-        size, other = (
-            (stages.batches[s] * stages.patches[s] ** 2, stages.patches[s])
-            for s in (stage, largest.get(kind, stage))
-        )
-        if kind not in largest or size > other:
+        sizes = [
+            (stages.batches[each] * stages.patches[each] ** 2, stages.patches[each])
+            for each in (stage, largest.get(kind, stage))
+        ]
+        if kind not in largest or sizes[0] > sizes[1]:
             largest[kind] = stage
     return sorted(largest.values())
 
 
-def _rehearse(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
-    """What is missing, if anything; and what the stage takes, for the log, as far as that is known."""
-    buffers = [buffer.clone() for buffer in model.net.buffers()]  # statistics, of networks that have some
-    free = free_memory(model.device)  # before: what failed may still hold what it took
+def _rehearse(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
+    """Returns what is missing, if anything, and for the log what the stage takes, if known."""
+    buffers = [buffer.clone() for buffer in model.net.buffers()]  # such as statistics of batch norms
+    free = free_memory(model.device)  # before: a step that fails may still hold memory
     try:
-        return (_tried_on_gpu if model.device.type == 'cuda' else _tried)(model, batch, stage)
+        return (_run_on_gpu if model.device.type == 'cuda' else _run_on_cpu)(model, batch, stage)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            there = f', and {_size(free)} are free' if free is not None else ''
-            return f'one step takes more than there is{there}', ''
+            limit = f', and {_size(free)} are free' if free is not None else ''
+            return f'one step takes more than there is{limit}', ''
         if type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
-            said = ' '.join(f'{type(error).__name__}: {error}'.partition('\n\n')[0].split())
+            reason = ' '.join(f'{type(error).__name__}: {error}'.partition('\n\n')[0].split())
             raise PreflightError(
-                f'train.compile: found true, but the network cannot be compiled here ({said}); allowed: false, or '
+                f'train.compile: found true, but the network cannot be compiled here ({reason}); allowed: false, or '
                 'a machine with the compiler that PyTorch asks for'
             ) from None
         raise
@@ -97,92 +105,92 @@ def _rehearse(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None
             torch.cuda.empty_cache()
 
 
-def _step(model: Any, batch: dict[str, Any], stage: int) -> None:
-    """Without a word to the other processes: one of them may fail."""
+def _step(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> None:
+    """Without gradient synchronisation, as another rank may fail here."""
     model.optimizer.zero_grad()
-    with model.forward.no_sync() if model.process.world_size > 1 else nullcontext():
+    with model.no_sync():
         model.gradient([batch], 0, stage)
 
 
-def _later(model: Any) -> int:
-    """Bytes that are not there yet in the first step: moments of the optimiser, and gradients beside the
-    activations of a later micro-batch."""
+def _later(model: ImageCleanModel) -> int:
+    """Bytes that the first micro-batch does not need yet: moments of the optimiser, and gradients that exist beside the
+    activations of later micro-batches."""
     size = sum(parameter.nbytes for parameter in model.parameters)
     return size * (2 * (not model.optimizer.state) + (model.accumulate > 1))
 
 
-def _tried(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
-    """Elsewhere than on a GPU, where to try it out may end with the process killed: it is estimated before, but for
-    activations that are computed again."""
-    taken = ''
+def _run_on_cpu(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
+    """Estimates first, as Linux may kill a process that runs out of memory; except with activation checkpointing, where
+    the estimate does not apply."""
+    need = ''
     if not model.checkpointing(stage):
         estimate = _estimate(model, batch) + _later(model)
-        free = free_memory(model.device)  # before any process goes on, and takes of it
-        # The processes of a machine share its memory.
-        everyone = model.process.gather((platform.node(), estimate))
-        here = sum(size for node, size in everyone if node == platform.node())
-        if free is not None and here > free:
-            return f'it takes about {_size(here)}, and {_size(free)} are free', ''
-        taken = f', about {_size(estimate)}'
+        free = free_memory(model.device)  # before any rank takes its share
+        ranks = model.rank.gather((platform.node(), estimate))
+        total = sum(size for node, size in ranks if node == platform.node())  # ranks of a node share its memory
+        if free is not None and total > free:
+            return f'it takes about {_size(total)}, and {_size(free)} are free', ''
+        need = f', about {_size(estimate)}'
     _step(model, batch, stage)
-    return None, taken
+    return None, need
 
 
-def _tried_on_gpu(model: Any, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
+def _run_on_gpu(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
     device = model.device
     free = free_memory(device)
     assert free is not None
-    records, model.records = model.records, False  # a graph's memory is not seen by these statistics
+    records, model.records = model.records, False  # these statistics do not count a graph's memory
     before = torch.cuda.memory_allocated(device)
-    _step(model, batch, stage)  # libraries try their ways, with more memory than they will take
+    _step(model, batch, stage)  # libraries try algorithms, some with more memory than the one they choose
     torch.cuda.reset_peak_memory_stats(device)
     _step(model, batch, stage)
-    needed = torch.cuda.max_memory_allocated(device) - before + _later(model)
+    need = torch.cuda.max_memory_allocated(device) - before + _later(model)
     # The update can reuse the activations' memory, but not that of a graph.
-    update = _UPDATE * sum(parameter.nbytes for parameter in model.parameters)
-    model.records = records and needed + update <= free
-    shortage = f'it takes {_size(needed)}, and {_size(free)} are free' if needed > free else None
-    return shortage, f', {_size(needed)} of {_size(free)}'
+    update = _UPDATE_COPIES * sum(parameter.nbytes for parameter in model.parameters)
+    model.records = records and need + update <= free
+    shortage = f'it takes {_size(need)}, and {_size(free)} are free' if need > free else None
+    return shortage, f', {_size(need)} of {_size(free)}'
 
 
-def _estimate(model: Any, batch: dict[str, Any]) -> int:
-    """Bytes that a step takes on a CPU: from what small patches keep for the gradients, which grows as their area."""
+def _estimate(model: ImageCleanModel, batch: dict[str, Any]) -> int:
+    """Bytes of a step on a CPU, from what small patches save for backward, which grows linearly with their area."""
     samples, patch = len(batch['lq']), batch['lq'].shape[-1]
     small, large = _SMALL_PATCHES
     if patch <= large:
-        return int(_OVER_KEPT * samples * _kept(model, batch, patch))
-    few, many = (_kept(model, batch, size) for size in (small, large))
+        return int(_STEP_PER_SAVED * samples * _saved(model, batch, patch))
+    few, many = (_saved(model, batch, size) for size in (small, large))
     slope = (many - few) / (large**2 - small**2)
-    return int(_OVER_KEPT * samples * (few + slope * (patch**2 - small**2)))
+    return int(_STEP_PER_SAVED * samples * (few + slope * (patch**2 - small**2)))
 
 
-def _kept(model: Any, batch: dict[str, Any], patch: int) -> int:
-    """Bytes that the forward pass of one patch keeps for the gradients."""
+def _saved(model: ImageCleanModel, batch: dict[str, Any], patch: int) -> int:
+    """Bytes that the forward pass of one patch saves for backward."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.net.parameters()}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
-    def count(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     lq = model.to_device(batch['lq'][:1, :, :patch, :patch])
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), model.autocast():
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), model.autocast():
         model.net(lq)
-    return sum(size for place, size in kept.items() if place not in own)
+    return sum(size for address, size in sizes.items() if address not in own)
 
 
 def _size(size: float) -> str:
     return f'{size / 1e9:.1f} GB' if size >= 1e9 else f'{size / 1e6:.0f} MB'
 
 
-def _advice(options: Any, stages: Stages, stage: int, shortage: str) -> str:
+def _advice(options: RunOptions, stages: Stages, stage: int, shortage: str) -> str:
     train = options.train
+    assert train is not None
     batch, common = stages.batches[stage], gcd(*stages.batches)
     ways = []
     if common > 1:
         more = f'multiply {"num_gpu" if train.accumulate == "auto" else "train.accumulate"} by it'
-        if train.accumulate == 'auto' and not options.num_gpu:  # 0 of them stay 0
+        if train.accumulate == 'auto' and not options.num_gpu:  # a multiple of 0 is 0
             more = f'set train.accumulate to {common}'
         ways.append(
             f'divide mini_batch_sizes (batch_size_per_gpu) by {common} and {more}, which keeps the global batches'

@@ -1,7 +1,7 @@
-"""`experiments/<name>`: what a run leaves on disk, and how it finds its way back after a kill.
+"""The folder of a run, `experiments/<name>`: checkpoints, training states, history.
 
-A checkpoint is written in this order: what was logged, the weights, the training state. The state is the
-last, and each file appears whole or not at all; so everything that a state refers to is there.
+A save writes the history, then the weights, then the training state, each file atomically. So everything that a state
+refers to exists, wherever a kill interrupts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from basicsr.utils.errors import CheckpointError, RunError
 from basicsr.utils.files import as_json, atomic_write, lock, remove_leftovers
 from basicsr.utils.logger import get_logger
 
-STATES_KEPT = 2  # the newest, and the one to fall back to
+STATES_KEPT = 2  # the newest, and one to fall back to
 
 
 class RunDirectory:
@@ -35,15 +35,15 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folders and holds them. The lock is gone with the process, however that ends.
-        Raises RunError if another process holds it."""
+        """Makes the folders and holds a lock on them, which ends with the process at the latest. Raises RunError if
+        another process holds it."""
         for folder in (self.models, self.states):
             folder.mkdir(parents=True, exist_ok=True)
         with (self.root / '.lock').open('w') as file:
             if not lock(file):
                 raise RunError(f'{self.root}: another process is training in this folder')
             for folder in (self.root, self.models, self.states):
-                remove_leftovers(folder)  # of a save that a kill interrupted
+                remove_leftovers(folder)
             yield
 
     # -------------------------------------------------------------- training states
@@ -51,45 +51,34 @@ class RunDirectory:
     def state_file(self, iteration: int) -> Path:
         return self.states / f'{iteration}.state'
 
-    def has_state(self, path: Path) -> bool:
-        """Whether a state is one of this run."""
-        return path.parent.resolve() == self.states.resolve()
+    def owns(self, state: Path) -> bool:
+        return state.parent.resolve() == self.states.resolve()
 
     def save_state(self, iteration: int, state: dict[str, Any]) -> None:
-        if self._history.exists():  # what it says must not be lost by a power cut that the state outlasts
+        if self._history.exists():  # fsync the history first, so it is never older than the state
             with self._history.open('rb') as file:
                 os.fsync(file.fileno())
         atomic_write(self.state_file(iteration), lambda file: torch.save(state, file))
 
-    def _numbered(self, folder: Path, pattern: str) -> list[tuple[int, Path]]:
-        """Files of a folder by iteration, newest first."""
-        prefix, suffix = pattern.split('*')
-        found = [
-            (int(number), path)
-            for path in folder.glob(pattern)
-            if (number := path.name.removeprefix(prefix).removesuffix(suffix)).isdecimal()
-        ]
-        return sorted(found, reverse=True)
-
     def refuse_newer_states(self, iteration: int) -> None:
-        """Raises RunError if the folder holds states from after `iteration`: they would be mixed up."""
-        newer = [path for number, path in self._numbered(self.states, '*.state') if number > iteration]
+        """Raises RunError if the folder holds states from after `iteration`, which would mix with those of a run that
+        resumes there."""
+        newer = [path for number, path in _numbered(self.states, '*.state') if number > iteration]
         if newer:
             raise RunError(
-                f'{newer[0]} is from after iteration {iteration}, where path.resume_state would go on; '
-                'choose another name for the run, or use --auto_resume to go on with this one'
+                f'{newer[0]} is from after iteration {iteration}, the one of path.resume_state; choose another name '
+                'for the run, or resume this one with --auto_resume'
             )
 
     def newest_state(self) -> dict[str, Any] | None:
-        """The newest state that is whole; None if there is none at all. Says which ones are damaged.
-        Raises RunError if there are states, and all are damaged."""
-        states = self._numbered(self.states, '*.state')
+        """The newest valid state, or None if there are no states. Logs damaged ones; raises RunError if all are."""
+        states = _numbered(self.states, '*.state')
         for _, path in states:
             with contextlib.suppress(CheckpointError):
                 return read_state(path)
             get_logger().warning('%s is damaged; falling back to the state before it', path)
         if states:
-            raise RunError(f'{self.states}: every state is damaged; start anew under another name')
+            raise RunError(f'{self.states}: every state is damaged; start a new run under another name')
         return None
 
     # -------------------------------------------------------------- weights
@@ -98,43 +87,52 @@ class RunDirectory:
         return self.models / f'net_g_{iteration}.pth'
 
     def prune(self, iteration: int, keep_last: int | None) -> None:
-        """Removes the checkpoints that are old at `iteration`; the best and the latest are not numbered, and stay."""
+        """Removes old numbered checkpoints (not the best and the latest) and states."""
         for folder, pattern, kept in (
             (self.states, '*.state', STATES_KEPT),
             (self.models, 'net_g_*.pth', keep_last),
         ):
-            # A newer one may be left of what was damaged: it is no reason to remove a good one.
-            numbered = [path for number, path in self._numbered(folder, pattern) if number <= iteration]
+            # Newer files may be damaged leftovers from before a resume: do not count them.
+            numbered = [path for number, path in _numbered(folder, pattern) if number <= iteration]
             for path in numbered[kept:] if kept is not None else []:
                 path.unlink()
 
-    # -------------------------------------------------------------- what was logged
+    # -------------------------------------------------------------- history
 
-    def record(self, entry: dict[str, Any]) -> None:
-        """Appends a line to history.jsonl, which holds every logged value of the run once."""
+    def append_history(self, entry: dict[str, Any]) -> None:
+        """Appends a line to history.jsonl, which has every logged value of the run once."""
         with self._history.open('a', encoding='utf-8') as file:
             file.write(as_json(entry, indent=None) + '\n')
 
-    def history(self) -> list[dict[str, Any]]:
-        if not self._history.exists():
-            return []
-        entries = []
-        for line in self._history.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):  # a kill can cut the last line, and a disk can break any
-                entry = json.loads(line)
-                if isinstance(entry, dict) and isinstance(entry.get('iter'), int):
-                    entries.append(entry)
-        return entries
-
     def rewind_history(self, iteration: int) -> None:
-        """Forgets what was logged after `iteration`: it will be logged again."""
-        kept = [as_json(entry, indent=None) + '\n' for entry in self.history() if entry['iter'] <= iteration]
+        """Drops the entries from after `iteration`, which will be logged again, and invalid lines."""
+        kept = []
+        for line in self._history.read_bytes().splitlines() if self._history.exists() else ():
+            with contextlib.suppress(ValueError):  # a line that a kill cut short
+                entry = json.loads(line)
+                if (
+                    isinstance(entry, dict)
+                    and isinstance(entry.get('iter'), int)
+                    and entry['iter'] <= iteration
+                ):
+                    kept.append(as_json(entry, indent=None) + '\n')
         atomic_write(self._history, ''.join(kept).encode())
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError if the file is damaged or holds no training state."""
+    """Raises CheckpointError if the file is damaged or is no training state."""
     state = read_checkpoint(path)
     if not {'iteration', 'model'} <= state.keys():
         raise CheckpointError(f'{path}: holds no training state, only {", ".join(map(str, state))}')
     return state
+
+
+def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
+    """(iteration, file) of the files that match a pattern with one `*`, newest first."""
+    prefix, suffix = pattern.split('*')
+    found = [
+        (int(number), path)
+        for path in folder.glob(pattern)
+        if (number := path.name.removeprefix(prefix).removesuffix(suffix)).isdecimal()
+    ]
+    return sorted(found, reverse=True)

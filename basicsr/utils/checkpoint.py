@@ -1,9 +1,9 @@
-"""The one loader of weights, for training, testing and the demo, and the one writer.
+"""Loads and saves network weights.
 
-A file is a dictionary of `params` (and `params_ema`), tensors by name, of `network_g` and `iter`, the options that
-rebuild the network and the iteration, and of `tlc`, what the network was validated with. The published files have
-`params` only: the options are then read off the tensors. Nothing but tensors and plain values is ever unpickled: a
-file from the internet runs no code.
+A checkpoint is a dictionary: `params` and, with averaged weights, `params_ema`, tensors by name; `network_g`, the
+network's options; `iter`, the iteration; `tlc`, the setting it was validated with. Published files have `params` alone;
+their options are inferred from the tensors. Only tensors and plain values are unpickled, so a downloaded file cannot
+run code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,10 +30,10 @@ LISTED = 8  # names of each kind in a message
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What a file says about one network.
+    """The weights of one network, from a file.
 
-    `params` are on the CPU, never below single precision, under the names the bare network uses; `key` is
-    where in the file they were ('params_ema', 'params', …; '' if the file is nothing but tensors).
+    `params` are on the CPU, in single precision at least, by the names of the unwrapped network. `key` is their place
+    in the file: 'params_ema', 'params', …, or '' for a file of tensors alone.
     """
 
     path: Path
@@ -42,15 +42,15 @@ class Weights:
     network_g: dict[str, Any] | None = None
     iteration: int | None = None
     tlc: bool | int = False
-    """What they were validated with, and are used with unless told otherwise: TLC, or the width of its windows."""
+    """TLC, or its window, as they were validated with; the default for inference."""
 
     def with_tlc(self, asked: bool | int | None) -> bool | int:
-        """TLC as it was asked for; None: as the file says."""
+        """`asked`, or the file's setting if that is None."""
         return self.tlc if asked is None else asked
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
-    """Content of a file of torch.save, tensors on the CPU. Checksums are verified. Raises CheckpointError."""
+    """Reads a dictionary written by torch.save, tensors to the CPU, and verifies checksums. Raises CheckpointError."""
     path = Path(path)
     try:
         with path.open('rb') as file:
@@ -74,7 +74,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
 
 
 def _not_a_checkpoint(head: bytes) -> str | None:
-    """What the first bytes are, if torch.save did not write them."""
+    """Describes the first bytes of a file that torch.save did not write."""
     if not head:
         return 'is empty: the download or the copy failed'
     text = head.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
@@ -84,7 +84,7 @@ def _not_a_checkpoint(head: bytes) -> str | None:
         return 'is a git-lfs pointer, not the weights themselves: run `git lfs pull`'
     if all(byte >= 32 or byte in b'\t\n\r\f' for byte in head):
         return 'is text, not weights'
-    if not head.startswith((b'PK', b'\x80')):  # a zip file, and since PyTorch 1.6 that is the rule, or a pickle
+    if not head.startswith((b'PK', b'\x80')):  # zip (the format since PyTorch 1.6) or pickle
         return 'is not a PyTorch checkpoint'
     return None
 
@@ -95,7 +95,7 @@ def _zip_problem(file: BinaryIO) -> str | None:
             names = {name.rpartition('/')[2] for name in archive.namelist()}
             if 'data.pkl' not in names:
                 return 'is a zip file without weights in it (if they are packed in it, unpack them first)'
-            if 'constants.pkl' in names:  # torch.load would hand it to another, unrestricted, loader
+            if 'constants.pkl' in names:  # torch.load would use its unrestricted TorchScript loader
                 return 'is a TorchScript archive, not a checkpoint'
             damaged = archive.testzip()
     except (*DAMAGES, ValueError):
@@ -108,113 +108,108 @@ def _zip_problem(file: BinaryIO) -> str | None:
 def _unpickle(file: BinaryIO, path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about the age of a file; an error says all that matters
+            warnings.simplefilter('ignore')  # of old formats
             return torch.load(file, map_location='cpu', weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # the bytes decide what fails, so it can be nearly anything
-        # Nothing of torch's own advice is passed on: it is to load the file without the restriction.
+    except Exception as error:  # depending on the bytes, nearly any type
+        # Do not pass on torch's message, which advises loading without the restriction.
         refused = re.search(r'GLOBAL (\S+)', str(error))
         if refused:
-            raise CheckpointError(
-                f'{path} is refused: it holds the Python object {_clean(refused[1])}, which could run code; '
-                'allowed: tensors and plain values'
-            ) from error
-        if isinstance(error, pickle.UnpicklingError) and 'unexpected EOF' not in str(error):
-            raise CheckpointError(
-                f'{path} is refused: it is damaged or holds other things than tensors and plain values'
-            ) from error
-        raise CheckpointError(f'{path} is damaged, cut short, or not written by torch.save') from error
+            problem = (
+                f'is refused: it holds the Python object {_printable(refused[1])}, which could run code; allowed: '
+                'tensors and plain values'
+            )
+        elif isinstance(error, pickle.UnpicklingError) and 'unexpected EOF' not in str(error):
+            problem = 'is refused: it is damaged or holds other things than tensors and plain values'
+        else:
+            problem = 'is damaged, cut short, or not written by torch.save'
+        raise CheckpointError(f'{path} {problem}') from error
 
 
 def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weights:
-    """Tensors under `key`; by default under params_ema if there is one, else params, state_dict, or the file
-    itself. Prefixes that DataParallel and torch.compile put before the names are removed.
+    """Loads the tensors under `key`; by default under the first of params_ema, params and state_dict that exists, else
+    the file itself. Removes the prefixes of DataParallel and torch.compile.
 
     Raises CheckpointError if the file is unreadable or has no tensors there.
     """
     path = Path(path)
     content = read_checkpoint(path)
     if key is None:
-        there = [k for k in ('params_ema', 'params', 'state_dict') if content.get(k) is not None]
-        filled = [k for k in there if not isinstance(content[k], dict) or content[k]]
-        key = next(iter([*filled, *there]), '')
+        present = [k for k in ('params_ema', 'params', 'state_dict') if content.get(k) is not None]
+        filled = [k for k in present if not isinstance(content[k], dict) or content[k]]
+        key = next(iter([*filled, *present]), '')
     elif key not in content:
         raise CheckpointError(f'{path} has nothing under {key!r}; it has: {_listed(content)}')
     params = content[key] if key else content
-    where = f'under {key!r}' if key else 'at its top'
+    place = f'under {key!r}' if key else 'at its top'
     if not isinstance(params, dict) or not params:
-        raise CheckpointError(f'{path} has no tensors {where}; it has: {_listed(content)}')
+        raise CheckpointError(f'{path} has no tensors {place}; it has: {_listed(content)}')
     others = [
-        name for name, value in params.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+        name for name, each in params.items() if not isinstance(name, str) or not isinstance(each, Tensor)
     ]
     if others:
-        raise CheckpointError(f'{path} has other things than tensors {where}: {_listed(others)}')
-
-    uncommon = [name for name, tensor in params.items() if not _is_plain(tensor)]
-    if uncommon:
+        raise CheckpointError(f'{path} has other things than tensors {place}: {_listed(others)}')
+    if uncommon := [name for name, tensor in params.items() if not _is_dense(tensor)]:
         raise CheckpointError(
-            f'{path} has tensors of an uncommon kind {where}: {_listed(uncommon)}; allowed: dense ones, whose '
+            f'{path} has tensors of an uncommon kind {place}: {_listed(uncommon)}; allowed: dense ones, whose '
             'numbers are all in the file'
         )
-
-    network_g, iteration = (content.get('network_g'), content.get('iter')) if key else (None, None)
-    if network_g is not None and not isinstance(network_g, dict):
-        raise CheckpointError(
-            f'{path}: network_g is a {type(network_g).__name__}; allowed: a dictionary of options'
-        )
-    tlc = content.get('tlc', False) if key else False
-    if not isinstance(tlc, bool | int):
+    # In a file of tensors alone, these would be names of parameters.
+    network_g, iteration, tlc = (content.get(name) if key else None for name in ('network_g', 'iter', 'tlc'))
+    if not isinstance(network_g, dict | None):
+        kind = type(network_g).__name__
+        raise CheckpointError(f'{path}: network_g is a {kind}; allowed: a dictionary of options')
+    if not isinstance(tlc, bool | int | None):
         raise CheckpointError(f'{path}: tlc is a {type(tlc).__name__}; allowed: yes, no, or a number of pixels')
     return Weights(
         path=path,
         params={
             name: tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
-            for name, tensor in _bare_names(params).items()
+            for name, tensor in _unwrapped(params).items()
         },
         key=key,
         network_g=network_g,
         iteration=iteration if isinstance(iteration, int) else None,
-        tlc=tlc,
+        tlc=tlc or False,
     )
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Not sparse, quantised or without numbers, nor a few numbers under a shape of many."""
+def _is_dense(tensor: Tensor) -> bool:
+    """False for sparse, quantised and meta tensors, and for a small storage that is expanded to a large shape."""
     if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _bare_names(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without `_orig_mod.` (torch.compile, of the network or of a part), and without `module.` where all names
-    have it."""
+def _unwrapped(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without `_orig_mod.` (torch.compile, of the network or a part) and, if all names have it, `module.`."""
     bare = {name.replace('_orig_mod.', ''): tensor for name, tensor in params.items()}
     while all(name.startswith('module.') for name in bare):
         bare = {name.removeprefix('module.'): tensor for name, tensor in bare.items()}
     return bare
 
 
-def _listed(names: Any) -> str:
-    names = [_clean(str(name)) for name in names]
-    more = f' … and {len(names) - LISTED} more' if len(names) > LISTED else ''
-    return (', '.join(names[:LISTED]) or 'nothing') + more
+def _listed(names: Iterable[Any]) -> str:
+    shown = [_printable(str(name)) for name in names]
+    more = f' … and {len(shown) - LISTED} more' if len(shown) > LISTED else ''
+    return (', '.join(shown[:LISTED]) or 'nothing') + more
 
 
-def _clean(text: str) -> str:
-    """A file's own words, without control characters for the terminal."""
+def _printable(text: str) -> str:
+    """Text from a file, without control characters for the terminal."""
     return text if text.isprintable() else ascii(text)
 
 
 def apply_weights(net: nn.Module, weights: Weights, strict: bool = True) -> list[str]:
-    """Copies the weights into the network. Returns how they differ from what it wants, one string a tensor.
+    """Copies the weights into the network. Returns the differences between the two, one string per tensor.
 
-    Raises CheckpointError on any difference, before anything is copied; if not `strict`, copies those that fit
-    in name and shape, and raises only if there are none.
+    Raises CheckpointError on any difference, before anything is copied; if not `strict`, copies the tensors whose name
+    and shape match, and raises only if none does.
     """
     wanted = net.state_dict()
-    # By the names that the file has, from which prefixes were removed; a network may have such names itself.
-    bare = _bare_names(wanted)
+    # Prefixes were removed from the file's names, but may belong to names of this network.
+    bare = _unwrapped(wanted)
     names = dict(zip(bare, wanted, strict=True)) if len(bare) == len(wanted) else {}
     found = {names.get(name, name): tensor for name, tensor in weights.params.items()}
     missing = [name for name in wanted if name not in found]
@@ -226,12 +221,12 @@ def apply_weights(net: nn.Module, weights: Weights, strict: bool = True) -> list
     }
     fitting = {name: found[name] for name in wanted if name in found and name not in other_shape}
     if (missing or unexpected or other_shape) and (strict or not fitting):
-        groups = (
-            ('missing in the file', missing),
-            ('not in the network', unexpected),
-            ('of another shape', other_shape.values()),
-        )
-        differences = '; '.join(f'{kind}: {_listed(names)}' for kind, names in groups if names)
+        groups = {
+            'missing in the file': missing,
+            'not in the network': unexpected,
+            'of another shape': [*other_shape.values()],
+        }
+        differences = '; '.join(f'{kind}: {_listed(names)}' for kind, names in groups.items() if names)
         raise CheckpointError(f'{weights.path} does not fit this {type(net).__name__}: {differences}')
     net.load_state_dict(fitting, strict=False)
     return [
@@ -253,9 +248,9 @@ def save_checkpoint(
     params_ema: Mapping[str, Tensor] | None = None,
     tlc: bool | int = False,
 ) -> None:
-    """Writes a file that `load_weights` reads and that `build_network` needs nothing else for. Atomic.
+    """Writes a file from which `load_weights` and `build_network` restore the network. Atomic; raises OSError.
 
-    `network_g` must be plain values (numbers, strings, lists, dictionaries). Raises OSError.
+    `network_g` must be plain values (numbers, strings, lists, dictionaries).
     """
     content = {'params': _portable(params), 'network_g': dict(network_g), 'iter': iteration, 'tlc': tlc}
     if params_ema is not None:
@@ -264,4 +259,4 @@ def save_checkpoint(
 
 
 def _portable(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in _bare_names(params).items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in _unwrapped(params).items()}

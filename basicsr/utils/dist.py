@@ -1,4 +1,4 @@
-"""Which process this is, of how many: alone, under torchrun, or under Slurm."""
+"""Ranks of a run: one process alone, or a process group started by torchrun or Slurm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,47 +20,51 @@ from basicsr.utils.errors import LaunchError
 Launcher = Literal['none', 'pytorch', 'slurm']
 LAUNCHERS: tuple[Launcher, ...] = ('none', 'pytorch', 'slurm')
 
+T = TypeVar('T')
+
 
 @dataclass(frozen=True)
-class Process:
-    rank: int = 0
+class Rank:
+    """This process's place in the process group; by default it is alone."""
+
+    index: int = 0
     world_size: int = 1
-    local_rank: int = 0
+    local_index: int = 0
+    """Place among the ranks of this node."""
 
     @property
     def is_main(self) -> bool:
-        return self.rank == 0
+        return self.index == 0
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over all processes; the value itself where there is one."""
+        """The mean over all ranks."""
         if self.world_size == 1:
             return value
         total = value.clone()
         dist.all_reduce(total)
         return total / self.world_size
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of the ranks, in every process."""
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in order of rank, on every rank."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
+        values: list[T] = [value] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
 
-def find_process(launcher: Launcher) -> Process:
-    """Reads what the launcher has left in the environment. Raises LaunchError if it has not."""
+def find_rank(launcher: Launcher) -> Rank:
+    """Reads the launcher's environment variables. Raises LaunchError if they are not set."""
     if launcher == 'none':
-        return Process()
+        return Rank()
     if launcher == 'slurm':
         _slurm_environment()
     try:
-        rank, world_size, local_rank = (int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))
+        return Rank(*(int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')))
     except (KeyError, ValueError):
         raise LaunchError(
             '--launcher pytorch: RANK, WORLD_SIZE and LOCAL_RANK are not set; allowed: a start through torchrun'
         ) from None
-    return Process(rank, world_size, local_rank)
 
 
 def _slurm_environment() -> None:
@@ -82,26 +86,27 @@ def _slurm_first_host() -> str:
         ) from None
 
 
-_STOPPED = 'stopped'  # the key under which a process leaves its last words
+_FAILURE = 'failure'  # key in the store: why the first rank to fail did
 _store: dist.Store | None = None
 
 
-def join(process: Process, device: torch.device, backend: str, port: int) -> None:
-    """Makes the processes find each other; `port` is of the first node, where the launcher names none.
-    Nothing to do for one alone. Raises LaunchError if they do not."""
+def join(rank: Rank, device: torch.device, backend: str, port: int) -> None:
+    """Joins the process group; `port` is the first node's, unless the launcher names one. Raises LaunchError."""
     global _store
-    if process.world_size == 1:
+    if rank.world_size == 1:
         return
-    if backend == 'auto' or device.type != 'cuda':
-        backend = 'nccl' if device.type == 'cuda' else 'gloo'
-    if device.type == 'cuda':
-        torch.cuda.set_device(device)
-    if 'MASTER_ADDR' not in os.environ:  # torchrun has set it
+    if 'MASTER_ADDR' not in os.environ:
         os.environ['MASTER_ADDR'] = _slurm_first_host()
     os.environ.setdefault('MASTER_PORT', str(port))
+    if device.type != 'cuda':
+        backend = 'gloo'
+    elif backend == 'auto':
+        backend = 'nccl'
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
     try:
-        _store, _, _ = next(iter(dist.rendezvous('env://', process.rank, process.world_size)))
-        dist.init_process_group(backend, store=_store, rank=process.rank, world_size=process.world_size)
+        _store, _, _ = next(iter(dist.rendezvous('env://', rank.index, rank.world_size)))
+        dist.init_process_group(backend, store=_store, rank=rank.index, world_size=rank.world_size)
     except (RuntimeError, ValueError) as error:
         place = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
         raise LaunchError(
@@ -111,52 +116,59 @@ def join(process: Process, device: torch.device, backend: str, port: int) -> Non
 
 
 def leave(status: int | None) -> None:
-    """With the exit status; None: with an exception that is on its way.
+    """Leaves the process group. `status` is the exit status, or None if an exception is propagating.
 
-    NCCL leaves a group with all its processes together. One that stops alone would wait for the others, and they for
-    it: it ends here and now."""
+    NCCL ends a group with all its ranks together. One that fails alone would wait for the others, and they for it, so
+    it exits here."""
     global _store
     _store = None
     if not (dist.is_available() and dist.is_initialized()):
         return
-    if status != 0 and dist.get_backend() == 'nccl':
-        if status is None:
+    if status == 0 or dist.get_backend() != 'nccl':
+        dist.destroy_process_group()
+        return
+    if status is None:
+        error = sys.exc_info()[1]
+        if isinstance(error, SystemExit) and isinstance(error.code, int):  # SIGTERM
+            status = error.code
+        else:
             traceback.print_exc()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status or 1)
-    dist.destroy_process_group()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status or 1)
 
 
 @contextlib.contextmanager
-def last_words(process: Process) -> Iterator[None]:
-    """A process that stops leaves word of why, for those whose work with it then fails: instead of what the network
-    says they raise LaunchError, with that word.
+def report_failure(rank: Rank) -> Iterator[None]:
+    """Publishes why this rank failed. On ranks whose communication fails as a consequence, raises LaunchError with that
+    reason instead of the backend's error.
 
-    With gloo their work fails at once. With NCCL it may not fail at all: they wait in a kernel, deaf to signals, until
-    the launcher kills them (torchrun 30 seconds after it has told them to end) or NCCL's watchdog does, 10 minutes
-    later. Only the process that stopped says why then; of one that was killed, the launcher does. The 10 minutes are
-    PyTorch's, and not shortened: all wait as long for one that still validates, saves or compiles."""
+    With gloo, communication fails at once. With NCCL it may not fail at all: ranks wait in a kernel, where no signal
+    handler runs, until the launcher kills them (torchrun 30 seconds after SIGTERM) or NCCL's watchdog does after 10
+    minutes. Then only the failed rank, or the launcher if that was killed, gives the reason. The 10 minutes are
+    PyTorch's default: ranks wait as long for one that still validates, saves or compiles."""
     try:
         yield
     except BaseException as error:
         if _store is None:
             raise
-        if _is_of_network(error):
-            raise LaunchError(_word_of_others(_store)) from None
-        with contextlib.suppress(RuntimeError):  # the process that keeps the words is gone itself
-            _store.compare_set(_STOPPED, '', f'rank {process.rank}: {str(error) or type(error).__name__}')
+        if _is_communication(error):
+            raise LaunchError(_reason_of_others(_store)) from None
+        signals = {KeyboardInterrupt: 'interrupted', SystemExit: 'terminated (SIGTERM)'}
+        reason = signals.get(type(error)) or str(error) or type(error).__name__
+        with contextlib.suppress(RuntimeError):  # the rank that hosts the store is gone
+            _store.compare_set(_FAILURE, '', f'rank {rank.index}: {reason}')
         raise
 
 
-def _is_of_network(error: BaseException) -> bool:
-    """Gloo, NCCL and the store say it differently, and not always in a type of their own."""
+def _is_communication(error: BaseException) -> bool:
+    """Gloo, NCCL and the store word it differently, and not always in a type of their own."""
     names = ('gloo', 'NCCL', 'onnection')
     return isinstance(error, RuntimeError) and any(name in str(error) for name in names)
 
 
-def _word_of_others(store: dist.Store) -> str:
+def _reason_of_others(store: dist.Store) -> str:
     with contextlib.suppress(RuntimeError):
-        if store.check([_STOPPED]):
-            return f'stopped, as another process has, {store.get(_STOPPED).decode()}'
-    return 'stopped, as another process is gone without a word (ended, or killed, perhaps for want of memory)'
+        if store.check([_FAILURE]):
+            return f'stopped, because another process failed: {store.get(_FAILURE).decode()}'
+    return 'stopped: another process exited without giving a reason (perhaps killed for lack of memory)'

@@ -1,4 +1,4 @@
-"""Where the repository is, and files and folders that are either whole or not there."""
+"""Paths, atomic writes and lock files."""
 
 from __future__ import annotations
 
@@ -22,32 +22,36 @@ if sys.platform != 'win32':
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# -------------------------------------------------------------- paths
+
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """`~` is the home folder, which no shell puts into `--option=~/x`; `~name` stays as it is where there is no such
-    user."""
+    """Expands `~`, which shells leave alone in `--option=~/x`. `~name` stays if there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """Relative paths count from the repository root; `~` is the home folder."""
+    """A path in an option file: `~` is expanded, and the repository root is the base of relative paths."""
     return ROOT / expanded(path)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """As on a command line: relative paths count from the working directory; `~` is the home folder."""
+    """A path on the command line: `~` is expanded, and the working directory is the base of relative paths."""
     return expanded(path).absolute()
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
-    """Writes bytes, or what `data(file)` writes into the file it is given. Whoever opens `path`, after a kill
-    or a power cut too, finds the old file or the new one, never a part. The folder must exist.
+# -------------------------------------------------------------- writing
 
-    Raises OSError, and whatever `data` raises; the old file then stands untouched.
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes bytes, or lets `data(file)` write them. Even after a kill or a power cut, `path` has either the old or the
+    complete new content. The folder must exist.
+
+    Raises OSError, and whatever `data` raises; the old file then stays.
     """
     path = Path(path)
-    # Same folder, as a rename between file systems is not atomic. Not named after `path`, whose name may
-    # already be as long as a name can be.
+    # In the same folder, as a rename between file systems is not atomic. Not named after `path`, whose name may have
+    # the maximum length.
     temporary = _temporary(path.parent)
     try:
         with temporary.open('xb') as file:
@@ -64,7 +68,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
 
 
 def as_json(data: Any, indent: int | None = 1) -> str:
-    """As the standard has it, for any reader: it knows no infinity and no NaN, so these become null."""
+    """Standard JSON: infinity and NaN, which it lacks, become null."""
 
     def standard(value: Any) -> Any:
         if isinstance(value, dict):
@@ -78,12 +82,11 @@ def as_json(data: Any, indent: int | None = 1) -> str:
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path, path: Path | None = None) -> Iterator[Path]:
-    """A new folder in `folder`, removed at the end. What is whole in it is renamed to its place before, as is the
-    new folder itself where all of it is wanted. Raises OSError.
+    """Makes a temporary folder in `folder` and removes it at the end. Rename finished files, or the folder itself, to
+    their final names before. Raises OSError.
 
     Args:
-        path: its name, which none but the holder of a lock may use; what a killed process has left there is removed.
-            None: any.
+        path: a fixed name, for the holder of a lock; leftovers of a killed process there are removed. None: random.
     """
     scratch = path or _temporary(folder)
     try:
@@ -100,7 +103,7 @@ def _temporary(folder: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes have left of the above in a folder, where no other may be writing now."""
+    """Removes the temporary files and folders of killed processes. No other process may be writing to `folder`."""
     for path in folder.glob('.*.tmp'):
         if re.fullmatch(r'\.[0-9a-f]{16}\.tmp', path.name):
             if path.is_dir():
@@ -109,8 +112,21 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
+@contextlib.contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Makes a folder and its parents; removes at the end those it made that are empty. Raises OSError."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty, or removed by another process
+                folder.rmdir()
+
+
 def check_writable(folder: Path) -> None:
-    """Raises OSError if nothing can be written into a folder."""
+    """Raises OSError if the folder is not writable."""
     try:
         with scratch_folder(folder):
             pass
@@ -118,35 +134,47 @@ def check_writable(folder: Path) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
-@contextlib.contextmanager
-def made_folder(path: Path) -> Iterator[None]:
-    """Makes a folder, and those above it; what was made and is empty at the end is removed. Raises OSError."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+def check_room(folder: Path, size: int) -> None:
+    """Raises OSError, as a full disk does, if less than `size` bytes are free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        needed = f'{size / 1e6:,.0f} MB are needed, and {free / 1e6:,.0f} MB free'
+        raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({needed})')
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes new and removed names in a folder survive a power cut."""
+    if os.name != 'posix':  # elsewhere a folder cannot be opened, and a rename needs no sync
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        yield
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
     finally:
-        for folder in made:
-            with contextlib.suppress(OSError):  # something is in it, or another process was first
-                folder.rmdir()
+        os.close(handle)
+
+
+# -------------------------------------------------------------- locks
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Makes a file whose holder alone may do something, and removes it at the end. In a folder where no file can be
-    made nobody is kept out: nothing can be done there. Raises InUseError, or OSError."""
-    file = _held_file(path)
+def lock_file(path: Path) -> Iterator[None]:
+    """Makes and locks a file, and removes it at the end. In a read-only folder no lock is taken. Raises InUseError if
+    another process holds it, OSError."""
+    file = _locked(path)
     try:
         yield
     finally:
         if file is not None:
-            if sys.platform == 'win32':  # an open file cannot be removed there
+            if sys.platform == 'win32':  # where an open file cannot be removed
                 file.close()
             path.unlink(missing_ok=True)
             file.close()
 
 
-def _held_file(path: Path) -> IO[bytes] | None:
+def _locked(path: Path) -> IO[bytes] | None:
     while True:
         try:
             file = path.open('a+b')
@@ -159,50 +187,24 @@ def _held_file(path: Path) -> IO[bytes] | None:
         if not lock(file):
             file.close()
             raise InUseError('another process is at work on it')
-        # The one before may have removed it after it was opened here.
+        # The previous holder may have removed the file after it was opened here.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
 
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of some network file systems
-
-
 def lock(file: IO[Any]) -> bool:
-    """Whether this process has an open file for itself, until it closes it or ends. Nobody is kept out on Windows and
-    on file systems without such locks."""
+    """Locks an open file until it is closed or the process ends. Returns False if another process holds the lock; True
+    without a lock on Windows and on file systems that have none."""
     if sys.platform == 'win32':
         return True
     try:
-        # A record lock, not flock: a loader's workers would inherit that, and outlive a killed run.
+        # A record lock, not flock: a loader's workers would inherit that, and may outlive a killed run.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # some network file systems
             raise
     return True
-
-
-def check_room(folder: Path, size: int) -> None:
-    """Raises OSError, as a full disk does, if fewer than `size` bytes are free for a folder that is there."""
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        needed = f'{size / 1e6:,.0f} MB are needed, and {free / 1e6:,.0f} MB free'
-        raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({needed})')
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a name that was just given or taken in a folder last through a power cut."""
-    if os.name != 'posix':  # elsewhere a folder cannot be opened, and the rename needs no help
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems cannot sync a folder. The file itself is in place by now.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""Messages to the console and to a file, past a progress bar."""
+"""The package's logger: console, which keeps progress bars intact, and file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME = 'basicsr'
 
 
 class _ConsoleHandler(logging.StreamHandler):
-    """Writes above a progress bar instead of into it."""
+    """Writes above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -23,7 +23,7 @@ def get_logger() -> logging.Logger:
 
 
 def log_to_console(rank: int = 0) -> logging.Logger:
-    """Only the main process speaks, which has rank 0; the others report errors alone."""
+    """Ranks other than 0 log errors only."""
     logger = get_logger()
     logger.propagate = False
     logger.setLevel(logging.ERROR if rank else logging.INFO)
@@ -31,13 +31,13 @@ def log_to_console(rank: int = 0) -> logging.Logger:
     if handler is None:
         handler = _ConsoleHandler()
         logger.addHandler(handler)
-    who = f' rank {rank}' if rank else ''
-    handler.setFormatter(logging.Formatter(f'%(asctime)s %(levelname)s{who}: %(message)s', '%H:%M:%S'))
+    sender = f' rank {rank}' if rank else ''
+    handler.setFormatter(logging.Formatter(f'%(asctime)s %(levelname)s{sender}: %(message)s', '%H:%M:%S'))
     return logger
 
 
 def log_to_file(path: Path) -> None:
-    """Appends to `path` from now on, and to no other file."""
+    """Appends to `path`, instead of an earlier file."""
     logger = get_logger()
     for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
         logger.removeHandler(handler)

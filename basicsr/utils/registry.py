@@ -1,4 +1,4 @@
-"""The registries: what a `type:` in an option file may name."""
+"""Registries: the names that a `type:` in an option file may take."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
-T = TypeVar('T', bound=Callable[..., Any])
+Entry = TypeVar('Entry', bound=Callable[..., Any])
+
+
+class ComponentSection(Protocol):
+    """A section of an option file that `Registry.build` takes; see `basicsr.options.components.Component`."""
+
+    @property
+    def type(self) -> str: ...
+
+    def arguments(self) -> dict[str, Any]: ...
 
 
 class Registry:
@@ -31,13 +40,19 @@ class Registry:
         self._modules = modules
         self._entries: dict[str, Callable[..., Any]] = {}
 
+    @overload
+    def register(self, name: Entry) -> Entry: ...
+
+    @overload
+    def register(self, name: str | None = None) -> Callable[[Entry], Entry]: ...
+
     def register(self, name: Any = None) -> Any:
         """Decorator, with or without a name, with or without parentheses; `register(MyNet)` is a plain call. Raises
         ValueError if another object already has the name."""
         if callable(name):
             return self.register()(name)
 
-        def add(entry: T) -> T:
+        def add(entry: Entry) -> Entry:
             key = name or entry.__name__
             known = self._entries.setdefault(key, entry)
             if known is not entry and (known.__module__, known.__qualname__) != (
@@ -47,10 +62,15 @@ class Registry:
                 raise ValueError(
                     f'{self.kind} {key!r} is registered twice: {known.__module__}, {entry.__module__}'
                 )
-            self._entries[key] = entry  # a module that is reloaded replaces its own entries
+            self._entries[key] = entry  # a reloaded module replaces its own entries
             return entry
 
         return add
+
+    def build(self, section: ComponentSection, *args: Any, **kwargs: Any) -> Any:
+        """Call the entry that `section.type` names with the section's constructor arguments. `args` and `kwargs` are
+        what the caller supplies, such as the parameters of an optimizer."""
+        return self.get(section.type)(*args, **kwargs, **section.arguments())
 
     def get(self, name: str) -> Callable[..., Any]:
         """Raises KeyError, listing the known names, if nothing has this name."""

@@ -33,7 +33,7 @@ from basicsr.options.load import read_options
 from basicsr.options.option_file import read_yaml
 from basicsr.utils.cli import usage_errors
 from basicsr.utils.device import resolve_device
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 from basicsr.utils.errors import UsageError
 from basicsr.utils.files import ROOT
 from basicsr.utils.memory import keep_all_memory
@@ -205,7 +205,7 @@ def our_steps(args: argparse.Namespace, run: Run) -> Row:
     path = run.folder / f'{run.patch}x{run.batch}-{run.mode}.yml'
     path.write_text(yaml.safe_dump(our_options(args, run)))
     options: Any = read_options(path, [], 'train')
-    model = ImageCleanModel(options, run.device, Process())
+    model = ImageCleanModel(options, run.device, Rank())
     memory = Memory(run.device)
 
     def step(batch: dict[str, Tensor], iteration: int) -> None:

@@ -10,7 +10,7 @@ from kill_and_resume import options
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.models.optimizers import Muon
 from basicsr.options.load import load_options
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -56,7 +56,7 @@ def test_from_the_first_bad_step_on_no_bit_changes_and_its_iteration_is_named(tm
     )
     checked, _, mistakes = load_options(file)
     assert not mistakes
-    model = ImageCleanModel(checked, torch.device('cuda'), Process())
+    model = ImageCleanModel(checked, torch.device('cuda'), Rank())
     lq, gt = torch.rand(2, 4, 3, 16, 16)
     batch = {'lq': lq, 'gt': gt}
     model.step([batch], 1)

@@ -11,7 +11,7 @@ from kill_and_resume import options
 
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.options.load import load_options
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 from basicsr.utils.registry import OPTIMIZER_REGISTRY
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -29,7 +29,7 @@ def make(tmp_path):
         file.write_text(yaml.safe_dump(content))
         checked, _, mistakes = load_options(file)
         assert not mistakes
-        return ImageCleanModel(checked, torch.device('cuda', 0), Process())
+        return ImageCleanModel(checked, torch.device('cuda', 0), Rank())
 
     return make
 

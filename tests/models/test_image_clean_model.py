@@ -22,7 +22,7 @@ from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.models.recorded import RecordedGradient
 from basicsr.options.load import load_options
 from basicsr.utils.checkpoint import load_weights
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 from basicsr.utils.errors import CheckpointError, DeviceError
 from basicsr.utils.logger import get_logger
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -41,7 +41,7 @@ def make(tmp_path):
         file.write_text(yaml.safe_dump(content))
         checked, _, mistakes = load_options(file)
         assert not mistakes
-        return ImageCleanModel(checked, CPU, Process())
+        return ImageCleanModel(checked, CPU, Rank())
 
     return make
 
@@ -198,7 +198,7 @@ def test_checkpoints_hold_plain_values_of_the_option_file(tmp_path, make, monkey
     (tmp_path / 'options.yml').write_text(yaml.safe_dump(content))
     checked, _, mistakes = load_options(tmp_path / 'options.yml')
     assert not mistakes
-    ImageCleanModel(checked, CPU, Process()).save_weights(tmp_path / 'net.pth', 1)
+    ImageCleanModel(checked, CPU, Rank()).save_weights(tmp_path / 'net.pth', 1)
     stored = network_options(load_weights(tmp_path / 'net.pth'))
     assert stored == {**content['network_g'], 'size': (3, 4)}
 

@@ -1,4 +1,4 @@
-"""Muon against singular value decompositions and AdamW."""
+"""Adam and AdamW against PyTorch's; Muon against singular value decompositions and AdamW."""
 
 import copy
 
@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from basicsr.models.optimizers import Muon, orthogonal
+from basicsr.models.optimizers import Adam, AdamW, Muon, orthogonal
 
 LR, DECAY, MOMENTUM = 0.05, 0.1, 0.9
 
 
 def polynomial(singular_values):
-    """What five steps of the iteration make of singular values whose squares sum to 1."""
+    """Five steps of the iteration on singular values whose squares sum to 1."""
     for _ in range(5):
         s = singular_values
         singular_values = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
@@ -48,8 +48,29 @@ def muon(net):
     return Muon(net.parameters(), lr=LR, weight_decay=DECAY, momentum=MOMENTUM, fused=True)
 
 
+@pytest.mark.parametrize(
+    ('ours', 'torchs', 'decay'), [(Adam, torch.optim.Adam, 0.0), (AdamW, torch.optim.AdamW, 0.01)]
+)
+@pytest.mark.parametrize('given', [{}, {'weight_decay': 0.1, 'betas': [0.8, 0.99], 'eps': 1e-6}])
+def test_adam_is_pytorchs_and_takes_its_state(net, ours, torchs, decay, given):
+    """Bit for bit, also from a state that PyTorch's class wrote, as earlier training states have it."""
+    other = copy.deepcopy(net)
+    theirs = torchs(other.parameters(), lr=LR, fused=True, **{'weight_decay': decay, **given})
+    mine = ours(net.parameters(), LR, fused=True, **given)
+    for step in range(4):
+        if step == 2:
+            mine = ours(net.parameters(), LR, fused=True, **given)
+            mine.load_state_dict(copy.deepcopy(theirs.state_dict()))
+        with_gradients(net, step)
+        with_gradients(other, step)
+        mine.step()
+        theirs.step()
+    torch.testing.assert_close(net.state_dict(), other.state_dict(), rtol=0, atol=0)
+    assert mine.state_dict()['param_groups'][0].keys() == theirs.state_dict()['param_groups'][0].keys()
+
+
 @pytest.mark.parametrize('shape', [(1, 16, 16), (3, 20, 48), (2, 70, 16)])
-def test_orthogonal_keeps_directions_and_makes_their_sizes_alike(shape):
+def test_orthogonal_keeps_directions_and_equalizes_their_sizes(shape):
     matrices = np.random.default_rng(0).standard_normal(shape)
     found = orthogonal(torch.from_numpy(matrices))
     for matrix, one in zip(matrices, found.numpy(), strict=True):
@@ -57,7 +78,7 @@ def test_orthogonal_keeps_directions_and_makes_their_sizes_alike(shape):
         assert np.linalg.svd(one)[1].min() > 0.3 and np.linalg.svd(one)[1].max() < 1.3
 
 
-def test_orthogonal_of_nothing_is_nothing():
+def test_orthogonal_of_zeros_is_zero():
     assert not orthogonal(torch.zeros(2, 16, 20)).any()
 
 
@@ -67,7 +88,7 @@ def test_orthogonal_of_any_size_is_finite(size):
     assert found.isfinite().all() and torch.linalg.matrix_norm(found, 2) < 1.3
 
 
-def test_matrices_of_one_shape_that_are_weights_of_several():
+def test_weights_of_several_shapes_may_be_matrices_of_one():
     weights = [nn.Parameter(torch.randn(32, 36, 1, 1)), nn.Parameter(torch.randn(32, 4, 3, 3))]
     weights.append(nn.Parameter(torch.randn(32, 36)))
     alone = [nn.Parameter(weight.detach().clone()) for weight in weights]
@@ -89,8 +110,8 @@ def test_depthwise_convolutions_are_no_matrices():
     torch.testing.assert_close(weight, plain)
 
 
-def test_steps_are_those_of_the_papers(net):
-    """Three steps of each weight, by itself: of a matrix by decompositions, of all others by AdamW."""
+def test_steps_follow_the_papers(net):
+    """Three steps: matrices by decomposition, one by one; all other weights by AdamW."""
     expected = {name: parameter.detach().numpy().copy() for name, parameter in net.named_parameters()}
     momenta = {name: np.zeros_like(value) for name, value in expected.items()}
     plain = copy.deepcopy(net)
@@ -139,7 +160,7 @@ def test_a_masked_step_changes_nothing(net):
     assert all((a != b).any() for a, b in zip(net.state_dict().values(), before[0].values(), strict=True))
 
 
-def test_its_state_goes_on_with_the_same_bits(net):
+def test_a_restored_state_continues_with_the_same_bits(net):
     other = copy.deepcopy(net)
     optimizer = muon(net)
     for step in range(2):
@@ -165,7 +186,7 @@ class Kernels(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_step_launches_as_much_for_many_matrices_of_a_shape_and_waits_for_nothing():
+def test_the_number_of_kernels_does_not_grow_with_matrices_of_one_shape_and_none_waits():
     counts = []
     for number in (2, 9):
         weights = [nn.Parameter(torch.randn(16, 20, 1, 1)) for _ in range(number)]

@@ -18,7 +18,6 @@ from basicsr.models.schedulers import (
     MultiStepRestartLR,
     learning_rate,
 )
-from basicsr.options.components import build
 from basicsr.options.load import load_options
 from basicsr.utils.files import ROOT
 
@@ -44,7 +43,7 @@ def test_paper_recipe_at_every_step():
     expected = list(walk([92000, 208000], [1, 1], [3e-4, 1e-6], 3e-4))[:300_000]
     options, _, mistakes = load_options(ROOT / 'options' / 'Deblurring_Restormer.yml')
     assert not mistakes and options.train.warmup_iter == -1
-    scheduler, base = build(SCHEDULER_REGISTRY, options.train.scheduler), options.train.optim_g.lr
+    scheduler, base = SCHEDULER_REGISTRY.build(options.train.scheduler), options.train.optim_g.lr
     found = [learning_rate(scheduler, n, base) for n in range(1, 300_001)]
     assert max(abs(f / e - 1) for f, e in zip(found, expected, strict=True)) < 1e-9
 

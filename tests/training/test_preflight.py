@@ -22,7 +22,7 @@ from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.options.load import load_options
 from basicsr.training import preflight
 from basicsr.training.preflight import check_memory
-from basicsr.utils.dist import Process
+from basicsr.utils.dist import Rank
 from basicsr.utils.errors import PreflightError
 from basicsr.utils.logger import get_logger
 
@@ -40,7 +40,7 @@ def prepare(runs, tmp_path):
         path.write_text(yaml.safe_dump(content))
         checked, _, mistakes = load_options(path)
         assert not mistakes
-        model = ImageCleanModel(checked, torch.device('cpu'), Process())
+        model = ImageCleanModel(checked, torch.device('cpu'), Rank())
         stages = stages_of(checked.datasets['train'])
         batches = TrainingBatches(TrainingOrder(6, 5), stages, first, sum(stages.iters))
         data = Dataset_PairedImage(str(tmp_path / 'input'), str(tmp_path / 'target'))
@@ -109,8 +109,8 @@ def test_processes_of_one_machine_share_its_memory(prepare, monkeypatch):
     monkeypatch.setattr(preflight, 'free_memory', lambda _: 500)
     check_memory(model, *rest)
     three = [('elsewhere', 300), (platform.node(), 300), (platform.node(), 300)]
-    real = Process.gather
-    monkeypatch.setattr(Process, 'gather', lambda self, it: three if isinstance(it, tuple) else real(self, it))
+    real = Rank.gather
+    monkeypatch.setattr(Rank, 'gather', lambda self, it: three if isinstance(it, tuple) else real(self, it))
     with pytest.raises(PreflightError, match='does not fit'):
         check_memory(model, *rest)
 

@@ -1,22 +1,25 @@
-"""Whole runs, in this process: what is kept, what is refused, what a broken step does."""
+"""Runs in this process: what they store, what they refuse, how they end and resume."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
 import yaml
-from kill_and_resume import ROOT, difference, results
+from kill_and_resume import ROOT, TOTAL, Runs, difference, results
 
-from basicsr import train as entry
 from basicsr.losses.pixel_loss import L1Loss
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.training import trainer
-from basicsr.utils.dist import Process
+from basicsr.utils.cli import run
+from basicsr.utils.dist import Rank
 from basicsr.utils.errors import RestoreError
 from basicsr.utils.logger import get_logger
 
@@ -30,12 +33,46 @@ def said(caplog):
     logger.removeHandler(caplog.handler)
 
 
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    """`uninterrupted(change)`: results of a run that nothing interrupts, with the options that `change` edits."""
+    made = Runs(tmp_path_factory.mktemp('uninterrupted'))
+
+    @cache
+    def result(edit=None):
+        name, path = made.option_file()
+        if edit:
+            edit(path)
+        assert train(path) == 0
+        return results(name)
+
+    yield result
+    made.clean()
+
+
+def train(option_file, *arguments):
+    return run('basicsr.train', ['-opt', str(option_file), *arguments])
+
+
 def run_folder(name):
     return ROOT / 'experiments' / name
 
 
 def state(name, iteration):
     return torch.load(run_folder(name) / 'training_states' / f'{iteration}.state', weights_only=True)
+
+
+def states(name):
+    return {path.name for path in (run_folder(name) / 'training_states').iterdir()}
+
+
+def content(name, but='train.log'):
+    """Path → bytes of a run's files."""
+    return {
+        path: path.read_bytes()
+        for path in run_folder(name).rglob('*')
+        if path.is_file() and path.name != but and path.parent.name != 'tb_logger'
+    }
 
 
 def change(option_file, /, **sections):
@@ -45,16 +82,284 @@ def change(option_file, /, **sections):
     option_file.write_text(yaml.safe_dump(content))
 
 
-def poison(monkeypatch, bad_call, spoil):
-    """Makes the loss of one step what `spoil` makes of it."""
-    calls, real = [], L1Loss.forward
+# -------------------------------------------------------------- what a run stores
 
-    def forward(self, restored, gt):
-        calls.append(1)
-        loss = real(self, restored, gt)
-        return spoil(loss) if len(calls) == bad_call else loss
 
-    monkeypatch.setattr(L1Loss, 'forward', forward)
+def test_checkpoints_history_and_events_of_a_run(runs):
+    name, path = runs.option_file()
+    assert train(path) == 0
+    found = results(name)
+    assert found['files'] == ['net_g_10.pth', 'net_g_12.pth', 'net_g_best.pth', 'net_g_latest.pth']
+    assert states(name) == {'10.state', '12.state'}
+    logged = {entry['iter']: entry['loss'] for entry in found['history'] if entry['kind'] == 'train'}
+    assert list(logged) == [3, 6, 9, 12]
+    validated = {entry['iter']: entry['psnr'] for entry in found['history'] if entry['kind'] == 'val_val'}
+    assert list(validated) == [5, 10, 12]
+    assert found['best']['iter'] == max(validated, key=validated.get)
+    assert found['best']['network_g']['dim'] == 8
+    assert not any(key.startswith('loss_') for entry in found['history'] for key in entry)
+    assert 'term_sums' not in found['state']
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_folder(name) / 'tb_logger')).Reload()
+    tags = events.Tags()
+    assert {'train/loss', 'train/lr', 'train/grad_norm', 'train/data_time', 'val_val/psnr'} <= {
+        *tags['scalars']
+    }
+    assert tags['images'] == ['val_val/input_restored_truth']
+    assert {event.step: event.value for event in events.Scalars('train/loss')} == pytest.approx(logged)
+
+
+def test_debug_logs_every_step_and_saves_every_eight(runs):
+    name, path = runs.option_file()
+    assert train(path, '--debug', '--force_yml', 'logger:keep_last=null', 'train:total_iter=9') == 0
+    history = [json.loads(line) for line in (run_folder(name) / 'history.jsonl').read_text().splitlines()]
+    assert [entry['iter'] for entry in history if entry['kind'] == 'train'] == list(range(1, 10))
+    assert [entry['iter'] for entry in history if entry['kind'] == 'val_val'] == [8, 9]
+    assert states(name) == {'8.state', '9.state'}
+
+
+USER_LOSS = """
+from torch import nn
+from basicsr.utils.registry import LOSS_REGISTRY
+
+@LOSS_REGISTRY.register()
+class BrightnessLoss(nn.Module):
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, pred, target):
+        return self.loss_weight * (pred.mean() - target.mean()).abs()
+"""
+
+
+def test_a_registered_loss_is_added_to_pixel_opt_and_logged_by_its_name(runs, tmp_path, monkeypatch):
+    """One new file, and lines in the option file. With accumulation, mixup and a resume."""
+    (tmp_path / 'brightness_loss.py').write_text(USER_LOSS)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for stops in ([], [4, 7]):
+        name, path = runs.option_file(
+            accumulate=2, losses={'brightness': {'type': 'BrightnessLoss', 'loss_weight': 0.5}}
+        )
+        change(path, custom_imports=['brightness_loss'], logger={'save_checkpoint_freq': 1})
+        content = yaml.safe_load(path.read_text())
+        content['datasets']['train']['dataset_enlarge_ratio'] = 2
+        path.write_text(yaml.safe_dump(content))
+        for stop in stops:  # between two log lines
+            assert train(path, '--auto_resume', '--force_yml', f'train:total_iter={stop}') == 0
+        assert train(path, '--auto_resume') == 0
+        found.append(results(name))
+        lines = [entry for entry in found[-1]['history'] if entry['kind'] == 'train']
+        for line in lines:
+            assert line['loss'] == pytest.approx(line['loss_pixel_opt'] + line['loss_brightness'], rel=1e-6)
+            assert line['loss_brightness'] > 0
+    assert difference(*(result['weights'] for result in found)) is None
+    # Stops add log lines; the means since the last one agree.
+    assert found[0]['history'][-1] == found[1]['history'][-1]
+
+
+# -------------------------------------------------------------- what a run refuses
+
+
+def test_an_existing_run_is_left_unchanged(runs, said):
+    name, path = runs.option_file()
+    run_folder(name).mkdir(parents=True)
+    (run_folder(name) / 'precious.txt').write_text('mine')
+    assert train(path) == 1
+    assert '--auto_resume' in said()
+    assert [file.name for file in run_folder(name).iterdir()] == ['precious.txt']
+    assert sorted(p.name for p in (ROOT / 'experiments').glob(f'{name}*')) == [name]
+
+
+def test_mistakes_in_the_options_leave_no_folder(runs, said):
+    name, path = runs.option_file()
+    change(path, train={'total_iterr': 5}, datasets={'train': {'type': 'Dataset_PairedImage'}})
+    assert train(path) == 2
+    assert not run_folder(name).exists()
+    assert 'total_iterr' in said() and 'dataroot_lq' in said()
+
+
+def test_two_processes_do_not_train_in_one_folder(runs, said):
+    name, path = runs.option_file()
+    run_folder(name).mkdir(parents=True)
+    hold = (
+        'import fcntl, sys; f = open(sys.argv[1], "w"); fcntl.lockf(f, 2); print("locked", flush=True); input()'
+    )
+    arguments = [sys.executable, '-c', hold, str(run_folder(name) / '.lock')]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == 'locked\n'
+        assert train(path, '--auto_resume') == 1
+        holder.kill()
+    assert 'another process' in said()
+
+
+def test_half_precision_in_validation_is_refused_before_any_iteration(runs, said):
+    name, path = runs.option_file()
+    change(path, val={'precision': 'fp16'})
+    assert train(path) == 2
+    assert 'val.precision: found "fp16" on the CPU' in said()
+    change(path, num_gpu=1)
+    if not torch.cuda.is_available():
+        assert train(path) == 1
+        assert 'found fp16 on a CPU' in said() and not run_folder(name).exists()
+
+
+@pytest.mark.parametrize(
+    'setting',
+    [
+        'train:optim_g:type=Muon',
+        'train:optim_g:type=Adam',
+        'network_g:dim=16',
+        'network_g:num_blocks=[1,1,1,2]',
+    ],
+)
+def test_a_state_of_another_network_or_optimizer_is_refused(runs, said, setting):
+    name, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    before = content(name)
+    assert train(path, '--auto_resume', '--force_yml', setting, 'train:total_iter=4') == 1
+    assert (
+        'belongs to another network or optimiser; allowed: the network_g and optim_g.type that it was' in said()
+    )
+    assert content(name) == before
+
+
+def test_ranks_that_find_different_states_do_not_train(runs, monkeypatch, said):
+    name, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    monkeypatch.setattr(Rank, 'gather', lambda self, value: [value, 0 if value == 2 else value])
+    assert train(path, '--auto_resume', '--force_yml', 'train:total_iter=4') == 1
+    assert 'is from iteration 2 on rank 0, 0 on rank 1; allowed: the same state for all ranks' in said()
+    assert states(name) == {'2.state'}
+
+
+def test_resume_state_leaves_another_existing_run_unchanged(runs, said):
+    first, path = runs.option_file(total_iter=4)
+    assert train(path) == 0
+    second, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    before = content(second)
+    asked = run_folder(first) / 'training_states' / '4.state'
+    assert train(path, '--force_yml', f'path:resume_state={asked}') == 1
+    assert 'exists and is left unchanged; --auto_resume resumes it, and --force_yml name' in said()
+    assert content(second) == before
+
+
+def test_resume_state_is_refused_where_newer_states_exist(runs, said):
+    name, path = runs.option_file(total_iter=4)
+    assert train(path) == 0
+    before = content(name)
+    change(path, path={'resume_state': str(run_folder(name) / 'training_states' / '2.state')})
+    assert train(path) == 1
+    assert '4.state' in said() and '--auto_resume' in said()
+    assert content(name) == before
+    # With both, the newest state counts.
+    assert train(path, '--auto_resume') == 0
+    assert 'Resumed after iteration 4' in said()
+
+
+# -------------------------------------------------------------- how a run resumes
+
+
+def test_a_damaged_newest_state_falls_back_to_the_one_before(runs, said, uninterrupted):
+    name, path = runs.option_file()
+    assert train(path) == 0
+    newest = run_folder(name) / 'training_states' / f'{TOTAL}.state'
+    data = bytearray(newest.read_bytes())
+    weight = state(name, TOTAL)['model']['net']['output.weight']
+    data[data.index(bytes(weight.untyped_storage())) + 5] ^= 1  # one bit of it
+    newest.write_bytes(data)
+    assert train(path, '--auto_resume') == 0
+    assert f'{newest} is damaged' in said() and f'Resumed after iteration {TOTAL - 2}' in said()
+    assert difference(results(name), uninterrupted()) is None
+
+
+def test_a_run_whose_states_are_all_damaged_does_not_start_anew(runs, said):
+    name, path = runs.option_file()
+    (run_folder(name) / 'training_states').mkdir(parents=True)
+    (run_folder(name) / 'training_states' / '8.state').write_bytes(b'')
+    assert train(path, '--auto_resume') == 1
+    assert 'every state is damaged' in said()
+
+
+def test_resume_state_of_another_run(runs):
+    first, path = runs.option_file()
+    assert train(path) == 0
+    second, path = runs.option_file()
+    change(path, path={'resume_state': str(run_folder(first) / 'training_states' / f'{TOTAL - 2}.state')})
+    assert train(path) == 0
+    assert difference(results(second)['state'], results(first)['state']) is None
+
+
+def test_current_options_of_the_optimizer_replace_those_of_the_state(runs, said):
+    name, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    changed = ['train:optim_g:betas=[0.5, 0.6]', 'train:optim_g:weight_decay=0.3', 'train:total_iter=4']
+    assert train(path, '--auto_resume', '--force_yml', *changed) == 0
+    (group,) = state(name, 4)['model']['optimizer']['param_groups']
+    assert tuple(group['betas']) == (0.5, 0.6) and group['weight_decay'] == 0.3
+    assert "The options under 'train' differ from those the run was saved with." in said()
+
+
+def test_missing_or_damaged_latest_weights_are_written_again(runs):
+    """A kill may come between the last state and them."""
+    name, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    latest = run_folder(name) / 'models' / 'net_g_latest.pth'
+    expected = latest.read_bytes()
+    for left in (None, b'', (run_folder(name) / 'models' / 'net_g_best.pth').read_bytes()[:99]):
+        latest.unlink()
+        if left is not None:
+            latest.write_bytes(left)
+        assert train(path, '--auto_resume') == 0
+        both = (torch.load(io.BytesIO(data), weights_only=True) for data in (latest.read_bytes(), expected))
+        assert difference(*both) is None
+
+
+@pytest.mark.parametrize('change_of', ['metric', 'folder'])
+def test_the_best_value_counts_for_its_metric_and_its_folder(runs, change_of):
+    name, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    if change_of == 'metric':
+        change(path, val={'metrics': {'ssim': {'type': 'calculate_ssim'}}})
+        assert train(path, '--auto_resume', '--force_yml', 'train:total_iter=4') == 0
+    else:
+        change(path, path={'resume_state': str(run_folder(name) / 'training_states' / '2.state')})
+        name = f'{name}_on'
+        runs.names.append(name)
+        assert train(path, '--force_yml', f'name={name}', 'train:total_iter=4') == 0
+    best = torch.load(run_folder(name) / 'models' / 'net_g_best.pth', weights_only=True)
+    assert best['iter'] == 4  # the first validation since
+    assert state(name, 4)['best']['metric'] == ('ssim' if change_of == 'metric' else 'psnr')
+
+
+def test_invalid_lines_of_the_history_are_dropped(runs):
+    name, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    history = run_folder(name) / 'history.jsonl'
+    lines = history.read_bytes().splitlines(keepends=True)
+    history.write_bytes(b''.join([lines[0], b'\xff\xfe\n', b'{"kind": "train"}\n', b'7\n', *lines[1:]]))
+    assert train(path, '--auto_resume', '--force_yml', 'train:total_iter=4') == 0
+    assert history.read_bytes().splitlines(keepends=True)[: len(lines)] == lines
+
+
+def test_leftovers_of_interrupted_saves_are_removed(runs):
+    name, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    left = run_folder(name) / '.0123456789abcdef.tmp'
+    left.touch()
+    assert train(path, '--auto_resume') == 0
+    assert not left.exists()
+
+
+# -------------------------------------------------------------- how a run ends
+
+
+def rare_saves(path):
+    change(path, logger={'print_freq': 100, 'save_checkpoint_freq': 3}, val={'val_freq': 11})
 
 
 class _InfiniteSlope(torch.autograd.Function):
@@ -72,225 +377,41 @@ class _InfiniteSlope(torch.autograd.Function):
     [lambda loss: loss * float('nan'), lambda loss: loss + float('inf'), _InfiniteSlope.apply],
     ids=['loss is NaN', 'loss is infinite', 'gradient is infinite'],
 )
-def test_a_step_that_is_not_finite_stops_the_run_at_the_next_log(runs, monkeypatch, said, spoil):
+def test_a_nonfinite_step_stops_the_run_and_leaves_good_states(runs, monkeypatch, said, uninterrupted, spoil):
     name, path = runs.option_file()
-    change(path, logger={'print_freq': 100, 'save_checkpoint_freq': 3}, val={'val_freq': 11})
-    poison(monkeypatch, 9, spoil)  # the first is the preflight's
-    assert entry.main(['-opt', str(path)]) == 1
+    rare_saves(path)
+    calls, real = [], L1Loss.forward
+
+    def forward(self, restored, gt):
+        calls.append(1)
+        loss = real(self, restored, gt)
+        return spoil(loss) if len(calls) == 9 else loss  # the first call is the preflight's
+
+    monkeypatch.setattr(L1Loss, 'forward', forward)
+    assert train(path) == 1
     text = said()
-    assert 'iteration 8 (stage 1)' in text
-    batch = {
-        f'{runs.folder}/input/{index}.png' for index in range(6) if f'{runs.folder}/input/{index}.png' in text
-    }
-    assert 1 <= len(batch) <= 4
-    assert sorted(file.name for file in (run_folder(name) / 'training_states').iterdir()) == [
-        '3.state',
-        '6.state',
-    ]
+    assert 'iteration 8 (stage 2)' in text
+    named = [index for index in range(6) if f'{runs.folder}/input/{index}.png' in text]
+    assert 1 <= len(named) <= 2
+    assert states(name) == {'3.state', '6.state'}
 
-    # What is left is good: with the cause gone, the run ends as one that was never poisoned.
     monkeypatch.undo()
-    assert entry.main(['-opt', str(path), '--auto_resume']) == 0
-    whole, path = runs.option_file()
-    change(path, logger={'print_freq': 100, 'save_checkpoint_freq': 3}, val={'val_freq': 11})
-    assert entry.main(['-opt', str(path)]) == 0
-    assert difference(results(name), results(whole)) is None
+    assert train(path, '--auto_resume') == 0
+    assert difference(results(name), uninterrupted(rare_saves)) is None
 
 
-def test_a_run_folder_is_not_touched_without_being_asked(runs, said):
-    name, path = runs.option_file()
-    run_folder(name).mkdir(parents=True)
-    (run_folder(name) / 'precious.txt').write_text('mine')
-    assert entry.main(['-opt', str(path)]) == 1
-    assert '--auto_resume' in said()
-    assert [file.name for file in run_folder(name).iterdir()] == ['precious.txt']
-    assert sorted(p.name for p in (ROOT / 'experiments').glob(f'{name}*')) == [name]
+def early(path):
+    data = yaml.safe_load(path.read_text())['datasets']['val']
+    change(path, logger={'save_checkpoint_freq': 5}, val={'val_freq': 5}, datasets={'val_2': data})
 
 
-def test_mistakes_in_the_options_leave_no_folder(runs, said):
-    name, path = runs.option_file()
-    change(path, train={'total_iterr': 5}, datasets={'train': {'type': 'Dataset_PairedImage'}})
-    assert entry.main(['-opt', str(path)]) == 2
-    assert not run_folder(name).exists()
-    assert 'total_iterr' in said() and 'dataroot_lq' in said()
+def late(path):
+    early(path)
+    change(path, logger={'save_checkpoint_freq': TOTAL}, val={'val_freq': TOTAL})
 
 
-def test_two_processes_do_not_train_in_one_folder(runs, said):
-    name, path = runs.option_file()
-    run_folder(name).mkdir(parents=True)
-    hold = (
-        'import fcntl, sys; f = open(sys.argv[1], "w"); fcntl.lockf(f, 2); print("held", flush=True); input()'
-    )
-    arguments = [sys.executable, '-c', hold, str(run_folder(name) / '.lock')]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == 'held\n'
-        assert entry.main(['-opt', str(path), '--auto_resume']) == 1
-        holder.kill()
-    assert 'another process' in said()
-
-
-def test_checkpoints_kept_and_logged_values(runs):
-    name, path = runs.option_file()
-    assert entry.main(['-opt', str(path)]) == 0
-    files = results(name)['files']
-    assert files == ['net_g_18.pth', 'net_g_20.pth', 'net_g_best.pth', 'net_g_latest.pth']
-    history = results(name)['history']
-    assert [entry['iter'] for entry in history if entry['kind'] == 'train'] == [3, 6, 9, 12, 15, 18, 20]
-    assert [entry['iter'] for entry in history if entry['kind'] == 'val_val'] == [5, 10, 15, 20]
-    validated = {entry['iter']: entry['psnr'] for entry in history if entry['kind'] == 'val_val'}
-    best = torch.load(run_folder(name) / 'models' / 'net_g_best.pth', weights_only=True)
-    assert best['iter'] == max(validated, key=validated.get)
-    assert best['network_g']['dim'] == 8
-
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run_folder(name) / 'tb_logger')).Reload()
-    tags = events.Tags()
-    assert {'train/loss', 'train/lr', 'train/grad_norm', 'train/data_time', 'val_val/psnr'} <= set(
-        tags['scalars']
-    )
-    assert tags['images'] == ['val_val/input_restored_truth']
-    losses = {event.step: event.value for event in events.Scalars('train/loss')}
-    logged = {entry['iter']: entry['loss'] for entry in history if entry['kind'] == 'train'}
-    assert losses == pytest.approx(logged)
-
-
-def test_a_damaged_newest_state_falls_back_and_says_so(runs, said):
-    whole, path = runs.option_file()
-    assert entry.main(['-opt', str(path)]) == 0
-
-    name, path = runs.option_file()
-    assert entry.main(['-opt', str(path)]) == 0
-    newest = run_folder(name) / 'training_states' / '20.state'
-    content = bytearray(newest.read_bytes())
-    weight = state(name, 20)['model']['net']['output.weight']
-    content[content.index(bytes(weight.untyped_storage())) + 5] ^= 1  # one bit of it
-    newest.write_bytes(content)
-    assert entry.main(['-opt', str(path), '--auto_resume']) == 0
-    assert f'{newest} is damaged' in said() and 'Resumed after iteration 18' in said()
-    assert difference(results(name), results(whole)) is None
-
-
-def test_every_state_damaged_is_not_a_fresh_start(runs, said):
-    name, path = runs.option_file()
-    (run_folder(name) / 'training_states').mkdir(parents=True)
-    (run_folder(name) / 'training_states' / '8.state').write_bytes(b'')
-    assert entry.main(['-opt', str(path), '--auto_resume']) == 1
-    assert 'every state is damaged' in said()
-
-
-@pytest.mark.parametrize(
-    'setting',
-    [
-        'train:optim_g:type=Muon',
-        'train:optim_g:type=Adam',
-        'network_g:dim=16',
-        'network_g:num_blocks=[1,1,1,2]',
-    ],
-)
-def test_a_state_of_another_network_or_optimiser_is_refused(runs, said, setting):
-    name, path = runs.option_file(total_iter=2)
-    assert entry.main(['-opt', str(path)]) == 0
-    before = sorted((file, file.stat().st_mtime_ns) for file in run_folder(name).glob('*/*.*'))
-    assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', setting, 'train:total_iter=4']) == 1
-    assert 'is of another network or optimiser; allowed: the network_g and optim_g.type that it was' in said()
-    assert [kept for kept in before if 'tb_logger' not in str(kept)] == sorted(
-        (file, file.stat().st_mtime_ns)
-        for file in run_folder(name).glob('*/*.*')
-        if 'tb_logger' not in str(file)
-    )
-
-
-def test_resume_state_of_another_run(runs):
-    first, path = runs.option_file()
-    assert entry.main(['-opt', str(path)]) == 0
-    second, path = runs.option_file()
-    change(path, path={'resume_state': str(run_folder(first) / 'training_states' / '18.state')})
-    assert entry.main(['-opt', str(path)]) == 0
-    assert difference(results(second)['state'], results(first)['state']) is None
-
-
-def test_the_options_of_the_optimiser_are_those_of_today(runs):
-    name, path = runs.option_file(total_iter=2)
-    assert entry.main(['-opt', str(path)]) == 0
-    changed = ['train:optim_g:betas=[0.5, 0.6]', 'train:optim_g:weight_decay=0.3', 'train:total_iter=4']
-    assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', *changed]) == 0
-    (group,) = state(name, 4)['model']['optimizer']['param_groups']
-    assert tuple(group['betas']) == (0.5, 0.6) and group['weight_decay'] == 0.3
-
-
-def test_resume_state_does_not_touch_another_finished_run(runs, said):
-    first, path = runs.option_file(total_iter=4)
-    assert entry.main(['-opt', str(path)]) == 0
-    second, path = runs.option_file(total_iter=2)
-    assert entry.main(['-opt', str(path)]) == 0
-    before = {file: file.read_bytes() for file in run_folder(second).rglob('*') if file.is_file()}
-    asked = run_folder(first) / 'training_states' / '4.state'
-    assert entry.main(['-opt', str(path), '--force_yml', f'path:resume_state={asked}']) == 1
-    assert 'exists already, and is not touched; --auto_resume goes on with it, and --force_yml name' in said()
-    after = {file: file.read_bytes() for file in run_folder(second).rglob('*') if file.is_file()}
-    log = run_folder(second) / 'train.log'  # of this process, which is still the other run's, too
-    assert {**after, log: b''} == {**before, log: b''}
-
-
-def test_the_latest_weights_are_there_after_a_kill_between_them_and_the_last_state(runs):
-    name, path = runs.option_file(total_iter=2)
-    assert entry.main(['-opt', str(path)]) == 0
-    latest = run_folder(name) / 'models' / 'net_g_latest.pth'
-    whole = latest.read_bytes()
-    for left in (None, b'', (run_folder(name) / 'models' / 'net_g_best.pth').read_bytes()[:99]):
-        latest.unlink()
-        if left is not None:
-            latest.write_bytes(left)
-        assert entry.main(['-opt', str(path), '--auto_resume']) == 0
-        found, expected = (
-            torch.load(io.BytesIO(data), weights_only=True) for data in (latest.read_bytes(), whole)
-        )
-        assert difference(found, expected) is None
-
-
-@pytest.mark.parametrize('change_of', ['metric', 'folder'])
-def test_the_best_is_of_this_metric_and_of_this_folder(runs, change_of):
-    name, path = runs.option_file(total_iter=4)
-    assert entry.main(['-opt', str(path)]) == 0
-    if change_of == 'metric':
-        change(path, val={'metrics': {'ssim': {'type': 'calculate_ssim'}}})
-        assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', 'train:total_iter=6']) == 0
-    else:
-        change(path, path={'resume_state': str(run_folder(name) / 'training_states' / '4.state')})
-        name, path = (f'{name}_on', path)
-        runs.names.append(name)
-        assert entry.main(['-opt', str(path), '--force_yml', f'name={name}', 'train:total_iter=6']) == 0
-    best = torch.load(run_folder(name) / 'models' / 'net_g_best.pth', weights_only=True)
-    assert best['iter'] == 6  # the first validation since
-    assert state(name, 6)['best']['metric'] == ('ssim' if change_of == 'metric' else 'psnr')
-
-
-def test_processes_that_find_different_states_do_not_train(runs, monkeypatch, said):
-    name, path = runs.option_file(total_iter=2)
-    assert entry.main(['-opt', str(path)]) == 0
-    monkeypatch.setattr(Process, 'gather', lambda self, value: [value, 0 if value == 2 else value])
-    assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', 'train:total_iter=4']) == 1
-    assert 'is found after iteration 2 on rank 0, 0 on rank 1; allowed: the same for all' in said()
-    assert not (run_folder(name) / 'training_states' / '4.state').exists()
-
-
-def test_half_precision_in_validation_is_refused_before_any_iteration(runs, said):
-    name, path = runs.option_file()
-    change(path, val={'precision': 'fp16'})
-    assert entry.main(['-opt', str(path)]) == 2
-    assert 'val.precision: found "fp16" on the CPU' in said()
-    change(path, num_gpu=1)
-    if not torch.cuda.is_available():
-        assert entry.main(['-opt', str(path)]) == 1
-        assert 'found fp16 on a CPU' in said() and not run_folder(name).exists()
-
-
-@pytest.mark.parametrize('last', [5, 20])  # in the middle, and at the end
-def test_a_validation_that_fails_loses_no_step(runs, monkeypatch, said, last):
-    def two_sets(path):
-        return {'val_2': yaml.safe_load(path.read_text())['datasets']['val']}
-
+@pytest.mark.parametrize(('edit', 'last'), [(early, 5), (late, TOTAL)])
+def test_a_failed_validation_is_repeated_after_a_resume(runs, monkeypatch, said, uninterrupted, edit, last):
     evaluate = trainer.evaluate
 
     def fail(*arguments, title, **options):
@@ -299,31 +420,28 @@ def test_a_validation_that_fails_loses_no_step(runs, monkeypatch, said, last):
         return evaluate(*arguments, title=title, **options)
 
     name, path = runs.option_file()
-    change(path, logger={'save_checkpoint_freq': last}, val={'val_freq': last}, datasets=two_sets(path))
+    edit(path)
     monkeypatch.setattr(trainer, 'evaluate', fail)
     for again in ([], ['--auto_resume']):
-        assert entry.main(['-opt', str(path), *again]) == 1
+        assert train(path, *again) == 1
         assert 'no memory for it' in said() and state(name, last)['iteration'] == last
 
     monkeypatch.undo()
-    assert entry.main(['-opt', str(path), '--auto_resume']) == 0
-    whole, path = runs.option_file()
-    change(path, logger={'save_checkpoint_freq': last}, val={'val_freq': last}, datasets=two_sets(path))
-    assert entry.main(['-opt', str(path)]) == 0
-    ours, theirs = results(name), results(whole)
+    assert train(path, '--auto_resume') == 0
+    ours, theirs = results(name), uninterrupted(edit)
     for found in (ours, theirs):
         for group in found['state']['optimizer']['param_groups']:
-            del group['lr']  # of the step before; every step sets it anew
+            group.pop('lr', None)  # of the step before; every step sets it
     assert difference(ours, theirs) is None
 
 
-def test_a_device_that_is_full_before_the_first_step_is_a_sentence(runs, monkeypatch, said):
+def test_a_device_that_is_full_before_the_first_step(runs, monkeypatch, said):
     def full(*_):
         raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
 
     name, path = runs.option_file()
     monkeypatch.setattr(ImageCleanModel, '__init__', full)
-    assert entry.main(['-opt', str(path)]) == 1
+    assert train(path) == 1
     assert 'cpu is out of memory before the first step' in said() and 'Traceback' not in said()
     assert not run_folder(name).exists()
 
@@ -331,22 +449,28 @@ def test_a_device_that_is_full_before_the_first_step_is_a_sentence(runs, monkeyp
 def test_an_image_too_small_for_a_metric_is_named(runs, said):
     _, path = runs.option_file()
     change(path, val={'metrics': {'psnr': {'type': 'calculate_psnr', 'crop_border': 40}}})
-    assert entry.main(['-opt', str(path)]) == 1
+    assert train(path) == 1
     assert '0.png' in said() and 'crop_border' in said() and 'Traceback' not in said()
 
 
 @pytest.mark.parametrize(
-    ('error', 'text'),
+    ('error', 'status', 'text'),
     [
         (
             RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'),
-            'a process that loads data has died',
+            1,
+            'iteration 3: a process that loads data died',
         ),
-        (torch.cuda.OutOfMemoryError('CUDA out of memory'), 'cpu is out of memory, though there was enough'),
+        (
+            torch.cuda.OutOfMemoryError('CUDA out of memory'),
+            1,
+            'iteration 3: cpu is out of memory, though there was enough',
+        ),
+        (KeyboardInterrupt(), 130, 'Interrupted. The same command with --auto_resume resumes'),
     ],
 )
-def test_what_ends_a_step_is_a_sentence(runs, monkeypatch, said, error, text):
-    _, path = runs.option_file()
+def test_errors_of_a_step_are_sentences_in_the_log(runs, monkeypatch, error, status, text):
+    name, path = runs.option_file()
     real = ImageCleanModel.step
 
     def step(self, batches, iteration, stage):
@@ -355,52 +479,21 @@ def test_what_ends_a_step_is_a_sentence(runs, monkeypatch, said, error, text):
         real(self, batches, iteration, stage)
 
     monkeypatch.setattr(ImageCleanModel, 'step', step)
-    assert entry.main(['-opt', str(path)]) == 1
-    assert f'iteration 3: {text}' in said()
+    assert train(path) == status
+    assert text in (run_folder(name) / 'train.log').read_text()
 
 
-def test_a_history_with_broken_lines_goes_on(runs):
-    name, path = runs.option_file(total_iter=4)
-    assert entry.main(['-opt', str(path)]) == 0
-    history = run_folder(name) / 'history.jsonl'
-    lines = history.read_bytes().splitlines(keepends=True)
-    history.write_bytes(b''.join([lines[0], b'\xff\xfe\n', b'{"kind": "train"}\n', b'7\n', *lines[1:]]))
-    assert entry.main(['-opt', str(path), '--auto_resume', '--force_yml', 'train:total_iter=6']) == 0
-    assert history.read_bytes().splitlines(keepends=True)[: len(lines)] == lines
-
-
-def test_leftovers_of_saves_are_removed(runs):
-    name, path = runs.option_file(total_iter=2)
-    assert entry.main(['-opt', str(path)]) == 0
-    left = run_folder(name) / '.0123456789abcdef.tmp'
-    left.touch()
-    assert entry.main(['-opt', str(path), '--auto_resume']) == 0
-    assert not left.exists()
-
-
-def test_resume_state_does_not_mix_with_newer_states(runs, said):
+def test_sigterm_ends_a_run_that_can_be_resumed(runs, monkeypatch, uninterrupted):
     name, path = runs.option_file()
-    assert entry.main(['-opt', str(path)]) == 0
-    before = {file: file.read_bytes() for file in run_folder(name).rglob('*') if file.is_file()}
-    change(path, path={'resume_state': str(run_folder(name) / 'training_states' / '18.state')})
-    assert entry.main(['-opt', str(path)]) == 1
-    assert '20.state' in said() and '--auto_resume' in said()
-    after = {file: file.read_bytes() for file in run_folder(name).rglob('*') if file.is_file()}
-    assert {f: c for f, c in after.items() if f.name != 'train.log'} == {
-        f: c for f, c in before.items() if f.name != 'train.log'
-    }
-    # With both, the run's own newest state is the one to go on with.
-    assert entry.main(['-opt', str(path), '--auto_resume']) == 0
-    assert 'Resumed after iteration 20' in said()
+    real = ImageCleanModel.step
 
+    def step(self, batches, iteration, stage):
+        if iteration == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, batches, iteration, stage)
 
-def test_debug_logs_every_step_and_saves_every_eight(runs):
-    name, path = runs.option_file()
-    assert (
-        entry.main(['-opt', str(path), '--debug', '--force_yml', 'logger:keep_last=null', 'train:total_iter=9'])
-        == 0
-    )
-    history = [json.loads(line) for line in (run_folder(name) / 'history.jsonl').read_text().splitlines()]
-    assert [entry['iter'] for entry in history if entry['kind'] == 'train'] == list(range(1, 10))
-    assert [entry['iter'] for entry in history if entry['kind'] == 'val_val'] == [8, 9]
-    assert {p.name for p in (run_folder(name) / 'training_states').iterdir()} == {'8.state', '9.state'}
+    monkeypatch.setattr(ImageCleanModel, 'step', step)
+    assert train(path) == 143
+    monkeypatch.undo()
+    assert train(path, '--auto_resume') == 0
+    assert difference(results(name), uninterrupted()) is None

@@ -17,8 +17,8 @@ from basicsr.utils.files import (
     as_json,
     atomic_write,
     expanded,
-    held,
     lock,
+    lock_file,
     made_folder,
     remove_leftovers,
     resolve,
@@ -130,10 +130,10 @@ def test_one_process_alone_holds_a_file(tmp_path):
         [sys.executable, '-c', OTHER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout.readline() == b'held\n'
-        with pytest.raises(InUseError, match='another process'), held(path):
+        with pytest.raises(InUseError, match='another process'), lock_file(path):
             pytest.fail('held by two')
         other.communicate(b'\n')
-    with pytest.raises(KeyError), held(path):  # whoever held it is gone
+    with pytest.raises(KeyError), lock_file(path):  # whoever held it is gone
         assert path.exists()
         raise KeyError
     assert not path.exists()
@@ -151,7 +151,7 @@ def test_a_file_that_its_holder_removes_meanwhile_is_not_the_one_to_hold(tmp_pat
         return lock(file)
 
     monkeypatch.setattr(files, 'lock', slow_lock)
-    with held(path):
+    with lock_file(path):
         assert len(calls) == 2 and path.exists()
     assert not path.exists()
 
@@ -161,10 +161,10 @@ def test_where_nothing_can_be_made_nobody_is_kept_out(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, 'Permission denied')
 
     monkeypatch.setattr(Path, 'open', refused)
-    with held(tmp_path / '.lock'):
+    with lock_file(tmp_path / '.lock'):
         pass
     os.close(os.open(tmp_path / '.lock', os.O_CREAT))  # another user's
-    with pytest.raises(InUseError, match=r'another user .* has left .*\.lock'), held(tmp_path / '.lock'):
+    with pytest.raises(InUseError, match=r'another user .* has left .*\.lock'), lock_file(tmp_path / '.lock'):
         pytest.fail('of another')
 
 

@@ -1,0 +1,138 @@
+"""Validation of every key by itself: plain data in, options or mistakes out."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from basicsr.options.option_file import Key, Mistake, dotted
+from basicsr.options.sections import RunOptions
+from basicsr.utils.text import show
+
+_ALLOWED = {
+    'missing': 'a value, as this key is needed',
+    'bool_type': 'true or false',
+    'int_type': 'an integer',
+    'float_type': 'a number',
+    'string_type': 'text (in quotes, if it looks like something else)',
+    'list_type': 'a list',
+    'dict_type': 'a mapping',
+    'model_type': 'a mapping',
+    'model_attributes_type': 'a mapping',
+    'string_pattern_mismatch': 'the name of a folder, without slashes',
+}
+
+
+def validate(data: dict[str, Any]) -> tuple[RunOptions | None, dict[str, Any], list[Mistake]]:
+    """Return the options, or None; the data, with whole floats such as 4e3 as integers where a key takes integers;
+    and the mistakes."""
+    options, errors = _validate(data)
+    data = copy.deepcopy(data)
+    for error in errors:
+        value = error['input']
+        if error['type'] == 'int_type' and isinstance(value, float) and value.is_integer():
+            *above, last = _key(error, data)
+            _at(above, data)[last] = int(value)
+    if errors:
+        options, errors = _validate(data)
+    return options, data, [*_describe(errors, data)]
+
+
+def _validate(data: dict[str, Any]) -> tuple[RunOptions | None, list[ErrorDetails]]:
+    try:
+        # JSON: in pydantic's strict mode it alone lets a list be a tuple.
+        return RunOptions.model_validate_json(json.dumps(data), strict=True), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False)
+
+
+def _describe(errors: list[ErrorDetails], data: dict[str, Any]) -> Iterator[Mistake]:
+    known: list[Key] = []
+    found: dict[Key, str] = {}
+    allowed: dict[Key, list[str]] = {}
+    for error in errors:
+        key = _key(error, data)
+        if error['type'] == 'extra_forbidden':
+            known = known or [*_known_keys(data)]
+            found[key] = f'an unknown key{_hint(key, known)}'
+            allowed[key] = [', '.join(str(other[-1]) for other in known if other[:-1] == key[:-1]) or 'none']
+        else:
+            found[key] = 'nothing' if error['type'] == 'missing' else show(_at(key, data))
+            allowed.setdefault(key, []).append(_allowed(error))
+    for key, texts in allowed.items():
+        yield Mistake(key, found[key], ' or '.join(dict.fromkeys(texts)))
+
+
+def _at(key: Iterable[str | int], data: Any) -> Any:
+    return reduce(getitem, key, data)
+
+
+def _key(error: ErrorDetails, data: Any) -> Key:
+    """pydantic's location, without the types that it puts between the keys for a union such as `int | list[int]`."""
+    key: Key = ()
+    for step in error['loc']:
+        if step in (data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()):
+            key = (*key, step)
+            data = data[step]
+    return (*key, error['loc'][-1]) if error['type'] == 'missing' else key
+
+
+def _allowed(error: ErrorDetails) -> str:
+    context = error.get('ctx', {})
+    if 'expected' in context:
+        return str(context['expected']).replace("'", '"')
+    if error['type'] in ('too_short', 'too_long'):
+        return f'{context.get("min_length", context.get("max_length"))} items'
+    message = error['msg'].replace('Input should be ', '').replace('String should have ', 'text with ')
+    return _ALLOWED.get(error['type'], message)
+
+
+# ------------------------------------------------------------------ the nearest known key
+
+
+def _known_keys(data: dict[str, Any]) -> Iterator[Key]:
+    """Every key that a file with these types and these names of datasets and metrics may have."""
+    schema = RunOptions.model_json_schema()
+
+    def keys(schema: Any, data: Any, prefix: Key) -> Iterator[Key]:
+        if '$ref' in schema:
+            schema = definitions[schema['$ref'].rpartition('/')[2]]
+        given = data if isinstance(data, dict) else {}
+        by_type = schema.get('discriminator', {}).get('mapping', {})
+        reference = by_type.get(show(given.get('type')).strip('"'))
+        members = [{'$ref': reference}] if reference else [*schema.get('oneOf', ()), *schema.get('anyOf', ())]
+        for member in members:
+            yield from keys(member, data, prefix)
+        below = dict(schema.get('properties', {}))
+        yield from ((*prefix, name) for name in below)
+        if isinstance(schema.get('additionalProperties'), dict):
+            below |= dict.fromkeys(given, schema['additionalProperties'])
+        if len(prefix) < 8:  # a user's type may contain itself
+            for name, value in below.items():
+                yield from keys(value, given.get(name), (*prefix, name))
+
+    definitions = schema.get('$defs', {})
+    return iter(dict.fromkeys(keys(schema, data, ())))
+
+
+def _hint(key: Key, known: list[Key]) -> str:
+    """The key of this name in another section; or the most similar one here, or anywhere."""
+    section, name = key[:-1], str(key[-1])
+    here = [other for other in known if other[:-1] == section]
+    elsewhere = sorted((other for other in known if other[:-1] != section), key=len)
+    if longer := [str(other[-1]) for other in here if str(other[-1]).startswith(name)]:
+        return f' (did you mean {longer[0]}?)'
+    for keys, similarity in ((elsewhere, 1.0), (here, 0.6), (elsewhere, 0.8)):
+        names = [str(other[-1]) for other in keys]
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=similarity):
+            nearest = keys[names.index(close[0])]
+            return f' (did you mean {close[0] if keys is here else dotted(nearest)}?)'
+    return ''

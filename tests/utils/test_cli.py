@@ -1,0 +1,109 @@
+import argparse
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from basicsr.utils.cli import at_least, run
+from basicsr.utils.files import ROOT
+from basicsr.utils.logger import get_logger
+
+PROGRAM = """
+import argparse, errno, os, signal
+from basicsr.utils.errors import *
+
+def parser():
+    p = argparse.ArgumentParser()
+    p.add_argument('--count', type=int)
+    return p
+
+def main(args):
+    {body}
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """`program(body)`: the exit status of a program whose main has this body."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(get_logger(), 'handlers', [])  # of a test before
+
+    def program(body, *argv, head=''):
+        (tmp_path / 'a_program.py').write_text(head + PROGRAM.format(body=body))
+        monkeypatch.delitem(sys.modules, 'a_program', raising=False)
+        monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+        return run('a_program', argv)
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ('body', 'status', 'message'),
+    [
+        ('return None', 0, ''),
+        ('return 1', 1, ''),
+        ("raise DataError('a.png: is empty')", 1, 'a.png: is empty'),
+        ("raise UsageError('--count: found 0')", 2, '--count: found 0'),
+        ("raise OptionError(['one', 'two'])", 2, '2 mistakes in the options:\none\ntwo'),
+        (
+            "raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'a.pth')",
+            1,
+            "No space left on device: 'a.pth'",
+        ),
+        ('raise KeyboardInterrupt', 130, ''),
+        ('os.kill(os.getpid(), signal.SIGTERM)', 143, ''),
+    ],
+)
+def test_exit_status_and_message(program, capsys, body, status, message):
+    assert program(body) == status
+    said = capsys.readouterr().err
+    assert message in said and 'Traceback' not in said and bool(message) == bool(said)
+
+
+def test_wrong_arguments_give_2(program, capsys):
+    assert program('return 0', '--count', 'many') == 2
+    assert "invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_interrupt_during_imports_is_quiet(program, capsys):
+    assert program('return 0', head='raise KeyboardInterrupt') == 130
+    assert capsys.readouterr().err == ''
+
+
+def test_faults_of_the_code_keep_their_traceback(program):
+    with pytest.raises(ZeroDivisionError):
+        program('1 / 0')
+
+
+def test_signal_handlers_are_restored(program):
+    before = signal.getsignal(signal.SIGTERM)
+    program('return 0')
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ('given', 'spins'), [({}, '1000'), ({'GOMP_SPINCOUNT': '7'}, '7'), ({'OMP_WAIT_POLICY': 'active'}, 'None')]
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path, given, spins):
+    """Set before PyTorch is imported. Names that the console cannot show are printed with backslashes."""
+    body = "import sys; assert 'torch' not in sys.modules; print(os.getenv('GOMP_SPINCOUNT'), 'caf\u00e9'); return 3"
+    (tmp_path / 'a_program.py').write_text(PROGRAM.format(body=body))
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')
+    }
+    environment |= {'PYTHONPATH': f'{ROOT}{os.pathsep}{tmp_path}', 'PYTHONIOENCODING': 'ascii', **given}
+    done = subprocess.run(
+        [sys.executable, '-c', "import sys; from basicsr.utils.cli import run; sys.exit(run('a_program'))"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (3, f'{spins} caf\\xe9\n'), done.stderr
+
+
+def test_least_values():
+    assert at_least(1)('1') == 1
+    with pytest.raises(argparse.ArgumentTypeError, match='found 0; allowed: 1 or more'):
+        at_least(1)('0')
