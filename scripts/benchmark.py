@@ -7,11 +7,12 @@
     python scripts/benchmark.py train --device cuda --network full --modes bf16 bf16+compile plain+bf16+compile
     python scripts/benchmark.py data
 
-*Plain* is the network as it is usually written, in fp32: channels first, normalised copies of queries and keys, no
-strips. Ratios compare with that row. The modes `plain+bf16` (autocast), `plain+compile` and `plain+bf16+compile` take
-one or two lines more. On a CPU, a process of its own measures each row. *Working memory* is the peak of that process
-above its size once imports are done and the weights are loaded (`train`: and the optimiser exists). *Of the machine*
-compares the network's operations per second with a large matrix product of the same precision on the same device.
+*Plain* is the network as it is usually written, in fp32 (basicsr/archs/restormer_reference.py): channels first,
+normalised copies of queries and keys, no strips. Ratios compare with that row. The modes `plain+bf16` (autocast),
+`plain+compile` and `plain+bf16+compile` take one or two lines more. On a CPU, a process of its own measures each row.
+*Working memory* is the peak of that process above its size once imports are done and the weights are loaded (`train`:
+and the optimiser exists). *Of the machine* compares the network's operations per second with a large matrix product of
+the same precision on the same device.
 
 On a GPU, one process measures all rows. *Device ms* is the median time between events on the GPU, one recorded before
 each step or image; nothing waits for the GPU in between. *Launch ms* is the time that the CPU takes to launch one. The

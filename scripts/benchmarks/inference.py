@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace, task: Task) -> Row:
     memory = Memory(device)
     forget = None
     if mode.startswith('plain'):
-        restore = measuring.plain(network, options, mode)
+        restore = measuring.plain(network, mode)
     else:
         precision, _, tlc = mode.partition('+')
         restorer = Restorer(network, device, precision, tlc=bool(tlc), fixed_strips=True)
@@ -116,6 +116,6 @@ def arithmetic(
     """Returns the floating-point operations of the plain formulation's convolutions and matrix products, two per
     multiply-add; all are proportional to the number of pixels."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        measuring.plain(network, options)(torch.rand(1, options['inp_channels'], 64, 64, device=device))
+        measuring.plain(network)(torch.rand(1, options['inp_channels'], 64, 64, device=device))
     height, width = (side + -side % Restormer.multiple for side in (height, width))
     return counter.get_total_flops() * height * width / 64**2

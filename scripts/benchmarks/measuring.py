@@ -6,7 +6,6 @@ import argparse
 import gc
 import inspect
 import json
-import runpy
 import signal
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from basicsr.archs import restormer_reference as reference
 from basicsr.archs.from_weights import build_network, network_options
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.utils.checkpoint import load_weights
@@ -67,25 +67,15 @@ def load_network(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     return build_network(load_weights(args.weights)) if args.weights else Restormer(**options).eval(), options
 
 
-def reference() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """Returns the plain formulation of the network, and of one block, as functions of parameters and features."""
-    module = runpy.run_path(str(ROOT / 'tests' / 'archs' / 'oracle.py'))
-    return module['restormer'], module['block']
-
-
-def plain(network: nn.Module, options: dict[str, Any], mode: str = 'plain') -> Callable[[Tensor], Tensor]:
+def plain(network: nn.Module, mode: str = 'plain') -> Callable[[Tensor], Tensor]:
     """Returns the plain formulation with the parameters of `network`: under autocast with `+bf16`; with `+compile`,
     blocks are compiled separately, each kind once."""
-    restormer, block = reference()
-    if 'compile' in mode:
-        block = torch.compile(block, dynamic=False)
+    block = torch.compile(reference.block, dynamic=False) if 'compile' in mode else reference.block
     parameters = dict(network.named_parameters())
-    names = ('num_blocks', 'num_refinement_blocks', 'LayerNorm_type', 'dual_pixel_task')
-    arguments = {name: options[name] for name in names}
 
     def restore(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled='bf16' in mode):
-            return restormer(parameters, x, block=block, **arguments)
+            return reference.restormer(parameters, x, block=block)
 
     return restore
 

@@ -169,7 +169,7 @@ def plain_steps(args: argparse.Namespace, run: Run) -> Row:
     the largest patches of all stages; the step takes the first samples, and the same crop of each."""
     network, options = measuring.load_network(args)
     network.to(run.device).train()
-    restore = measuring.plain(network, options, run.mode)
+    restore = measuring.plain(network, run.mode)
     parameters = list(network.parameters())
     settings = {key: value for key, value in recipe()['train']['optim_g'].items() if key != 'type'}
     optimizer = torch.optim.AdamW(parameters, **settings)
