@@ -182,7 +182,8 @@ def _train(
                 process.kill()  # the run itself; its loader's workers notice later
                 process.join()
         return [
-            Done(process.exitcode, output.read_text()) for process, output in zip(processes, outputs, strict=True)
+            Done(process.exitcode, output.read_text())
+            for process, output in zip(processes, outputs, strict=True)
         ]
 
 

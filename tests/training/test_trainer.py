@@ -104,7 +104,9 @@ def test_checkpoints_history_and_events_of_a_run(runs):
 
     events = EventAccumulator(str(run_folder(name) / 'tb_logger')).Reload()
     tags = events.Tags()
-    assert {'train/loss', 'train/lr', 'train/grad_norm', 'train/data_time', 'val_val/psnr'} <= {*tags['scalars']}
+    assert {'train/loss', 'train/lr', 'train/grad_norm', 'train/data_time', 'val_val/psnr'} <= {
+        *tags['scalars']
+    }
     assert tags['images'] == ['val_val/input_restored_truth']
     assert {event.step: event.value for event in events.Scalars('train/loss')} == pytest.approx(logged)
 
@@ -183,7 +185,9 @@ def test_mistakes_in_the_options_leave_no_folder(runs, said):
 def test_two_processes_do_not_train_in_one_folder(runs, said):
     name, path = runs.option_file()
     run_folder(name).mkdir(parents=True)
-    hold = 'import fcntl, sys; f = open(sys.argv[1], "w"); fcntl.lockf(f, 2); print("locked", flush=True); input()'
+    hold = (
+        'import fcntl, sys; f = open(sys.argv[1], "w"); fcntl.lockf(f, 2); print("locked", flush=True); input()'
+    )
     arguments = [sys.executable, '-c', hold, str(run_folder(name) / '.lock')]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == 'locked\n'
@@ -205,14 +209,21 @@ def test_half_precision_in_validation_is_refused_before_any_iteration(runs, said
 
 @pytest.mark.parametrize(
     'setting',
-    ['train:optim_g:type=Muon', 'train:optim_g:type=Adam', 'network_g:dim=16', 'network_g:num_blocks=[1,1,1,2]'],
+    [
+        'train:optim_g:type=Muon',
+        'train:optim_g:type=Adam',
+        'network_g:dim=16',
+        'network_g:num_blocks=[1,1,1,2]',
+    ],
 )
 def test_a_state_of_another_network_or_optimizer_is_refused(runs, said, setting):
     name, path = runs.option_file(total_iter=2)
     assert train(path) == 0
     before = content(name)
     assert train(path, '--auto_resume', '--force_yml', setting, 'train:total_iter=4') == 1
-    assert 'belongs to another network or optimiser; allowed: the network_g and optim_g.type that it was' in said()
+    assert (
+        'belongs to another network or optimiser; allowed: the network_g and optim_g.type that it was' in said()
+    )
     assert content(name) == before
 
 
