@@ -3,48 +3,92 @@
     python basicsr/test.py -opt options/test/Deblurring_GoPro.yml
     python basicsr/test.py -opt options/test/Deblurring_GoPro.yml --force_yml path:pretrain_network_g=FILE
 
-Prints a table for each set, and writes metrics.json and metrics.csv into results/<name>; with
-`val: {save_img: true}` the restored images, too. A set without `dataroot_gt` is restored and not measured.
+Prints a table for each set, and writes metrics.json and metrics.csv to results/<name>; with `val: {save_img: true}`
+also the restored images, to results/<name>/visualization/<set>. A set without `dataroot_gt` is restored and not
+measured. An image that cannot be read, restored or measured is named and left out. After an error or Ctrl-C, the
+figures measured so far are printed and written.
+
+Exit status: 0 if every image was restored and measured, 1 if not, 2 on wrong options, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-# Run as a script, Python puts basicsr/ itself in front, where `data` or `utils` would shadow other packages.
 if __name__ == '__main__':
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, installed or not
+    from basicsr.utils.cli import run
 
-from basicsr.evaluation.report import as_table, run_tests
-from basicsr.models.entry_point import exit_status, option_parser
+    sys.exit(run('basicsr.test'))
+
+import argparse
+
+from torch import nn
+
+from basicsr.archs.pretrained import load_pretrained
+from basicsr.data.loader import validation_sets
+from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate
+from basicsr.evaluation.report import as_table, write_figures
+from basicsr.inference.restorer import build_restorer
+from basicsr.options.arguments import add_option_file
 from basicsr.options.load import read_options
 from basicsr.utils.device import resolve_device
-from basicsr.utils.files import ROOT
+from basicsr.utils.files import ROOT, check_writable
 from basicsr.utils.logger import log_to_console
+from basicsr.utils.registry import ARCH_REGISTRY
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0 done, 1 stopped, 2 wrong options, 130 interrupted."""
-    args = option_parser('Restores the sets of an option file and measures the results.').parse_args(argv)
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description='Restores the sets of an option file and measures the results.')
+    add_option_file(p)
+    return p
+
+
+def main(args: argparse.Namespace) -> int:
     log_to_console()
-    return exit_status(lambda: _test(args))
-
-
-def _test(args: argparse.Namespace) -> None:
     options = read_options(args.opt, args.force_yml, 'test')
-    device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
     folder = ROOT / 'results' / options.name
-    for name, result in run_tests(options, device, folder):
-        if result.means:
-            print(f'\n{name}\n{as_table(result)}', flush=True)
-        else:
-            print(
-                f'\n{name}: {len(result.images)} images restored; nothing to measure them against.', flush=True
+    device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
+    net: nn.Module = ARCH_REGISTRY.build(options.network_g)
+    load_pretrained(net, options.path)
+    restorer = build_restorer(net, device, options.val)
+    metrics = build_metrics(options.val.metrics)
+    sets = validation_sets(options)
+    check_writable(next(each for each in (folder, *folder.parents) if each.exists()))  # before hours of work
+
+    about = {'name': options.name, 'weights': options.path.pretrain_network_g}
+    results: dict[str, Evaluation] = {}
+    failed = 0
+    for name, dataset in sets.items():
+        result = Evaluation()
+        try:
+            evaluate(
+                restorer.restore,
+                dataset,
+                metrics,
+                device=device,
+                rounded=options.val.use_image,
+                folder=folder / 'visualization' / name if options.val.save_img else None,
+                title=name,
+                measure_input=True,
+                result=result,
             )
+        finally:
+            failed += len(result.failed)
+            if result.images:
+                results[name] = result
+                write_figures(folder, about, results)
+                report(name, result, len(dataset))
     print(f'\nWritten to {folder}')
+    return 1 if failed else 0
 
 
-if __name__ == '__main__':
-    sys.exit(main())
+def report(name: str, result: Evaluation, count: int) -> None:
+    done = len(result.images)
+    number = f'{done}' if done == count else f'{done} of {count}'
+    if not result.means:
+        print(f'\n{name}: {number} images restored; nothing to measure them against.', flush=True)
+    else:
+        title = name if done == count else f'{name}: {number} images'
+        print(f'\n{title}\n{as_table(result)}', flush=True)

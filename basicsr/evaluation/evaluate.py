@@ -1,14 +1,16 @@
-"""Restoring a set of images and measuring the results: validation and testing alike."""
+"""Restores and measures a set of images: for validation, basicsr/test.py and the evaluate.py of a task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
-from operator import itemgetter
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,154 +18,237 @@ from tqdm import tqdm
 
 from basicsr.data.transforms import to_float
 from basicsr.images.writer import write_png
-from basicsr.inference import Restorer
 from basicsr.metrics.metric import Metric
 from basicsr.options.sections import MetricOptions
 from basicsr.utils.dist import Rank
-from basicsr.utils.errors import DataError
+from basicsr.utils.errors import DataError, RestoreError
 from basicsr.utils.parallel import in_stages
 from basicsr.utils.registry import METRIC_REGISTRY
 
-Result = TypeVar('Result')
+Figures = dict[str, str | float]  # 'name', and the value of each metric by its key
+Restore = Callable[[Tensor], Tensor]
+
+LISTED = 3  # images in an error message
 
 
-def files_of(dataset: Any, index: int) -> str:
-    """For messages: where a pair comes from, if the dataset tells."""
-    return dataset.files(index) if hasattr(dataset, 'files') else f'pair {index} of {type(dataset).__name__}'
+class ImageSet(Protocol):
+    """`images[i]`: 'lq', 'gt' (optional), 'restored' (optional), (C, H, W), uint8 or float32 in [0, 1]; and 'name'."""
 
+    def __len__(self) -> int: ...
 
-def build_metrics(options: Any) -> dict[str, Metric]:
-    """The metrics of an option file's `val` section."""
-
-    def metric(section: MetricOptions) -> Metric:
-        return Metric(METRIC_REGISTRY.get(section.type), section.arguments(), section.better == 'higher')
-
-    return {name: metric(section) for name, section in options.val.metrics.items()}
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 @dataclass
 class Evaluation:
-    """What came out for one set: metrics of each image, in the set's order, and their means."""
+    """Figures of the images of a set, and a sentence about each image that was left out, both by index."""
 
-    images: list[dict[str, Any]]
-    means: dict[str, float]
-    # 'lq', 'restored' and 'gt' (if any) of the first image, (H, W, C) uint8; in the main process alone
+    figures: dict[int, Figures] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    # 'lq', 'restored' and 'gt' (if any) of the first image, (H, W, C) uint8; on the main rank only
     sample: dict[str, np.ndarray] | None = None
+
+    @property
+    def images(self) -> list[Figures]:
+        return [self.figures[index] for index in sorted(self.figures)]
+
+    @property
+    def failed(self) -> list[str]:
+        return [self.failures[index] for index in sorted(self.failures)]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of each number over the images."""
+        columns: dict[str, list[float]] = {}
+        for image in self.images:
+            for key, value in image.items():
+                if isinstance(value, float):
+                    columns.setdefault(key, []).append(value)
+        return {key: float(np.mean(values)) for key, values in columns.items()}
+
+    def raise_if_failed(self) -> None:
+        """Raises DataError that names the images left out."""
+        if failed := self.failed:
+            more = f'; and {len(failed) - LISTED} more' if len(failed) > LISTED else ''
+            raise DataError('; '.join(failed[:LISTED]) + more)
+
+
+def files_of(dataset: object, index: int) -> str:
+    """Where a pair comes from, for messages."""
+    files = getattr(dataset, 'files', None)
+    return files(index) if files else f'pair {index} of {type(dataset).__name__}'
+
+
+def build_metrics(sections: Mapping[str, MetricOptions]) -> dict[str, Metric]:
+    """The metrics of an option file's `val.metrics`."""
+    return {
+        name: Metric(METRIC_REGISTRY.get(section.type), section.arguments(), section.better == 'higher')
+        for name, section in sections.items()
+    }
 
 
 def evaluate(
-    restore: Callable[[Tensor], Tensor],
-    dataset: Any,
-    metrics: dict[str, Metric],
+    restore: Restore | None,
+    dataset: ImageSet,
+    metrics: Mapping[str, Metric],
     *,
+    device: torch.device = torch.device('cpu'),  # noqa: B008 - immutable
     rounded: bool = True,
     folder: Path | None = None,
-    process: Rank | None = None,
+    rank: Rank | None = None,
     title: str = '',
     measure_input: bool = False,
+    limit: int | None = None,
+    workers: int = 0,
+    result: Evaluation | None = None,
 ) -> Evaluation:
-    """Restores every image of a set whole. Raises FloatingPointError if a result is not finite, and DataError on an
-    image that cannot be read or measured.
+    """Restores and measures the images of a set, each uncropped.
+
+    An image that cannot be read, restored or measured, or whose result is not finite, is named on stderr and left out.
+    Raises ImageFileError if a result cannot be written.
 
     Args:
-        restore: (1, C, H, W) in [0, 1] → the same size.
-        dataset: `dataset[i]` gives {'lq', 'gt' (if any), 'name'}.
-        rounded: measure after clamping and rounding to the bit depth of the ground truth; else before, clamped.
-        folder: where to write the results as PNG, `<name>.png`, of the degraded image's depth; None: nowhere.
-        process: every process takes its share of the images, and all get the whole result.
-        measure_input: the metrics of the degraded image too, as `input_<metric>`.
+        restore: (1, C, H, W) in [0, 1] → the same size; None: the set gives 'restored'.
+        device: where `restore` works. While a GPU restores, threads read the next image and write the last.
+        rounded: measure after clamping and rounding to the bit depth of the ground truth; False: after clamping.
+        folder: write the results as PNG, `<name>.png`, in the bit depth of the degraded image; None: do not.
+        rank: each rank takes its share of the images; all return the complete result.
+        title: of the progress bar.
+        measure_input: also measure the degraded image, as `input_<metric>`.
+        limit: only the first images of the set.
+        workers: threads that measure while the next images are restored; 0: measure in turn. The figures do not
+            depend on it.
+        result: is filled image by image, for a caller that needs the figures measured before an exception.
     """
-    process = process or Rank()
-    mine: list[tuple[int, dict[str, Any]]] = []
-    sample = None
+    rank = rank or Rank()
+    result = Evaluation() if result is None else result
+    indices = range(rank.index, min(len(dataset), limit or len(dataset)), rank.world_size)
 
-    def measured(
-        index: int, pair: dict[str, Any], restored: Tensor
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
-        images = {'restored': restored, 'lq': pair['lq']}
-        values: dict[str, Any] = {'name': pair['name']}
-        if 'gt' in pair:
-            images['gt'] = pair['gt']
-            try:
-                values |= _measure(restored, pair['gt'], metrics, rounded)
-                if measure_input:
-                    scores = _measure(pair['lq'], pair['gt'], metrics, rounded)
-                    values |= {f'input_{name}': score for name, score in scores.items()}
-            except ValueError as error:  # too small for a metric, as a rule
-                raise DataError(f'{files_of(dataset, index)}: {error}') from None
-        shown = {kind: _levels(image, deep=False) for kind, image in images.items()} if index == 0 else None
-        return values, shown
-
-    indices = range(process.index, len(dataset), process.world_size)
-    for index, outcome in tqdm(
-        restore_pairs(restore, dataset, indices, folder, measured),
-        total=len(indices),
-        desc=title,
-        unit='image',
-        leave=False,
-        disable=None if process.is_main else True,
-    ):
-        values, shown = outcome()
-        sample = sample or shown
-        mine.append((index, values))
-    everyone = chain.from_iterable(process.gather(mine))
-    results = [values for _, values in sorted(everyone, key=itemgetter(0))]
-    return Evaluation(results, means(results), sample)
-
-
-def restore_pairs(
-    restore: Callable[[Tensor], Tensor],
-    dataset: Any,
-    indices: Iterable[int],
-    folder: Path | None,
-    then: Callable[[int, dict[str, Any], Tensor], Result],
-) -> Iterator[tuple[int, Callable[[], Result]]]:
-    """Restores images of a set whole: the index of each, and a function, as of `in_stages`, that gives `then` of the
-    index, of `dataset[index]`, and of the result, (C, H, W) in [0, 1] on the CPU, which is in `folder` by then if there
-    is one. Other arguments and errors as of `evaluate`; the function raises them."""
+    def read(index: int) -> tuple[int, dict[str, Any]]:
+        return index, dataset[index]
 
     def work(item: tuple[int, dict[str, Any]]) -> tuple[int, dict[str, Any], Tensor]:
         index, pair = item
-        return index, pair, _restored(restore, pair['lq'], dataset, index)
+        restored = pair['restored'] if restore is None else restore(to_float(pair['lq'])[None])[0]
+        restored = to_float(restored).float()
+        if not bool(restored.isfinite().all()):  # before the clamp, which turns infinity into 1
+            raise RestoreError('the restored image is not finite')
+        return index, pair, restored.clamp(0, 1).cpu()
 
-    def write(item: tuple[int, dict[str, Any], Tensor]) -> Result:
+    def write(item: tuple[int, dict[str, Any], Tensor]) -> Future[Figures]:
         index, pair, restored = item
         if folder is not None:
             path = folder / f'{pair["name"]}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)  # the keys of an LMDB may have slashes
-            write_png(path, _drawable(_levels(restored, _is_deep(pair['lq']))))
-        return then(index, pair, restored)
+            path.parent.mkdir(parents=True, exist_ok=True)  # keys of an LMDB may contain slashes
+            write_png(path, _without_axis(_levels(restored, _is_deep(pair['lq']))))
+        if index == 0:
+            images = {**pair, 'restored': restored}
+            kinds = [kind for kind in ('lq', 'restored', 'gt') if kind in images]
+            result.sample = {kind: _levels(images[kind], deep=False) for kind in kinds}
+        compared: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        if 'gt' in pair:
+            compared[''] = _comparable(restored, pair['gt'], rounded)
+            if measure_input:
+                compared['input_'] = _comparable(pair['lq'], pair['gt'], rounded)
+        return pool.submit(_measured, pair['name'], files_of(dataset, index), compared, metrics)
 
-    restorer = getattr(restore, '__self__', None)
-    device = restorer.device if isinstance(restorer, Restorer) else torch.device('cpu')
-    return in_stages(indices, lambda index: (index, dataset[index]), work, write, device)
+    def started() -> Iterator[tuple[int, Future[Figures]]]:
+        for index, outcome in in_stages(indices, read, work, write, device):
+            try:
+                job = outcome()
+            except (DataError, RestoreError) as error:
+                where = f'{files_of(dataset, index)}: ' if isinstance(error, RestoreError) else ''
+                job = Future()
+                job.set_exception(DataError(f'{where}{error}'))  # without the traceback, which holds the images
+            yield index, job
+
+    bar = tqdm(
+        desc=title,
+        total=len(indices),
+        unit='image',
+        leave=False,
+        disable=None if rank.is_main else True,
+    )
+    with bar, ThreadPoolExecutor(workers) if workers else _InTurn() as pool:
+        try:
+            for index, job in _in_order(started(), 2 * workers):
+                try:
+                    result.figures[index] = job.result()
+                except DataError as error:
+                    result.failures[index] = str(error)
+                    bar.write(f'not measured: {error}', file=sys.stderr)
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for figures, failures in rank.gather((result.figures, result.failures)):
+        result.figures |= figures
+        result.failures |= failures
+    return result
 
 
-def _restored(restore: Callable[[Tensor], Tensor], lq: Tensor, dataset: Any, index: int) -> Tensor:
-    restored = restore(to_float(lq)[None])[0].float()
-    if not bool(restored.isfinite().all()):  # before the clamp, which makes 1 of infinity
-        raise FloatingPointError(f'{files_of(dataset, index)}: the restored image is not finite')
-    return restored.clamp(0, 1).cpu()
+class _InTurn(Executor):
+    """Runs each job when it is submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        job: Future[Any] = Future()
+        try:
+            job.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            job.set_exception(error)
+        return job
 
 
-def _measure(image: Tensor, gt: Tensor, metrics: dict[str, Metric], rounded: bool) -> dict[str, float]:
-    """Both (C, H, W), uint8 or in [0, 1]."""
+def _in_order(jobs: Iterable[tuple[int, Future[Figures]]], ahead: int) -> Iterator[tuple[int, Future[Figures]]]:
+    """The jobs in order, each once it is done, with at most `ahead` others waiting, as each holds images. An exception
+    of `jobs` is raised after those before it."""
+    waiting: deque[tuple[int, Future[Figures]]] = deque()
+    stopped: Exception | None = None
+    try:
+        for job in jobs:
+            waiting.append(job)
+            while waiting and (len(waiting) > ahead or waiting[0][1].done()):
+                yield waiting.popleft()
+    except Exception as error:
+        stopped = error
+    yield from waiting
+    if stopped is not None:
+        raise stopped
+
+
+def _measured(
+    name: str,
+    where: str,
+    compared: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    metrics: Mapping[str, Metric],
+) -> Figures:
+    """The figures of each pair of images, by its key and that of the metric. Raises DataError.
+
+    Uses NumPy only: in a thread of its own, each operation of PyTorch would start as many threads as there are cores.
+    """
+    figures: Figures = {'name': name}
+    try:
+        for start, (image, gt) in compared.items():
+            data_range = float(np.iinfo(gt.dtype).max) if np.issubdtype(gt.dtype, np.integer) else 1.0
+            for key, metric in metrics.items():
+                figures[start + key] = metric(image, gt, data_range)
+    except ValueError as error:  # an image too small for a metric, as a rule
+        raise DataError(f'{where}: {error}') from None
+    except (MemoryError, cv2.error) as error:
+        if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
+            raise DataError(f'{where}: out of memory while measuring; fewer workers need less') from None
+        raise DataError(f'{where}: OpenCV cannot measure it: {error.err}') from None
+    return figures
+
+
+def _comparable(image: Tensor, gt: Tensor, rounded: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (H, W, C), rounded to the levels of the ground truth's file, or in [0, 1]."""
     if rounded:
-        arrays = levels_like(gt, image, gt)
-        data_range = float(np.iinfo(arrays[1].dtype).max)
-    else:
-        arrays = [_to_array(to_float(each).double()) for each in (image, gt)]
-        data_range = 1.0
-    return {name: metric(*arrays, data_range) for name, metric in metrics.items()}
-
-
-def levels_like(gt: Tensor, *images: Tensor) -> list[np.ndarray]:
-    """Each (C, H, W), uint8 or in [0, 1] → (H, W, C), rounded to the levels of the file that `gt` was read from."""
-    return [_levels(image, _is_deep(gt)) for image in images]
+        return _levels(image, _is_deep(gt)), _levels(gt, _is_deep(gt))
+    return _to_array(to_float(image).double()), _to_array(to_float(gt).double())
 
 
 def _is_deep(image: Tensor) -> bool:
-    """Whether an image of a dataset was read from a file with 16 bit."""
+    """Whether an image of a set comes from a file of 16 bits."""
     return image.dtype != torch.uint8
 
 
@@ -179,11 +264,5 @@ def _to_array(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
 
 
-def means(images: list[dict[str, Any]]) -> dict[str, float]:
-    """Of every number; what is a text or a yes or no in each image has none."""
-    names = [name for name, value in images[0].items() if not isinstance(value, (str, bool))]
-    return {name: float(np.mean([image[name] for image in images])) for name in names}
-
-
-def _drawable(image_HWC: np.ndarray) -> np.ndarray:
+def _without_axis(image_HWC: np.ndarray) -> np.ndarray:
     return image_HWC[:, :, 0] if image_HWC.shape[2] == 1 else image_HWC

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +12,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Metric:
-    """A function of (restored, ground truth), and which way is better."""
+    """A function of (restored, ground truth), its settings, and which way is better."""
 
     function: Callable[..., Any]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     higher_is_better: bool = True
 
     def __call__(self, restored: np.ndarray, gt: np.ndarray, data_range: float) -> float:
-        # A number of any kind, as NumPy and PyTorch have their own.
-        return float(self.function(restored, gt, **{'data_range': data_range, **self.settings}))
+        """A float, or the bool of a metric that tells whether something holds."""
+        value = self.function(restored, gt, **{'data_range': data_range, **self.settings})
+        return value if isinstance(value, bool) else float(value)  # float() takes NumPy's and PyTorch's numbers
 
     def is_better(self, value: float, than: float | None) -> bool:
+        """NaN is never better, and any number is better than NaN or None."""
         if than is None or math.isnan(than):
             return not math.isnan(value)
         return value > than if self.higher_is_better else value < than

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from tqdm import tqdm
 
 from basicsr.data.loader import build_dataset, training_loader, validation_sets
 from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
-from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate, files_of
+from basicsr.evaluation.evaluate import Evaluation, Restore, build_metrics, evaluate, files_of
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.options.sections import RunOptions
 from basicsr.training.preflight import check_memory
 from basicsr.training.run_directory import RunDirectory, read_state
-from basicsr.training.run_log import RunLog, StepTimer, listed
+from basicsr.training.run_log import RunLog, StepTimer
 from basicsr.utils.checkpoint import read_checkpoint
 from basicsr.utils.dist import Rank
 from basicsr.utils.errors import CheckpointError, TrainingError
@@ -45,7 +46,7 @@ class Trainer:
         self.stages = stages_of(self.loader_options)
         self.train_set = build_dataset(self.loader_options)
         self.validation_sets = validation_sets(options)
-        self.metrics = build_metrics(options)
+        self.metrics = build_metrics(options.val.metrics)
         self.model: ImageCleanModel = MODEL_REGISTRY.get(options.model_type)(options, device, rank)
 
         self.iteration = 0  # the last completed one
@@ -186,22 +187,27 @@ class Trainer:
     # -------------------------------------------------------------- validation
 
     def _measure_baseline(self) -> None:
-        for name, dataset in self.validation_sets.items():
-            result = evaluate(
-                lambda lq: lq,
-                dataset,
-                self.metrics,
-                rounded=self.options.val.use_image,
-                process=self.rank,
-                title=f'measuring {name}',
-            )
-            self.log.baseline(name, result.means)
+        """Measures the unrestored input."""
+        for name in self.validation_sets:
+            result = self._evaluate(name, lambda lq: lq, torch.device('cpu'), title=f'{name}, not restored')
+            self.log.record(f'input_{name}', self.iteration, result.means)
 
     def _validate(self) -> None:
         """If validation fails, saves first; the resumed run repeats the validation."""
         self.model.raise_if_bad()
         try:
-            results = self._evaluate()
+            restorer = self.model.restorer()
+            folder = self.directory.visualization if self.options.val.save_img else None
+            results = {
+                name: self._evaluate(
+                    name,
+                    restorer.restore,
+                    self.device,
+                    title=name,
+                    folder=folder and folder / name / str(self.iteration),
+                )
+                for name in self.validation_sets
+            }
             for name, result in results.items():  # record all sets, or none if one fails
                 self.log.validation(self.iteration, name, result)
             self._keep_if_best(next(iter(results.values())))
@@ -214,22 +220,33 @@ class Trainer:
             raise
         self.unvalidated = False
 
-    def _evaluate(self) -> dict[str, Evaluation]:
-        restorer = self.model.restorer()
-        results = {}
-        for name, dataset in self.validation_sets.items():
-            folder = self.directory.visualization / name / str(self.iteration)
-            results[name] = evaluate(
-                restorer.restore,
+    def _evaluate(
+        self, name: str, restore: Restore, device: torch.device, title: str, folder: Path | None = None
+    ) -> Evaluation:
+        """Logs the figures of a validation set, also those measured before an exception. Raises DataError if any image
+        fails: means of the others do not compare."""
+        dataset, result = self.validation_sets[name], Evaluation()
+        try:
+            evaluate(
+                restore,
                 dataset,
                 self.metrics,
+                device=device,
                 rounded=self.options.val.use_image,
-                folder=folder if self.options.val.save_img else None,
-                process=self.rank,
-                title=f'validating on {name}',
+                folder=folder,
+                rank=self.rank,
+                title=title,
+                result=result,
             )
-            self.logger.info('iter %d, %s: %s', self.iteration, name, listed(results[name].means))
-        return results
+        finally:
+            figures = (
+                ', '.join(f'{metric} {value:.4f}' for metric, value in result.means.items()) or 'no metrics'
+            )
+            done = len(result.images)
+            part = '' if done == len(dataset) else f' ({done} of {len(dataset)} images)'
+            self.logger.info(f'iter {self.iteration}, {title}: {figures}{part}')
+        result.raise_if_failed()
+        return result
 
     def _keep_if_best(self, result: Evaluation) -> None:
         """Compares the first metric."""
@@ -268,8 +285,6 @@ class Trainer:
             yield
         except NonFiniteError as error:
             raise TrainingError(self._explain(error)) from None
-        except FloatingPointError as error:  # a restored image is not finite
-            raise TrainingError(str(error)) from None
         except RuntimeError as error:
             where = f'iteration {self.iteration + 1}'
             if is_out_of_memory(error):

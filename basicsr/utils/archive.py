@@ -1,11 +1,10 @@
-"""Zip archives from elsewhere, whose names and bytes are not trusted."""
+"""Zip archives from the internet: neither their names nor their bytes are trusted."""
 
 from __future__ import annotations
 
 import lzma
 import os
 import re
-import shutil
 import stat
 import struct
 import zipfile
@@ -18,9 +17,9 @@ from tqdm import tqdm
 from basicsr.utils.errors import ArchiveError, WrongArchiveError
 from basicsr.utils.files import check_room
 
-NOT_OURS = '__MACOSX'  # a folder of small files that one system adds
+SYSTEM_FOLDER = '__MACOSX'  # macOS adds it, with images of the same names
 
-# What the library raises on wrong bytes, on a wanted password (RuntimeError), and on a compression that it has not.
+# zipfile raises these on damaged bytes, a password (RuntimeError) or an unknown compression (NotImplementedError).
 DAMAGES = (
     zipfile.BadZipFile,
     zlib.error,
@@ -32,25 +31,27 @@ DAMAGES = (
     UnicodeDecodeError,
 )
 
-Members = list[tuple[zipfile.ZipInfo, PurePosixPath]]
 
+def unpack_folders(archive: Path, names: Sequence[str], destination: Path, parent: str | None = None) -> Path:
+    """Unpacks the folders `names` below `destination`, and returns the folder that holds them: they stand side by side
+    somewhere in the archive, or, with `parent`, in a folder of that name. Every byte is checked against the archive's
+    checksums, and is on the disk at the end.
 
-def unpack_folders(archive: Path, names: Sequence[str], destination: Path) -> PurePosixPath:
-    """Writes the folders `names` to `destination`, an empty folder, from wherever they stand side by side in the
-    archive: from the folder returned. Every byte is checked against the archive's checksums, and is on the disk at
-    the end.
-
-    Raises ArchiveError, WrongArchiveError if bytes are wrong or the folders are not there, and OSError where it cannot
-    write.
+    Raises WrongArchiveError on damage or without such folders, ArchiveError on links and on paths that leave the
+    archive, and OSError where it cannot write.
     """
     try:
         with zipfile.ZipFile(archive) as file:
             members = _members(file, archive)
-            place, chosen = _side_by_side(members, names, archive)
-            check_room(destination, sum(info.file_size for info, _ in chosen))
-            for info, path in tqdm(chosen, desc=archive.name, unit='file'):
-                _write(file, info, destination / path)
-            return place
+            place = _side_by_side([path for _, path in members], names, parent, archive)
+            chosen = [
+                info for info, path in members if any(path.is_relative_to(place / name) for name in names)
+            ]
+            check_room(destination, sum(info.file_size for info in chosen))
+            for info in tqdm(chosen, desc=archive.name, unit='file'):
+                with open(file.extract(info, destination), 'r+b') as unpacked:  # noqa: PTH123
+                    os.fsync(unpacked.fileno())
+            return destination / place
     except DAMAGES as error:
         raise WrongArchiveError(f'{archive}: cannot be unpacked: {" ".join(str(error).split())}') from None
     except OSError as error:
@@ -59,54 +60,47 @@ def unpack_folders(archive: Path, names: Sequence[str], destination: Path) -> Pu
         raise WrongArchiveError(f'{archive}: cannot be unpacked: {error}') from None  # of bz2
 
 
-def _members(file: zipfile.ZipFile, archive: Path) -> Members:
-    """The files in the archive, and where they are in it. Raises ArchiveError if one of any kind is not inside."""
+def _members(file: zipfile.ZipFile, archive: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    """The files in the archive and their paths. Raises ArchiveError on a link or a path that leaves the archive."""
     members = []
     for info in file.infolist():
-        name = info.filename.replace('\\', '/')
-        path = PurePosixPath(name)
-        if path.is_absolute() or '..' in path.parts or re.match('[A-Za-z]:', name):
+        info.filename = info.filename.replace('\\', '/')
+        path = PurePosixPath(info.filename)
+        wrong = ''
+        if path.is_absolute() or '..' in path.parts or re.match('[A-Za-z]:', info.filename):
+            wrong = 'a path that leads out of the folder'
+        elif stat.S_ISLNK(info.external_attr >> 16):
+            wrong = 'a link'
+        if wrong:
             raise ArchiveError(
-                f'{archive}: found {info.filename!r} in it, which leads out of the folder; allowed: paths below it; '
-                'nothing was unpacked'
+                f'{archive}: found {info.orig_filename!r} in it, {wrong}; allowed: files and folders; nothing '
+                'was unpacked'
             )
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise ArchiveError(
-                f'{archive}: found the link {info.filename!r} in it; allowed: files and folders; nothing was unpacked'
-            )
-        if path.parts and not name.endswith('/') and path.parts[0] != NOT_OURS:
+        if path.parts and not info.is_dir() and path.parts[0] != SYSTEM_FOLDER:
             members.append((info, path))
     return members
 
 
-def _side_by_side(members: Members, names: Sequence[str], archive: Path) -> tuple[PurePosixPath, Members]:
-    """Where folders of these names are, and the files below them, with their paths from there."""
-    places: dict[PurePosixPath, Members] = {}
-    for info, path in members:
-        for depth, part in enumerate(path.parts[:-1]):
-            if part in names:
-                below = PurePosixPath(*path.parts[depth:])
-                places.setdefault(PurePosixPath(*path.parts[:depth]), []).append((info, below))
-                break
+def _side_by_side(
+    paths: Sequence[PurePosixPath], names: Sequence[str], parent: str | None, archive: Path
+) -> PurePosixPath:
+    """The one place of the folders. Raises WrongArchiveError."""
+    places: dict[PurePosixPath, set[str]] = {}
+    for path in paths:
+        depth = next((depth for depth, part in enumerate(path.parts[:-1]) if part in names), None)
+        if depth is not None:
+            places.setdefault(PurePosixPath(*path.parts[:depth]), set()).add(path.parts[depth])
     chosen = [
-        (place, files) for place, files in places.items() if {path.parts[0] for _, path in files} == set(names)
+        place
+        for place, found in places.items()
+        if found == set(names) and (parent is None or place.name.casefold() == parent.casefold())
     ]
     if len(chosen) != 1:
-        tops = sorted({path.parts[0] for _, path in members})
+        tops = sorted({path.parts[0] for path in paths})
         found = f'{len(chosen)} places' if chosen else f'no place (but {", ".join(tops[:8]) or "nothing"})'
+        inside = f' in {parent}' if parent else ''
         raise WrongArchiveError(
-            f'{archive}: found {found} with folders {" and ".join(names)} in it; allowed: one; nothing was unpacked'
+            f'{archive}: found {found} with folders {" and ".join(names)}{inside} in it; allowed: one; nothing was '
+            'unpacked'
         )
     return chosen[0]
-
-
-def _write(file: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        target = path.open('xb')
-    except FileExistsError:
-        raise zipfile.BadZipFile(f'{info.filename!r} is in it twice') from None
-    with target, file.open(info) as source:
-        shutil.copyfileobj(source, target, 1 << 20)
-        target.flush()
-        os.fsync(target.fileno())

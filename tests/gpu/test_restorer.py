@@ -257,7 +257,13 @@ def test_a_set_is_measured_as_on_the_cpu(tmp_path):
         'difference': Metric(lambda restored, gt, data_range: np.mean(np.abs(restored - gt.astype(float))))
     }
     found, expected = (
-        evaluate(Restorer(tiny(), device, 'fp32').restore, pairs, metrics, folder=tmp_path / device)
+        evaluate(
+            Restorer(tiny(), device, 'fp32').restore,
+            pairs,
+            metrics,
+            device=torch.device(device),
+            folder=tmp_path / device,
+        )
         for device in ('cuda', 'cpu')
     )
     assert [each['name'] for each in found.images] == [each['name'] for each in expected.images]

@@ -10,13 +10,16 @@ import pytest
 from basicsr.metrics import aligned
 from basicsr.metrics.aligned import (
     align,
+    alignment_converges,
     brightness_scale,
-    calculate_aligned,
+    calculate_psnr_aligned,
+    calculate_ssim_aligned,
     find_homography,
     masked_psnr,
     masked_ssim,
 )
 from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
+from basicsr.utils.registry import METRIC_REGISTRY
 
 HEIGHT, WIDTH, MARGIN = 300, 360, 20
 # From places in the target to those in the restored image.
@@ -38,6 +41,12 @@ def moved_pair():
     warp = shift @ HOMOGRAPHY @ np.linalg.inv(shift)
     moved = cv2.warpPerspective(scene, warp, scene.shape[1::-1], flags=cv2.INTER_CUBIC)
     return np.clip(moved[inside], 0, 1), scene[inside]
+
+
+def figures_of(restored, target):
+    """PSNR, SSIM, and whether the alignment converges."""
+    metrics = (calculate_psnr_aligned, calculate_ssim_aligned, alignment_converges)
+    return tuple(metric(restored, target) for metric in metrics)
 
 
 def corners(homography):
@@ -80,29 +89,29 @@ def test_a_known_homography_is_found_and_undone():
         borderMode=cv2.BORDER_REFLECT,
     )
     interpolation = masked_psnr(np.float64(perfect), target, mask_of(HOMOGRAPHY))
-    figures = calculate_aligned(restored, target)
-    assert figures.psnr == masked_psnr(aligned.restored, target, aligned.mask)
-    assert figures.ssim == masked_ssim(aligned.restored, target, aligned.mask)
+    psnr, ssim, _ = figures_of(restored, target)
+    assert psnr == masked_psnr(aligned.restored, target, aligned.mask)
+    assert ssim == masked_ssim(aligned.restored, target, aligned.mask)
     assert calculate_psnr(restored, target, data_range=1.0) < 20
-    # What is left is of the brightness, which was compared before the images lay on each other.
+    # The remaining error is one of brightness, which is compared before the alignment.
     assert 50 < interpolation - 3 < masked_psnr(aligned.restored / aligned.scale, target, aligned.mask)
-    assert figures.psnr > 30 and figures.ssim > 0.997
+    assert psnr > 30 and ssim > 0.997
 
 
-def test_moved_and_darker_is_undone_too():
+def test_motion_and_darkening_are_undone_together():
     restored, target = moved_pair()
-    plain, darker = calculate_aligned(restored, target), calculate_aligned(0.4 * restored, target)
+    plain, darker = figures_of(restored, target), figures_of(0.4 * restored, target)
     assert darker == pytest.approx(plain, rel=1e-3)
 
 
-def test_whole_steps_need_no_interpolation():
-    """To the left is where the restored image has what the target has in the middle: x of it is x - 3 of that."""
+def test_homography_maps_target_to_restored():
+    """The restored image has the content of the target 3 pixels further left."""
     scene = smooth(HEIGHT, WIDTH + 3)
     homography = find_homography(scene[:, 3:], scene[:, :-3])
     assert np.abs(corners(homography) - corners(np.array([[1, 0, -3], [0, 1, 0], [0, 0, 1.0]]))).max() < 0.1
 
 
-def test_beyond_the_edges_nothing_is_measured():
+def test_pixels_beyond_the_edges_are_not_measured():
     restored, target = moved_pair()
     aligned = align(restored, target)
     spoiled = np.where(aligned.mask[..., None] == 0, 1 - target, target)
@@ -124,8 +133,8 @@ def test_brightness_is_undone_exactly(factor):
     scale = brightness_scale(restored, target)
     assert scale == pytest.approx(1 / factor, rel=1e-12)
     assert masked_psnr(scale * restored, target, np.ones((HEIGHT, WIDTH))) > 250
-    figures = calculate_aligned(restored, target)
-    assert figures.psnr > 60 and figures.ssim > 0.9999 and figures.converged
+    psnr, ssim, converged = figures_of(restored, target)
+    assert psnr > 60 and ssim > 0.9999 and converged
 
 
 def test_brightness_scale_is_least_squares():
@@ -137,7 +146,7 @@ def test_brightness_scale_is_least_squares():
     assert brightness_scale(np.zeros((12, 13, 3)), x) == 1
 
 
-def test_what_is_scaled_above_white_is_not_clamped():
+def test_pixels_scaled_above_white_are_not_clamped():
     target = smooth(HEIGHT, WIDTH)
     restored = 0.5 * target
     restored[50:55, 60:65] = 1
@@ -158,7 +167,7 @@ def test_what_is_scaled_above_white_is_not_clamped():
     ],
     ids=['flat', 'flat and detailed', 'black'],
 )
-def test_what_cannot_be_aligned_is_measured_in_its_place(restored, target):
+def test_images_without_alignment_are_measured_in_place(restored, target):
     assert find_homography(restored, target) is None
     aligned = align(restored, target)
     assert not aligned.converged
@@ -166,7 +175,7 @@ def test_what_cannot_be_aligned_is_measured_in_its_place(restored, target):
     assert aligned.mask.all()
     scaled = restored * brightness_scale(restored, target)
     np.testing.assert_array_equal(aligned.restored, scaled)
-    psnr, ssim, converged = calculate_aligned(restored, target)
+    psnr, ssim, converged = figures_of(restored, target)
     assert psnr == pytest.approx(calculate_psnr(scaled, target, data_range=1.0), rel=1e-12)
     assert ssim == pytest.approx(calculate_ssim(scaled, target, data_range=1.0), rel=1e-9)
     assert converged is False
@@ -177,7 +186,7 @@ def ecc_gives(monkeypatch, homography):
 
 
 @pytest.mark.parametrize('homography', [np.full((3, 3), np.nan), [[1, 0, 1e4], [0, 1, 0], [0, 0, 1]]])
-def test_a_senseless_homography_is_none(monkeypatch, homography):
+def test_senseless_homography_counts_as_not_converged(monkeypatch, homography):
     target = smooth(30, 40)
     ecc_gives(monkeypatch, homography)
     aligned = align(target, target)
@@ -185,7 +194,7 @@ def test_a_senseless_homography_is_none(monkeypatch, homography):
     np.testing.assert_allclose(aligned.restored, target)
 
 
-def test_other_errors_of_opencv_are_no_failures_to_converge(monkeypatch):
+def test_other_errors_of_opencv_propagate(monkeypatch):
     def full(*_):
         error = cv2.error('out of memory')
         error.code = cv2.Error.StsNoMem
@@ -196,8 +205,8 @@ def test_other_errors_of_opencv_are_no_failures_to_converge(monkeypatch):
         find_homography(*moved_pair())
 
 
-def test_ecc_is_asked_for_what_the_definition_says(monkeypatch):
-    """100 iterations whatever they gain, of images smoothed over 5 pixels; the target stands still."""
+def test_arguments_of_ecc_follow_the_definition(monkeypatch):
+    """Always 100 iterations, on images smoothed over 5 pixels; the target is the fixed image."""
     seen = []
     monkeypatch.setattr(
         aligned.cv2, 'findTransformECC', lambda *given: (seen.extend(given), (1.0, given[2]))[1]
@@ -215,7 +224,7 @@ def test_ecc_is_asked_for_what_the_definition_says(monkeypatch):
 # Figures
 
 
-def test_masked_psnr_is_the_slow_one():
+def test_masked_psnr_equals_a_plain_loop():
     a, b, mask = RNG.random((14, 19, 3)), RNG.random((14, 19, 3)), some_mask(14, 19)
     squares, count = 0.0, 0
     for y, x, c in np.ndindex(a.shape):
@@ -250,7 +259,7 @@ def slow_masked_ssim(a, b, mask):
 
 
 @pytest.mark.parametrize('shape', [(18, 21), (11, 14)])
-def test_masked_ssim_is_the_slow_one(shape):
+def test_masked_ssim_equals_a_plain_loop(shape):
     a = smooth(*shape)
     b = np.clip(a + 0.1 * RNG.normal(size=a.shape), 0, 1)
     mask = some_mask(*shape)
@@ -261,13 +270,29 @@ def test_masked_ssim_is_the_slow_one(shape):
 # Images
 
 
-def test_white_is_that_of_the_type():
+def test_white_depends_on_the_dtype_or_data_range():
     restored, target = (np.rint(255 * image).astype(np.uint8) for image in moved_pair())
-    eight = calculate_aligned(restored, target)
-    sixteen = calculate_aligned(*(image.astype(np.uint16) * 257 for image in (restored, target)))
-    real = calculate_aligned(restored / 255, target / 255)
+    eight = figures_of(restored, target)
+    sixteen = figures_of(*(image.astype(np.uint16) * 257 for image in (restored, target)))
+    real = figures_of(restored / 255, target / 255)
     assert eight == pytest.approx(real, rel=1e-9)
     assert eight == pytest.approx(sixteen, rel=1e-9)
+    assert calculate_psnr_aligned(restored.astype(float), target.astype(float), 255.0) == eight[0]
+
+
+def test_metrics_of_a_pair_share_one_alignment(monkeypatch):
+    pairs = [moved_pair(), tuple(image[:100] for image in moved_pair())]
+    apart = [figures_of(*pair) for pair in pairs]
+    calls = []
+    monkeypatch.setattr(aligned, 'align', lambda *pair: (calls.append(pair), align(*pair))[1])
+    assert [figures_of(*pair) for pair in pairs] == apart and len(calls) == 2
+    pairs[1][0][:] = pairs[1][1]  # in place: the same array, another image
+    assert figures_of(*pairs[1])[0] > apart[1][0] and len(calls) == 3
+
+
+def test_metrics_are_registered():
+    for metric in (calculate_psnr_aligned, calculate_ssim_aligned, alignment_converges):
+        assert METRIC_REGISTRY.get(metric.__name__) is metric
 
 
 A = np.zeros((12, 13, 3), np.uint8)
@@ -281,9 +306,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(('restored', 'target', 'message'), REFUSED.values(), ids=list(REFUSED))
-def test_refused(restored, target, message):
+def test_images_that_do_not_fit_raise(restored, target, message):
     with pytest.raises(ValueError, match=message):
-        calculate_aligned(restored, target)
+        calculate_psnr_aligned(restored, target)
 
 
 def test_examples_in_the_docstrings():

@@ -1,6 +1,5 @@
-"""Crops of frames as files: which pixels, which names, and what a command that was ended leaves to the next."""
+"""Crops of frames as files: which pixels, which names, and repeating a command that was ended."""
 
-import importlib.util
 import os
 import shlex
 import signal
@@ -14,21 +13,11 @@ import pytest
 
 from basicsr.data.packed_image_dataset import Dataset_PackedImage
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.utils import cli
 from basicsr.utils.files import ROOT
+from Motion_Deblurring import generate_patches_gopro
 
 SCRIPT = ROOT / 'Motion_Deblurring' / 'generate_patches_gopro.py'
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-generate_patches_gopro = load(SCRIPT)
-prepare_data = load(ROOT / 'scripts' / 'prepare_data.py')
-
 RNG = np.random.default_rng(0)
 SMALL = ['--crop_size', '8', '--stride', '4', '--workers', '0']
 
@@ -62,16 +51,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*arguments):
-    return generate_patches_gopro.main(['--datasets', 'sets', *SMALL, *arguments])
+def run(*arguments, small=SMALL):
+    return cli.run('Motion_Deblurring.generate_patches_gopro', ['--datasets', 'sets', *small, *arguments])
 
 
 def refusal(capsys, *arguments, status=1):
-    """The one sentence that is said of a command that fails."""
+    """The one sentence about a command that fails."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    assert caught.value.code == status
+    assert run(*arguments) == status
     error = capsys.readouterr().err
     assert 'Traceback' not in error
     return error.splitlines()[-1].partition(': ')[2]
@@ -104,7 +91,7 @@ def test_a_frame_of_720p(tmp_path, monkeypatch, workers):
     for split in ('train', 'test'):
         for kind, pixels in (('input', frame), ('target', 255 - frame)):
             write(tmp_path / f'sets/{split}/GoPro/{kind}/GOPR0372_07_00-000047.png', pixels)
-    assert generate_patches_gopro.main(['--datasets', 'sets', '--workers', workers, '--val']) == 0
+    assert run('--workers', workers, '--val', small=[]) == 0
     corners = [(0, 0), (0, 256), (0, 512), (0, 768), (208, 0), (208, 256), (208, 512), (208, 768)]
     train, val = tmp_path / 'sets/train/GoPro', tmp_path / 'sets/val/GoPro'
     for folder, pixels in (('input_crops', frame), ('target_crops', 255 - frame)):
@@ -149,14 +136,15 @@ def test_validation_crops_alone(here):
     assert len(crops(here, 'val/GoPro')) == 4
 
 
-def test_they_are_what_a_pack_gives(here, capsys):
-    """Made by the command that is printed."""
+def test_crops_equal_those_of_a_pack(here, capsys):
+    """The pack is made by the command that the program prints."""
     assert run() == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0] == f'{here}/sets/train/GoPro: 24 pairs of crops, of 3 pairs of frames'
     python, script, *arguments = shlex.split(out.splitlines()[1].rpartition(': ')[2])
     assert (python, script) == ('python', 'scripts/prepare_data.py')
-    assert prepare_data.main([*arguments, '--workers', '0']) == 0
+    command = [sys.executable, ROOT / script, *arguments, '--workers', '0']
+    subprocess.run(command, check=True, capture_output=True)
     train = here / 'sets/train/GoPro'
     cut = Dataset_PairedImage(str(train / 'input_crops'), str(train / 'target_crops'))
     packed = Dataset_PackedImage(str(here / 'sets/train/GoPro.pack'))
@@ -190,7 +178,7 @@ def test_any_number_of_workers_makes_the_same(here, workers, capsys):
 # Again
 
 
-def test_what_is_there_and_whole_is_not_written_again(here, capsys):
+def test_existing_crops_are_not_written_again(here, capsys):
     run()
     whole = crops(here)
     folder = here / 'sets/train/GoPro/input_crops'
@@ -206,7 +194,7 @@ def test_what_is_there_and_whole_is_not_written_again(here, capsys):
     assert crops(here) == whole
     assert {path: path.stat().st_ino for path in others} == {path: stat.st_ino for path, stat in before.items()}
     assert (
-        '24 pairs of crops, of 3 pairs of frames (45 of the 48 files were there already)'
+        '24 pairs of crops, of 3 pairs of frames (45 of the 48 files existed already)'
         in capsys.readouterr().out
     )
 
@@ -239,7 +227,8 @@ def test_images_that_are_no_crops_are_named(here, capsys):
         write(folder / name, image(8, 8)) if name != 'notes.txt' else (folder / name).write_text('')
     assert (
         refusal(capsys)
-        == f'{folder}: found 2 images that are none of these crops: 10-9, mine; allowed: these alone'
+        == f'{folder}: found 2 images besides these crops, which training would use: 10-9, mine; allowed: only '
+        'these crops'
     )
     for name in ('10-9.png', 'mine.jpg'):
         (folder / name).unlink()
@@ -257,13 +246,11 @@ def many_frames(folder, count):
 @pytest.mark.parametrize(
     ('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_after_a_command_that_was_ended_the_next_one_ends_as_if_it_had_not_been(
-    tmp_path, monkeypatch, number, status
-):
-    """With all its processes at once, as a terminal does it."""
-    many_frames(tmp_path, 150)
-    arguments = ['--datasets', 'sets', '--crop_size', '128', '--stride', '72', '--workers']
-    command = [sys.executable, SCRIPT, *arguments, '1']
+def test_a_command_that_was_ended_is_completed_by_the_next(tmp_path, monkeypatch, number, status):
+    """The signal reaches all its processes at once, as from a terminal."""
+    many_frames(tmp_path, 100)
+    small = ['--crop_size', '128', '--stride', '72']
+    command = [sys.executable, SCRIPT, '--datasets', 'sets', *small, '--workers', '1']
     folder = tmp_path / 'sets/train/GoPro/input_crops'
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -276,16 +263,16 @@ def test_after_a_command_that_was_ended_the_next_one_ends_as_if_it_had_not_been(
     assert process.returncode == status
     assert 'Traceback' not in error
     began = crops(tmp_path)
-    assert 10 <= len(began) < 150 * 4 * 2
+    assert 10 <= len(began) < 100 * 4 * 2
     if number != signal.SIGKILL:
         assert all(name.endswith('.png') for name in began)
     monkeypatch.chdir(tmp_path)
-    assert generate_patches_gopro.main([*arguments, '0']) == 0
+    assert run('--workers', '0', small=small) == 0
     ended = crops(tmp_path)
-    assert len(ended) == 150 * 4 * 2 and all(name.endswith('.png') for name in ended)
+    assert len(ended) == 100 * 4 * 2 and all(name.endswith('.png') for name in ended)
     for kind in ('input', 'target'):
         (tmp_path / f'sets/train/GoPro/{kind}_crops').rename(tmp_path / f'{kind}_crops')
-    assert generate_patches_gopro.main([*arguments, '0']) == 0
+    assert run('--workers', '0', small=small) == 0
     assert crops(tmp_path) == ended
 
 
@@ -301,7 +288,7 @@ def test_after_a_command_that_was_ended_the_next_one_ends_as_if_it_had_not_been(
         (['--only_val'], 'test/GoPro/target', 'GoPro'),
     ],
 )
-def test_without_the_frames_a_sentence_says_how_to_get_them(here, capsys, arguments, folder, data):
+def test_missing_frames_are_explained(here, capsys, arguments, folder, data):
     (here / 'sets' / folder).rename(here / 'elsewhere')
     before = files(here)
     assert refusal(capsys, *arguments) == (
@@ -349,9 +336,9 @@ def test_a_place_that_is_no_folder(here, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
-        (['--crop_size', '0'], '--crop_size: found 0; allowed: 1 or more'),
-        (['--stride', '-1'], '--stride: found -1; allowed: 1 or more'),
-        (['--workers', '-1'], '--workers: found -1; allowed: 0 or more'),
+        (['--crop_size', '0'], 'argument --crop_size: found 0; allowed: 1 or more'),
+        (['--stride', '-1'], 'argument --stride: found -1; allowed: 1 or more'),
+        (['--workers', '-1'], 'argument --workers: found -1; allowed: 0 or more'),
         (['--val', '--only_val'], 'argument --only_val: not allowed with argument --val'),
     ],
 )

@@ -1,0 +1,337 @@
+"""The evaluate.py of a task: its network, or images restored elsewhere, on its test sets, beside published figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basicsr.archs.from_weights import build_network
+from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.evaluation.evaluate import Evaluation, ImageSet, evaluate
+from basicsr.evaluation.report import fixed_width
+from basicsr.inference import Restorer
+from basicsr.metrics.metric import Metric
+from basicsr.tasks import PROTOCOLS, Figure, Task, TestSet, default_weights
+from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.cli import add_tlc, at_least, usage_errors
+from basicsr.utils.errors import CheckpointError, DataError, UsageError
+from basicsr.utils.files import absolute, as_json, atomic_write, check_writable, expanded
+from basicsr.utils.parallel import processors
+from basicsr.utils.registry import METRIC_REGISTRY
+from basicsr.utils.text import listed
+
+
+def parser(task: Task) -> argparse.ArgumentParser:
+    names = {one.name.lower(): one.name for one in task.test_sets}
+    protocols = list(dict.fromkeys(one.protocol for one in task.test_sets))
+
+    def test_set(name: str) -> str:
+        if name.lower() not in names:
+            raise argparse.ArgumentTypeError(f'found {name}; allowed: {", ".join(names.values())}')
+        return names[name.lower()]
+
+    p = argparse.ArgumentParser(
+        description='Measure a network, or images restored elsewhere, on the test sets, beside the published figures.'
+    )
+    folder: dict[str, Any] = {'type': expanded, 'metavar': 'FOLDER'}
+    file: dict[str, Any] = {'type': expanded, 'metavar': 'FILE'}
+    number: dict[str, Any] = {'type': at_least(1), 'metavar': 'N'}
+    pairs = p.add_argument_group('what to measure on')
+    sets = f'one or more of {", ".join(names.values())} (any letter case); default: those in --data_dir'
+    pairs.add_argument('--datasets', nargs='+', type=test_set, metavar='SET', help=sets)
+    data = f'with <SET>/input and <SET>/target; default: {task.folder}/Datasets/test of the repository'
+    pairs.add_argument('--data_dir', default=task.datasets / 'test', **folder, help=data)
+    pairs.add_argument('--input_dir', **folder, help='degraded images of your own')
+    pairs.add_argument('--target_dir', **folder, help='clean images with the same names as the degraded ones')
+    protocol = f'how to measure --input_dir and --target_dir; default: {protocols[0]}'
+    pairs.add_argument('--protocol', choices=protocols, help=protocol)
+    pairs.add_argument('--limit', **number, help='only the first N images of each set, for a quick look')
+
+    what = p.add_argument_group('what to measure')
+    weights = (
+        'a checkpoint, trained here or published; default: the published one, or, for pairs of your own if it was not '
+        'downloaded, the one that comes with the repository'
+    )
+    what.add_argument('--weights', **file, help=weights)
+    add_tlc(what)
+    precision = 'fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
+    what.add_argument('--precision', help=precision)
+    device = 'auto, the default (a GPU if there is one), cpu, cuda, cuda:<number> or mps'
+    what.add_argument('--device', help=device)
+    restored = (
+        'measure images restored elsewhere, with the names of the clean ones, in <FOLDER>/<SET> or, for one set, in '
+        'FOLDER itself'
+    )
+    what.add_argument('--restored_dir', **folder, help=restored)
+
+    how = p.add_argument_group('how')
+    workers = 'threads that measure; default: one for each processor'
+    how.add_argument('--workers', default=processors(), **number, help=workers)
+    how.add_argument('--save_dir', **folder, help='also write the results, as <FOLDER>/<SET>/<name>.png')
+    figures = 'also write all figures, with those of each image; null: infinite, as the PSNR of equal images is'
+    how.add_argument('--json', **file, help=figures)
+    return p
+
+
+def main(args: argparse.Namespace, task: Task) -> int:
+    check_args(args)
+    chosen, missing = chosen_sets(args, task)
+    for sentence in missing:
+        print(sentence, file=sys.stderr, flush=True)
+    if not chosen:
+        raise UsageError('no test set to measure on')
+    sets = [(one, open_set(one, args.limit)) for one in chosen]  # before any work
+    about: dict[str, object] = {'limit': args.limit}
+    restorer: Restorer | None = None
+    if args.restored_dir:
+        about['restored_dir'] = str(args.restored_dir)
+    else:
+        with usage_errors():
+            restorer, weights, tlc = build_restorer(args, task)
+        print(f'weights: {weights}')
+        print(f'device: {restorer.device}, {restorer.precision}{", TLC" if tlc else ""}', flush=True)
+        about |= {'weights': weights, 'precision': restorer.precision, 'tlc': tlc}
+
+    results: dict[str, object] = {}
+    failed = bool(args.datasets and missing)
+    for one, images in sets:
+        result = Evaluation()
+        try:
+            evaluate(
+                restorer.restore if restorer else None,
+                images,
+                one.metrics,
+                device=restorer.device if restorer else torch.device('cpu'),
+                folder=one.save,
+                title=one.name,
+                measure_input=True,
+                limit=args.limit,
+                workers=args.workers,
+                result=result,
+            )
+        finally:  # an exception must not lose figures that may have taken hours
+            failed |= bool(result.failed)
+            if result.images:
+                print(f'\n{title(one, result, len(images), args.limit)}\n{table(one, result)}', flush=True)
+                results[one.name] = as_data(one, result, len(images))
+                if args.json:
+                    atomic_write(absolute(args.json), as_json({**about, 'datasets': results}).encode())
+    return 1 if failed else 0
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raises UsageError on arguments that do not fit each other, or a file that cannot be written."""
+    if (args.input_dir is None) != (args.target_dir is None):
+        raise UsageError('found one of --input_dir and --target_dir; allowed: both or neither')
+    if args.input_dir and args.datasets:
+        raise UsageError('--datasets: found together with --input_dir; allowed: one of them')
+    if args.protocol and not args.input_dir:
+        raise UsageError(
+            '--protocol: found without --input_dir; allowed: with it, as each test set has its own'
+        )
+    given = [
+        '--no-tlc' if name == 'tlc' and args.tlc is False else f'--{name}'
+        for name in ('weights', 'tlc', 'precision', 'device', 'save_dir')
+        if getattr(args, name) is not None
+    ]
+    if args.restored_dir and given:
+        raise UsageError(
+            f'--restored_dir: found {", ".join(given)} beside it; allowed: without, as no image is restored'
+        )
+    if args.json:
+        try:
+            check_writable(absolute(args.json).parent)  # before hours of work
+        except OSError as error:
+            raise UsageError(f'--json: {args.json} cannot be written ({error.strerror})') from None
+        if args.json.is_dir():
+            raise UsageError(f'--json: found the folder {args.json}; allowed: a file')
+
+
+# --- what to measure on -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChosenSet:
+    """`restored`: folder of its restored images, None: a network restores them; `save`: folder for its results."""
+
+    of: TestSet
+    input: Path
+    target: Path
+    restored: Path | None = None
+    save: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def protocol(self) -> tuple[Figure, ...]:
+        return PROTOCOLS[self.of.protocol]
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        return {one.key: Metric(METRIC_REGISTRY.get(one.metric), one.settings) for one in self.protocol}
+
+
+def chosen_sets(args: argparse.Namespace, task: Task) -> tuple[list[ChosenSet], list[str]]:
+    """The sets with all their folders, and a sentence about each other set."""
+    missing = []
+    if args.input_dir:
+        pairs = TestSet('pairs', args.protocol or task.test_sets[0].protocol)
+        chosen = [ChosenSet(pairs, absolute(args.input_dir), absolute(args.target_dir))]
+    else:
+        chosen = []
+        asked = args.datasets or [one.name for one in task.test_sets]
+        by_name = {one.name: one for one in task.test_sets}
+        for name in dict.fromkeys(asked):
+            place = absolute(args.data_dir) / name
+            one = ChosenSet(by_name[name], place / 'input', place / 'target')
+            absent = [folder for folder in (place, one.input, one.target) if not folder.is_dir()]
+            if absent:
+                get = f'python {task.folder}/download_data.py --data {name}'
+                missing.append(f'{name}: skipped, as {absent[0]} does not exist; {get} downloads it')
+            else:
+                chosen.append(one)
+    if args.save_dir:
+        chosen = [replace(one, save=absolute(args.save_dir) / one.name) for one in chosen]
+    if args.restored_dir:
+        root = absolute(args.restored_dir)
+        alone = len(chosen) == 1 and not (root / chosen[0].name).is_dir()
+        chosen = [replace(one, restored=root if alone else root / one.name) for one in chosen]
+        missing += [
+            f'{one.name}: skipped, as {one.restored} does not exist'
+            for one in chosen
+            if not (one.restored and one.restored.is_dir())
+        ]
+        chosen = [one for one in chosen if one.restored and one.restored.is_dir()]
+    return chosen, missing
+
+
+def open_set(one: ChosenSet, limit: int | None) -> ImageSet:
+    """Raises DataError on images without a partner."""
+    pairs = Dataset_PairedImage(str(one.input), str(one.target))
+    save = one.save
+    if save is not None and any(save.exists() and save.samefile(each) for each in (one.input, one.target)):
+        raise DataError(f'--save_dir: found {save}, which holds images of the set; allowed: another folder')
+    return pairs if one.restored is None else RestoredPairs(pairs, one.restored, limit)
+
+
+class RestoredPairs:
+    """Pairs, and as 'restored' the image of the same name in another folder. Raises DataError unless the first `limit`
+    pairs have one, and every such image is of a pair."""
+
+    def __init__(self, pairs: Dataset_PairedImage, folder: Path, limit: int | None) -> None:
+        self.pairs, self.restored = pairs, Dataset_PairedImage(str(folder))
+        self.index = {name: index for index, name in enumerate(self.restored.names)}
+        problems = {
+            'missing': [name for name in pairs.names[:limit] if name not in self.index],
+            'without a partner of the same name': sorted(self.index.keys() - set(pairs.names)),
+        }
+        found = [
+            f'{len(names)} restored image{"s are" if len(names) > 1 else " is"} {what}: {listed(names)}'
+            for what, names in problems.items()
+            if names
+        ]
+        if found:
+            raise DataError(f'{folder}: {"; ".join(found)}')
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def files(self, index: int) -> str:
+        return self.pairs.files(index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = self.index[self.pairs.names[index]]
+        pair, restored = self.pairs[index], self.restored[number]['lq']
+        if restored.shape != pair['gt'].shape:
+            found, allowed = ('{2}x{1}'.format(*image.shape) for image in (restored, pair['gt']))
+            raise DataError(
+                f'{self.restored.files(number)}: found {found}; allowed: the size of its target, {allowed}'
+            )
+        return {**pair, 'restored': restored}
+
+
+def build_restorer(args: argparse.Namespace, task: Task) -> tuple[Restorer, str, bool | int]:
+    """The Restorer, its weights in words, and its TLC. Raises CheckpointError, DeviceError, RestoreError or
+    ValueError."""
+    path = args.weights
+    if path is None and args.input_dir:
+        path = default_weights(task.name)
+    elif path is None:
+        path = task.published_file
+        if not path.is_file():
+            raise CheckpointError(
+                f'{path}: found no published weights; allowed: these, which python {task.folder}/download_data.py '
+                f'--data weights gets, or others with --weights, as {task.shipped_file}'
+            )
+    weights = load_weights(path)
+    tlc = weights.with_tlc(args.tlc)
+    restorer = Restorer(
+        build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=tlc, fixed_strips=True
+    )
+    if restorer.channels != 3:
+        raise ValueError(f'{path}: found a network that takes {restorer.channels} channels; allowed: 3')
+    return restorer, f'{weights.path}' + (f' ({weights.key})' if weights.key else ''), tlc
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def title(one: ChosenSet, result: Evaluation, available: int, limit: int | None) -> str:
+    measured, count = len(result.images), min(available, limit or available)
+    if measured == available:
+        return f'{one.name}: {available:,} images'
+    apart = '; the published figures are of all' if one.of.published else ''
+    first = f'the first {count:,} of ' if count < available else ''
+    of = '' if measured == count else f'{measured:,} of '
+    return f'{one.name}: {of}{first}{available:,} images only{" (--limit)" if first else ""}{apart}'
+
+
+def table(one: ChosenSet, result: Evaluation) -> str:
+    """A line for each figure: of the degraded images, of the results, and as published."""
+    methods, means, not_so = one.of.published, result.means, not_holding(one, result)
+    rows = [['', 'blurred', 'result', *(f'{method}, published' for method in methods)]]
+    for figure in one.protocol:
+        if figure.key in not_so:
+            ours = [str(number) for number in not_so[figure.key].values()]
+        else:
+            ours = [f'{means[start + figure.key]:.4f}' for start in ('input_', '')]
+        theirs = [
+            f'{figures[figure.key]:.{figure.digits}f}' if figure.key in figures else '-'
+            for figures in methods.values()
+        ]
+        rows.append([figure.title, *ours, *theirs])
+    return '\n'.join(fixed_width(rows))
+
+
+def not_holding(one: ChosenSet, result: Evaluation) -> dict[str, dict[str, int]]:
+    """For each metric that tells whether something holds, for how many images it does not."""
+    return {
+        figure.key: {
+            kind: sum(image[start + figure.key] is False for image in result.images)
+            for kind, start in (('blurred', 'input_'), ('result', ''))
+        }
+        for figure in one.protocol
+        if isinstance(result.images[0][figure.key], bool)
+    }
+
+
+def as_data(one: ChosenSet, result: Evaluation, available: int) -> dict[str, object]:
+    """What JSON says of a set."""
+    return {
+        'protocol': one.of.protocol,
+        'input_dir': str(one.input),
+        'target_dir': str(one.target),
+        'images_there': available,
+        'published': one.of.published,
+        'mean': result.means,
+        **{f'not_{key}': counts for key, counts in not_holding(one, result).items()},
+        **({'not_measured': result.failed} if result.failed else {}),
+        'images': result.images,
+    }
