@@ -13,7 +13,7 @@ from basicsr.data.sources import FolderSource
 from basicsr.images.decode import decode
 from basicsr.images.writer import write_png
 from basicsr.utils.errors import DataError, InUseError
-from basicsr.utils.files import held, remove_leftovers
+from basicsr.utils.files import lock_file, remove_leftovers
 from basicsr.utils.parallel import in_parallel
 from basicsr.utils.text import listed
 
@@ -34,7 +34,7 @@ def write_crops(
     try:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
-        with held(place / '.cutting.lock'):
+        with lock_file(place / '.cutting.lock'):
             try:
                 done = in_parallel(Cutter(pairs, crops_of, folders), workers, title, lambda crops: crops)
             finally:

@@ -25,7 +25,7 @@ from basicsr.data.sources import FolderSource
 from basicsr.utils.archive import unpack_folders
 from basicsr.utils.cli import report
 from basicsr.utils.errors import DataError, DownloadError, InUseError, UsageError, UserError, WrongArchiveError
-from basicsr.utils.files import ROOT, absolute, check_room, held, made_folder, scratch_folder, sync_folder
+from basicsr.utils.files import ROOT, absolute, check_room, lock_file, made_folder, scratch_folder, sync_folder
 from basicsr.utils.remote import Archive, DataSet, RemoteFile
 from basicsr.utils.text import listed
 
@@ -201,7 +201,7 @@ class Download(NamedTuple):
         if not missing:
             return
         try:
-            with made_folder(self.datasets), held(self.datasets / f'.{self.archive.name}.lock'):
+            with made_folder(self.datasets), lock_file(self.datasets / f'.{self.archive.name}.lock'):
                 missing = [
                     one for one in missing if not self.is_complete(one)
                 ]  # another process may have been first

@@ -499,12 +499,12 @@ def test_processes_share_the_work_and_return_the_same_result(tmp_path, world_siz
 
 def test_results_are_in_the_order_of_the_set():
     class Backwards:
-        rank, world_size, is_main = 0, 1, True
+        index, world_size, is_main = 0, 1, True
 
         def gather(self, mine):
             figures, failures = mine
             keys = list(figures)
             return [({key: figures.pop(key) for key in part}, failures) for part in (keys[1::2], keys[::2])]
 
-    result = evaluate(darker, Pairs(images(5)), {}, process=Backwards())
+    result = evaluate(darker, Pairs(images(5)), {}, rank=Backwards())
     assert [image['name'] for image in result.images] == [f'image {index}' for index in range(5)]
