@@ -26,7 +26,7 @@ import argparse
 
 from torch import nn
 
-from basicsr.archs.pretrained import load_pretrained
+from basicsr.archs.from_weights import load_pretrained
 from basicsr.data.loader import validation_sets
 from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate
 from basicsr.evaluation.report import as_table, write_figures
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     folder = ROOT / 'results' / options.name
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
     net: nn.Module = ARCH_REGISTRY.build(options.network_g)
-    load_pretrained(net, options.path)
+    load_pretrained(net, options.path.pretrain_network_g, options.path.strict_load_g)
     restorer = build_restorer(net, device, options.val)
     metrics = build_metrics(options.val.metrics)
     sets = validation_sets(options)

@@ -3,80 +3,80 @@
     python scripts/export_onnx.py                                    # → motion_deblurring_compact.onnx, here
     python scripts/export_onnx.py --weights net_g_300000.pth --output deblur.onnx
 
-Needs `pip install onnx`; if onnxruntime is installed, too, the model is run once before it is written.
+Needs `pip install onnx`. If onnxruntime is installed too, the model is checked against PyTorch before it is written.
 
-The model takes `image`, float32 (batch, channels, height, width), RGB in [0, 1], of any batch and size: padding
-and cropping are in it. It gives `restored`, of the same size, not clamped. Its metadata say so, and hold the
-network's options. It is the network without TLC, which demo.py uses with weights that were
-validated with it, as those of this repository were.
+The model takes `image`, float32 (batch, channels, height, width), RGB in [0, 1], of any batch and size; it includes
+padding and cropping. It returns `restored`, of the same size, not clamped. Its metadata state this and the network's
+options. It is the network without TLC, which demo.py uses with weights that were validated with it, such as those of
+this repository.
 
-Exit status: 0 if the file was written, 1 if it would not give what PyTorch gives, 2 on a wrong argument, 130 after
-Ctrl-C, 143 after SIGTERM; an older file is replaced by a whole one or stays.
+Exit status: 0 if the file was written, 1 if the model differs from PyTorch or the file cannot be written, 2 on wrong
+arguments, 130 after Ctrl-C, 143 after SIGTERM. An existing file is replaced once the new one is complete.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == '__main__':
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, installed or not
+    from basicsr.utils.cli import run
+
+    sys.exit(run('scripts.export_onnx'))
+
 import argparse
 import io
 import json
-import sys
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-# Run as a script, Python looks for modules in scripts/, and the package may not be installed.
-if __name__ == '__main__':
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+import torch
+from torch import Tensor, nn
 
-from basicsr.utils.console import print_any_name
-from basicsr.utils.files import expanded
-from basicsr.utils.signals import ending_cleanly
+from basicsr.archs.from_weights import build_network, network_options
+from basicsr.tasks import default_weights
+from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.cli import usage_errors
+from basicsr.utils.errors import UsageError, UserError
+from basicsr.utils.files import atomic_write, expanded
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+try:
+    import onnx
+except ImportError:
+    onnx = None
+try:
+    import onnxruntime
+except ImportError:
+    onnxruntime = None
 
-OPSET = 17  # the first with layer normalisation; runtimes since the end of 2022 have it
-TRACED = (2, 19, 29)  # batch, height, width; nothing of it stays in the model
-CHECKED = (1, 45, 70)  # other numbers, so that it shows if something did
-TOLERANCE = 1e-3  # a quarter of a step of 8 bits: rounding is far below, a wrong model far above
+OPSET = 17  # the first with layer normalisation; runtimes since the end of 2022 support it
+TRACED = (2, 19, 29)  # batch, height, width: the model does not depend on them
+CHECKED = (1, 45, 70)  # other numbers, to show that it does not
+TOLERANCE = 1e-3  # a quarter of an 8-bit level: rounding errors are far below, a wrong model far above
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description='Export a network to ONNX, for images of any size.')
-    parser.add_argument(
-        '--weights', type=expanded, metavar='FILE', help='a checkpoint; default: that of demo.py for motion deblurring'
-    )  # fmt: skip
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description='Export a network to ONNX, for images of any size.')
+    p.add_argument(
+        '--weights',
+        type=expanded,
+        metavar='FILE',
+        help="a checkpoint; default: demo.py's for motion deblurring",
+    )
+    p.add_argument(
         '--output', type=expanded, metavar='FILE',
-        help='the ONNX file, replaced if it is there; default: <name of the weights>.onnx in the working directory',
+        help='the ONNX file, replaced if it exists; default: <name of the weights>.onnx in the working directory',
     )  # fmt: skip
-    args = parser.parse_args(argv)
-    print_any_name()
-    try:
-        with ending_cleanly():
-            export(args, parser)
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return p
 
 
-def export(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    # Imports are here, not above: --help answers at once, and Ctrl-C is quiet while these seconds pass too.
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        parser.error(f'the package onnx is needed and cannot be imported ({error}); pip install onnx')
-    from basicsr.archs.from_weights import build_network, network_options
-    from basicsr.tasks import default_weights
-    from basicsr.utils.checkpoint import load_weights
-    from basicsr.utils.files import atomic_write
-
-    try:
+def main(args: argparse.Namespace) -> None:
+    if onnx is None:
+        raise UsageError('the package onnx is required; pip install onnx')
+    with usage_errors():
         weights = load_weights(args.weights or default_weights('motion_deblurring'))
-        net = any_size(build_network(weights))
-    except ValueError as error:
-        parser.error(str(error))
+        net = AnySize(build_network(weights)).eval()
     output = args.output or Path(f'{weights.path.stem}.onnx')
     channels = next(parameter.shape[1] for parameter in net.parameters() if parameter.ndim == 4)
     kind = {1: 'grey', 3: 'RGB', 6: 'RGB of the left and the right view'}.get(channels, 'values')
@@ -89,66 +89,65 @@ def export(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
     def write(file: BinaryIO) -> None:
         if output.is_dir() or (output.exists() and output.samefile(weights.path)):
-            parser.error(f'--output {output} is a folder, or the weights themselves; allowed: another file')
+            raise UsageError(
+                f'--output: {output} is a folder, or the weights themselves; allowed: another file'
+            )
         model = to_onnx(net, channels, metadata)
         difference = compare(model, net, channels)
         if difference is None:
             print('not checked: onnxruntime cannot be imported; pip install onnxruntime')
         elif difference <= TOLERANCE:
             print(f'checked: onnxruntime and PyTorch differ by at most {difference:.1e}')
-        else:  # nan, too
-            said = f'onnxruntime and PyTorch differ by {difference:.1e}; allowed: {TOLERANCE:g}'
-            parser.exit(1, f'{parser.prog}: error: {output} is not written: {said}\n')
+        else:  # including NaN
+            raise UserError(
+                f'{output} is not written: onnxruntime and PyTorch differ by {difference:.1e}; '
+                f'allowed: {TOLERANCE:g}'
+            )
         file.write(model)
 
     try:
-        atomic_write(output, write)  # opens the file first: without the right to write, no work is done
+        atomic_write(output, write)  # opens the file first: fails before the work if it cannot be written
     except OSError as error:
-        parser.error(f'--output {output} cannot be written: {error.strerror or error}')
+        raise UsageError(f'--output: {output} cannot be written: {error.strerror or error}') from None
     print(f'{output}: {output.stat().st_size / 1e6:.1f} MB', *metadata.values(), sep='\n')
     if weights.tlc:
-        print('without TLC, which demo.py uses with these weights: on large images its results are better')
+        print(
+            'without TLC, which demo.py uses with these weights and which gives better results on large images'
+        )
 
 
-def any_size(net: nn.Module) -> nn.Module:
-    """`net` for images (B, C, H, W) of any H and W, padded and cropped as by `restore_tensor`.
+class AnySize(nn.Module):
+    """Pads images (B, C, H, W) of any H and W as `restore_tensor` does, applies the network, and crops the result.
 
-    Python never decides by a size, as its decision for the traced image would stay in the model: where in the
-    image each row and column of the padded one comes from is arithmetic on tensors.
+    Padding is computed by tensors: a decision in Python would be fixed to the traced size.
     """
-    import torch
 
-    def places(size: int) -> Tensor:
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        H, W = x_BCHW.shape[-2:]
+        return self.net(x_BCHW.index_select(2, self.sources(H)).index_select(3, self.sources(W)))[..., :H, :W]
+
+    def sources(self, size: int) -> Tensor:
+        """Returns the index that each row (column) of the padded image is copied from."""
         last = size - 1
-        place = torch.arange(size + -size % getattr(net, 'multiple', 8))
-        reflected = last - (last - place).abs()
-        # A side of n has n - 1 pixels to reflect; where that is too few, the last one is repeated.
-        return torch.where(reflected[-1] >= 0, reflected, place.clamp(max=last))
-
-    class AnySize(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x_BCHW: Tensor) -> Tensor:
-            H, W = x_BCHW.shape[-2:]
-            return self.net(x_BCHW.index_select(2, places(H)).index_select(3, places(W)))[..., :H, :W]
-
-    return AnySize().eval()
+        index = torch.arange(size + -size % getattr(self.net, 'multiple', 8))
+        reflected = last - (last - index).abs()
+        # A side of n has n − 1 pixels to reflect. If that is too few, repeat the last one.
+        return torch.where(reflected[-1] >= 0, reflected, index.clamp(max=last))
 
 
 def to_onnx(net: nn.Module, channels: int, metadata: dict[str, str]) -> bytes:
-    """The content of the file, for a network that takes any size."""
-    import onnx
-    import torch
-
+    """Returns the ONNX file of a network that takes any size."""
     batch, height, width = TRACED
     dynamic = {0: 'batch', 2: 'height', 3: 'width'}
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # That the exporter is the older one: the newer cannot do this in PyTorch 2.4, and needs more packages.
+        # The exporter is the older one: the newer cannot do this in PyTorch 2.4, and needs more packages.
         warnings.simplefilter('ignore', DeprecationWarning)
-        # That the traced size may matter: AnySize and `compare` see to that.
+        # The traced size could matter: AnySize and `compare` prevent that.
         warnings.simplefilter('ignore', torch.jit.TracerWarning)
         torch.onnx.export(
             net, (torch.rand(batch, channels, height, width),), file, opset_version=OPSET, dynamo=False,
@@ -160,21 +159,12 @@ def to_onnx(net: nn.Module, channels: int, metadata: dict[str, str]) -> bytes:
 
 
 def compare(model: bytes, net: nn.Module, channels: int) -> float | None:
-    """Largest difference to the network's result for a random image; None without onnxruntime."""
-    try:
-        import onnxruntime
-    except ImportError:
+    """Returns the largest difference from PyTorch on a random image, or None without onnxruntime."""
+    if onnxruntime is None:
         return None
-    import torch
-
-    batch, height, width = CHECKED
-    image = torch.rand(batch, channels, height, width)
+    image = torch.rand(CHECKED[0], channels, *CHECKED[1:])
     with torch.inference_mode():
         expected = net(image).numpy()
     session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
     (restored,) = session.run(None, {'image': image.numpy()})
     return float(abs(restored - expected).max())
-
-
-if __name__ == '__main__':
-    sys.exit(main())

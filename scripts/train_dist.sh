@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of one node, or of several.
+# Train on the GPUs of one or more nodes.
 #
 #   scripts/train_dist.sh GPUS OPTION_FILE [more arguments of basicsr/train.py]
 #   scripts/train_dist.sh 8 options/Deblurring_Restormer.yml --auto_resume
 #
-# On two nodes, on each of them, with its number in NODE_RANK:
+# On two nodes, run it on each, with the number of the node in NODE_RANK:
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first.host scripts/train_dist.sh 8 options/Deblurring_Restormer.yml
 #
-# PYTHON is the interpreter (default: python). One process that dies ends all.
+# PYTHON is the interpreter (default: python). If one process dies, all are stopped.
 set -euo pipefail
 
 if (($# < 2)) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -21,7 +21,7 @@ train=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/basicsr/train.py
 if [[ ${NNODES:-1} == 1 ]]; then
     nodes=(--standalone)
 else
-    : "${NODE_RANK:?is needed where NNODES is more than 1}" "${MASTER_ADDR:?is needed where NNODES is more than 1}"
+    : "${NODE_RANK:?is required if NNODES is more than 1}" "${MASTER_ADDR:?is required if NNODES is more than 1}"
     nodes=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-29500}")
 fi
 exec "${PYTHON:-python}" -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$gpus" \

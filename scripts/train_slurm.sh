@@ -5,14 +5,13 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --requeue
-# Trains under Slurm, one task for each GPU, from the root of the repository; sbatch's own flags change what stands
-# above:
+# Train under Slurm, one task per GPU, from the root of the repository. Flags of sbatch override the settings above:
 #
 #   sbatch scripts/train_slurm.sh OPTION_FILE [more arguments of basicsr/train.py]
 #   sbatch --nodes=2 --partition=gpu scripts/train_slurm.sh options/Deblurring_Restormer.yml
 #
-# A job that Slurm stops and starts again goes on where its newest state was saved. PYTHON is the interpreter
-# (default: python). One task that dies ends all.
+# A job that Slurm requeues resumes from its newest training state. PYTHON is the interpreter (default: python). If one
+# task dies, all are stopped.
 set -euo pipefail
 
 if (($# < 1)); then
@@ -21,12 +20,12 @@ if (($# < 1)); then
 fi
 options=$1
 shift
-again=()
+resume=()
 if ((${SLURM_RESTART_COUNT:-0})); then
-    again=(--auto_resume)
+    resume=(--auto_resume)
 fi
-# srun does not take this over from sbatch since Slurm 22.05.
+# Since Slurm 22.05, srun does not inherit this from sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-8}
-# Slurm runs a copy of this script: the repository is where sbatch was called.
+# Slurm runs a copy of this script, so find the repository by the folder that sbatch was called in.
 exec srun --kill-on-bad-exit=1 "${PYTHON:-python}" "${SLURM_SUBMIT_DIR:-.}/basicsr/train.py" \
-    -opt "$options" --launcher slurm ${again[@]+"${again[@]}"} "$@"
+    -opt "$options" --launcher slurm ${resume[@]+"${resume[@]}"} "$@"

@@ -1,22 +1,42 @@
-"""From a checkpoint to the network that it describes."""
+"""From a checkpoint to the network that it describes, or into a network."""
 
 from __future__ import annotations
 
 import math
+import os
 from fractions import Fraction
 from typing import Any
 
 from torch import Tensor, nn
 
-from basicsr.utils.checkpoint import Weights, apply_weights
+from basicsr.utils.checkpoint import Weights, apply_weights, load_weights
 from basicsr.utils.errors import CheckpointError
+from basicsr.utils.files import resolve
+from basicsr.utils.logger import get_logger
 from basicsr.utils.registry import ARCH_REGISTRY
 
 PUBLISHED_EXPANSION = 2.66
 
 
+def load_pretrained(net: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> None:
+    """Copy the weights of a file into a network, and log which of the file's weights they are.
+
+    Args:
+        path: relative to the repository root, or absolute.
+        strict: raise on any difference in names and shapes; else log each one and copy the rest.
+
+    Raises CheckpointError.
+    """
+    weights = load_weights(resolve(path))
+    differences = apply_weights(net, weights, strict)
+    logger = get_logger()
+    logger.info('Weights: %s of %s', weights.key or 'the tensors', weights.path)
+    for difference in differences:
+        logger.warning('Left out: %s', difference)
+
+
 def network_options(weights: Weights) -> dict[str, Any]:
-    """The file's own `network_g`; without it, those of the Restormer that has these tensors.
+    """The file's `network_g`; without one, the options of the Restormer that has these tensors.
 
     Raises CheckpointError if they are not a Restormer's.
     """
@@ -25,14 +45,14 @@ def network_options(weights: Weights) -> dict[str, Any]:
     options = _restormer_options(weights.params)
     if options is None:
         raise CheckpointError(
-            f'{weights.path}: the tensors are not those of a Restormer, and the file does not say of which '
-            'network they are (it has no network_g)'
+            f'{weights.path}: the tensors are not those of a Restormer, and the file does not name their network '
+            '(it has no network_g)'
         )
     return options
 
 
 def _restormer_options(params: dict[str, Tensor]) -> dict[str, Any] | None:
-    """Read off names and shapes; values are not looked at. None if the tensors are not a Restormer's."""
+    """Inferred from names and shapes alone. None if the tensors are not a Restormer's."""
     embed, output = params.get('patch_embed.proj.weight'), params.get('output.weight')
     if embed is None or output is None or embed.ndim != 4 or output.ndim != 4:
         return None
@@ -42,7 +62,9 @@ def _restormer_options(params: dict[str, Tensor]) -> dict[str, Any] | None:
 
     def heads(*levels: str) -> int:
         temperatures = (params.get(f'{level}.0.attn.temperature') for level in levels)
-        return next((len(t) for t in temperatures if t is not None and t.ndim), 1)  # without blocks, any fits
+        return next(
+            (len(t) for t in temperatures if t is not None and t.ndim), 1
+        )  # without blocks, any number fits
 
     hidden = {
         (w.shape[1], w.shape[0] // 2)
@@ -78,8 +100,8 @@ def _restormer_options(params: dict[str, Tensor]) -> dict[str, Any] | None:
 
 
 def _expansion_factor(widths: set[tuple[int, int]]) -> float | None:
-    """A factor with int(channels · factor) = hidden for every (channels, hidden): the published one if it will
-    do, else the shortest decimal, else None. A pair allows hidden/channels ≤ factor < (hidden + 1)/channels."""
+    """A factor with int(channels · factor) = hidden for every (channels, hidden): the published one if it fits, else
+    the shortest decimal, else None. A pair allows hidden/channels ≤ factor < (hidden + 1)/channels."""
 
     def fits(factor: float) -> bool:
         return all(int(channels * factor) == hidden for channels, hidden in widths)
@@ -92,7 +114,7 @@ def _expansion_factor(widths: set[tuple[int, int]]) -> float | None:
 
 
 def build_network(weights: Weights) -> nn.Module:
-    """The network of the file, with its weights, on the CPU, in eval mode.
+    """The network that a file describes, with its weights, on the CPU, in eval mode.
 
     Raises CheckpointError if the options do not describe a network, or the weights do not fit it.
     """

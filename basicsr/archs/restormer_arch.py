@@ -1,35 +1,36 @@
 """Restormer: Efficient Transformer for High-Resolution Image Restoration (Zamir et al., CVPR 2022,
 arXiv 2111.09881), written from the paper.
 
-Shapes are part of the names where that helps: B batch, C channels, H × W pixels, N = H·W,
-h attention heads, c = C / h channels of a head.
+The modules follow the paper; `basicsr.ops` computes their parts in the fastest way for the device. The same network,
+equation by equation and without any of that, is `basicsr/archs/restormer_reference.py`.
+
+Names carry shapes where that helps: B images, C channels, H × W pixels, h attention heads, c = C / h channels a head.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from basicsr.ops import (
-    channel_products,
+    AttentionStatistics,
+    attend_and_project,
+    attention_statistics,
+    channel_slice,
     depthwise,
-    gated_depthwise,
     layer_norm,
     like_layout,
-    no_autocast,
-    padded_halves,
-    padded_inputs,
+    padded_feed_forward,
     pointwise,
     records_gradients,
     uses_triton,
 )
 from basicsr.utils.registry import ARCH_REGISTRY
-
-NORM_EPS = 1e-12  # of the L2 normalisation of queries and keys
 
 LayerNormType = Literal['WithBias', 'BiasFree']
 
@@ -47,15 +48,17 @@ class WithBias_LayerNorm(nn.Module):
 
 
 class BiasFree_LayerNorm(nn.Module):
-    """Division by the standard deviation over the last axis. The mean is not subtracted, only the
-    variance is taken around it: this is not an RMS norm."""
+    """Division by the standard deviation over the last axis. The mean is not subtracted, only the variance is taken
+    around it: this is not an RMS norm."""
+
+    bias = None
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, None)
+        return layer_norm(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -66,27 +69,20 @@ class LayerNorm(nn.Module):
         self.body = BiasFree_LayerNorm(dim) if LayerNorm_type == 'BiasFree' else WithBias_LayerNorm(dim)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.body(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class AttentionStatistics(NamedTuple):
-    """All that the attention matrix needs to know of a region. Each is a sum over the region's pixels, so
-    the statistics of a union of disjoint regions are the sum of theirs. Never below single precision."""
-
-    gram_Bhcc: Tensor  # q kᵀ
-    q_square_Bhc: Tensor  # ‖q‖² of every channel
-    k_square_Bhc: Tensor
-
-    def __add__(self, other: AttentionStatistics) -> AttentionStatistics:  # type: ignore[override]
-        return AttentionStatistics(*(a + b for a, b in zip(self, other, strict=True)))
+        return rearrange(self.body(rearrange(x_BCHW, 'b c h w -> b h w c')), 'b h w c -> b c h w')
 
 
 class MDTA(nn.Module):
     """Multi-Dconv head transposed attention (paper §3.1): attention between channels, over all pixels.
 
-    Written as *statistics of a region → attention matrix → apply to a region*, with
-    `normalize(q)·normalize(k)ᵀ = q kᵀ / (‖q‖ ‖k‖ᵀ)` and `project_out(A·v) = (W_out · A)·v`, so that a
-    region may be the image or one of its parts, and no normalised copy of q or k is made.
+    With q, k and v of one head as c × N matrices, for N pixels:
+
+        q, k, v = qkv_dwconv(qkv(x))
+        A = softmax(normalize(q) · normalize(k)ᵀ · temperature)    (c × c; rows sum to 1)
+        out = project_out(A · v)
+
+    q and k enter A only through sums over pixels (`AttentionStatistics`). Restormer sums over the image, the strip
+    engine over its strips, and TLC over local windows; all three continue with `attention`.
     """
 
     def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
@@ -97,63 +93,31 @@ class MDTA(nn.Module):
         self.qkv_dwconv = nn.Conv2d(dim * 3, dim * 3, 3, padding=1, groups=dim * 3, bias=bias)
         self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
 
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        qk_BKHW, v_BCHW = self.query_key_value(x_BCHW)
+        statistics = attention_statistics(qk_BKHW, self.num_heads)
+        attn_Bhcc = self.attention(statistics)
+        return attend_and_project(attn_Bhcc, v_BCHW, self.project_out)
+
     def query_key_value(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries with keys, (B, 2C, H, W), and values, (B, C, H, W). Two convolutions
-        instead of one split, so that backward need not concatenate their gradients."""
+        """Queries with keys, (B, 2C, H, W), and values, (B, C, H, W). Two convolutions instead of one split, so
+        backward need not concatenate their gradients."""
         C = x_BCHW.shape[1]
-
-        def part(channels: slice) -> Tensor:
-            point, depth = (
-                (layer.weight[channels], None if layer.bias is None else layer.bias[channels])
-                for layer in (self.qkv, self.qkv_dwconv)
-            )
-            return depthwise(pointwise(x_BCHW, *point), *depth)
-
-        return part(slice(0, 2 * C)), part(slice(2 * C, 3 * C))
-
-    def statistics(self, qk_BCHW: Tensor) -> AttentionStatistics:
-        """Of a region of any shape. A sum over millions of pixels overflows half precision, and loses
-        digits in bfloat16, so these leave autocast."""
-        with no_autocast(qk_BCHW.device):
-            gram_Bhcc, square_BC = channel_products(qk_BCHW, self.num_heads)
-            q_square_Bhc, k_square_Bhc = square_BC.unflatten(1, (2, self.num_heads, -1)).unbind(1)
-            return AttentionStatistics(gram_Bhcc, q_square_Bhc, k_square_Bhc)
+        qk_BKHW, v_BCHW = (
+            depthwise(pointwise(x_BCHW, *channel_slice(self.qkv, part)), *channel_slice(self.qkv_dwconv, part))
+            for part in (slice(2 * C), slice(2 * C, 3 * C))
+        )
+        return qk_BKHW, v_BCHW
 
     def attention(self, statistics: AttentionStatistics) -> Tensor:
-        """Attention matrices (B, h, c, c); every row sums to 1."""
-        with no_autocast(statistics.gram_Bhcc.device):
-            # The clamp stands before the root: the root's own slope at zero is infinite, and times the
-            # clamp's zero it would turn the gradient of a black crop into NaN.
-            q_norm, k_norm = (
-                square.clamp_min(NORM_EPS**2).sqrt()
-                for square in (statistics.q_square_Bhc, statistics.k_square_Bhc)
-            )
-            cosine = statistics.gram_Bhcc / q_norm.unsqueeze(-1) / k_norm.unsqueeze(-2)
-            return (cosine * self.temperature).softmax(dim=-1)
-
-    def output_matrix(self, attn_Bhcc: Tensor) -> Tensor:
-        """`project_out · blockdiag(attention)`: one (C, C) matrix for each image, (B, C, C)."""
-        with no_autocast(attn_Bhcc.device):
-            B, h, c, _ = attn_Bhcc.shape
-            weight_ohc = self.project_out.weight.view(-1, h, c)
-            return torch.einsum('ohc,bhcd->bohd', weight_ohc.to(attn_Bhcc.dtype), attn_Bhcc).reshape(
-                B, -1, h * c
-            )
-
-    def apply_attention(self, matrix_BCC: Tensor, v_BCHW: Tensor) -> Tensor:
-        v_BNC = v_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
-        out_BNC = v_BNC @ matrix_BCC.to(v_BNC.dtype).transpose(-2, -1)
-        if self.project_out.bias is not None:
-            out_BNC = out_BNC + self.project_out.bias.to(out_BNC.dtype)
-        return out_BNC.unflatten(1, v_BCHW.shape[2:]).permute(0, 3, 1, 2)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        qk, v = self.query_key_value(x_BCHW)
-        return self.apply_attention(self.output_matrix(self.attention(self.statistics(qk))), v)
+        """The attention matrices of a region, (B, h, c, c)."""
+        cosine_Bhcc = statistics.cosine_similarity()  # normalize(q) · normalize(k)ᵀ
+        return (cosine_Bhcc * self.temperature).softmax(dim=-1)
 
 
 class GDFN(nn.Module):
-    """Gated-Dconv feed-forward network (paper §3.2)."""
+    """Gated-Dconv feed-forward network (paper §3.2): two 1×1 and 3×3 depthwise convolutions; GELU of the one result
+    gates the other."""
 
     def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool) -> None:
         super().__init__()
@@ -163,14 +127,10 @@ class GDFN(nn.Module):
         self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if not (records_gradients() or uses_triton(x_BCHW)):
-            hidden_BKHW = self.dwconv(self.project_in(x_BCHW))
-            gate, value = hidden_BKHW.chunk(2, dim=1)
-            return self.project_out(F.gelu(gate) * value)
-        # The gradients of an odd number of channels take several times as long: append some that are 0.
-        hidden_BKHW = pointwise(x_BCHW, *padded_halves(self.project_in))
-        gated_BKHW = gated_depthwise(hidden_BKHW, *padded_halves(self.dwconv))
-        return pointwise(gated_BKHW, padded_inputs(self.project_out), self.project_out.bias)
+        if records_gradients() or uses_triton(x_BCHW):  # the same, faster
+            return padded_feed_forward(x_BCHW, self.project_in, self.dwconv, self.project_out)
+        gate, value = self.dwconv(self.project_in(x_BCHW)).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
 
 
 class TransformerBlock(nn.Module):
@@ -206,9 +166,8 @@ class Downsample(nn.Module):
 
     def __init__(self, n_feat: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(n_feat, n_feat // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)
-        )
+        convolution = nn.Conv2d(n_feat, n_feat // 2, 3, padding=1, bias=False)
+        self.body = nn.Sequential(convolution, nn.PixelUnshuffle(2))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return like_layout(self.body(x_BCHW), x_BCHW)
@@ -219,7 +178,8 @@ class Upsample(nn.Module):
 
     def __init__(self, n_feat: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(n_feat, n_feat * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
+        convolution = nn.Conv2d(n_feat, n_feat * 2, 3, padding=1, bias=False)
+        self.body = nn.Sequential(convolution, nn.PixelShuffle(2))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return like_layout(self.body(x_BCHW), x_BCHW)
@@ -233,14 +193,14 @@ class Restormer(nn.Module):
         inp_channels: channels of the input image (6 for dual-pixel defocus deblurring: left and right view).
         out_channels: channels of the output image.
         dim: channels at full resolution; level l has dim·2^l. Must be even.
-        num_blocks: transformer blocks at the four levels (the last is the latent one); encoder and decoder alike.
+        num_blocks: transformer blocks at the four levels, encoder and decoder alike; the last level is the latent one.
         num_refinement_blocks: blocks at full resolution after the decoder.
         heads: attention heads at the four levels; each divides its level's channels.
         ffn_expansion_factor: hidden channels of the GDFN, relative to its input.
-        bias: biases in the convolutions of the blocks, of the skips' reductions and of the output.
+        bias: biases in the convolutions of the blocks, in the reductions after skip connections, and in the output.
         LayerNorm_type: 'WithBias' or 'BiasFree'.
-        dual_pixel_task: no residual from the image (its channels differ); the first features are added
-            before the output convolution instead.
+        dual_pixel_task: add the first features before the output convolution, instead of the image (which has other
+            channels) after it.
 
     Input (B, inp_channels, H, W), values in [0, 1], H and W multiples of 8; output (B, out_channels, H, W),
     not clamped. Raises ValueError on arguments or sizes that do not fit.
@@ -249,8 +209,8 @@ class Restormer(nn.Module):
     multiple = 8  # H and W are halved three times
 
     checkpointing = False
-    """Training keeps the input of every block alone, and computes the rest again for the gradients (Chen et al.,
-    arXiv 1604.06174): a fraction of the memory, for one more forward pass. May be switched between steps."""
+    """Activation checkpointing (Chen et al., arXiv 1604.06174): store each block's input, recompute the rest in
+    backward. A fraction of the memory for one more forward pass. May change between steps."""
 
     def __init__(
         self,
@@ -266,24 +226,29 @@ class Restormer(nn.Module):
         dual_pixel_task: bool = False,
     ) -> None:
         super().__init__()
-        self._check(
-            inp_channels,
-            out_channels,
-            dim,
-            num_blocks,
-            num_refinement_blocks,
-            heads,
-            LayerNorm_type,
-            dual_pixel_task,
-        )
+        if num_refinement_blocks < 0:
+            raise ValueError(f'num_refinement_blocks: found {num_refinement_blocks}; allowed: 0 or more')
+        if dim < 2 or dim % 2:
+            raise ValueError(f'dim: found {dim}; allowed: an even number of channels')
+        for name, values, lowest in (('num_blocks', num_blocks, 0), ('heads', heads, 1)):
+            if len(values) != 4 or min(values) < lowest:
+                raise ValueError(f'{name}: found {list(values)}; allowed: four numbers, one for each level')
+        for index, num_heads in enumerate(heads):
+            if (dim << index) % num_heads:
+                raise ValueError(
+                    f'heads: found {num_heads} at level {index + 1}; allowed: a divisor of its {dim << index} channels'
+                )
+        if LayerNorm_type not in ('WithBias', 'BiasFree'):
+            raise ValueError(f"LayerNorm_type: found {LayerNorm_type!r}; allowed: 'WithBias', 'BiasFree'")
+        if not dual_pixel_task and inp_channels != out_channels:
+            raise ValueError(
+                f'out_channels: found {out_channels} for {inp_channels} input channels; allowed: the same number, '
+                'as the input is added to the output (unless dual_pixel_task)'
+            )
 
         def level(channels: int, num_heads: int, count: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    TransformerBlock(channels, num_heads, ffn_expansion_factor, bias, LayerNorm_type)
-                    for _ in range(count)
-                )
-            )
+            arguments = (channels, num_heads, ffn_expansion_factor, bias, LayerNorm_type)
+            return nn.Sequential(*(TransformerBlock(*arguments) for _ in range(count)))
 
         self.patch_embed = OverlapPatchEmbed(inp_channels, dim)
         self.encoder_level1 = level(dim, heads[0], num_blocks[0])
@@ -310,37 +275,6 @@ class Restormer(nn.Module):
             self.skip_conv = nn.Conv2d(dim, dim * 2, 1, bias=bias)
         self.output = nn.Conv2d(dim * 2, out_channels, 3, padding=1, bias=bias)
 
-    @staticmethod
-    def _check(
-        inp_channels: int,
-        out_channels: int,
-        dim: int,
-        num_blocks: list[int],
-        num_refinement_blocks: int,
-        heads: list[int],
-        LayerNorm_type: str,
-        dual_pixel_task: bool,
-    ) -> None:
-        if num_refinement_blocks < 0:
-            raise ValueError(f'num_refinement_blocks: found {num_refinement_blocks}; allowed: 0 or more')
-        if dim < 2 or dim % 2:
-            raise ValueError(f'dim: found {dim}; allowed: an even number of channels')
-        for name, values in (('num_blocks', num_blocks), ('heads', heads)):
-            if len(values) != 4 or min(values) < (0 if name == 'num_blocks' else 1):
-                raise ValueError(f'{name}: found {list(values)}; allowed: four numbers, one for each level')
-        for index, num_heads in enumerate(heads):
-            if (dim << index) % num_heads:
-                raise ValueError(
-                    f'heads: found {num_heads} at level {index + 1}; allowed: a divisor of its {dim << index} channels'
-                )
-        if LayerNorm_type not in ('WithBias', 'BiasFree'):
-            raise ValueError(f"LayerNorm_type: found {LayerNorm_type!r}; allowed: 'WithBias', 'BiasFree'")
-        if not dual_pixel_task and inp_channels != out_channels:
-            raise ValueError(
-                f'out_channels: found {out_channels} for {inp_channels} input channels; allowed: the same number, '
-                'as the input is added to the output (unless dual_pixel_task)'
-            )
-
     def forward(self, inp_img: Tensor) -> Tensor:
         if inp_img.shape[-2] % self.multiple or inp_img.shape[-1] % self.multiple:
             raise ValueError(
@@ -351,26 +285,27 @@ class Restormer(nn.Module):
         level1 = self._run(self.encoder_level1, embedded)
         level2 = self._run(self.encoder_level2, self.down1_2(level1))
         level3 = self._run(self.encoder_level3, self.down2_3(level2))
-        latent = self._run(self.latent, self.down3_4(level3))
+        x = self._run(self.latent, self.down3_4(level3))
 
-        x = self._reduced(self.reduce_chan_level3, self.up4_3(latent), level3)
+        x = self._reduce(self.reduce_chan_level3, self.up4_3(x), level3)
         x = self._run(self.decoder_level3, x)
-        x = self._reduced(self.reduce_chan_level2, self.up3_2(x), level2)
+        x = self._reduce(self.reduce_chan_level2, self.up3_2(x), level2)
         x = self._run(self.decoder_level2, x)
-        x = self._run(self.decoder_level1, torch.cat([self.up2_1(x), level1], 1))
+        x = torch.cat([self.up2_1(x), level1], 1)
+        x = self._run(self.decoder_level1, x)
         x = self._run(self.refinement, x)
         if self.dual_pixel_task:
             return self.output(x + self.skip_conv(embedded))
         return self.output(x) + inp_img
 
     @staticmethod
-    def _reduced(convolution: nn.Conv2d, x_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
+    def _reduce(convolution: nn.Conv2d, x_BCHW: Tensor, skip_BCHW: Tensor) -> Tensor:
         return pointwise(torch.cat([x_BCHW, skip_BCHW], 1), convolution.weight, convolution.bias)
 
     def _run(self, blocks: nn.Sequential, x_BCHW: Tensor) -> Tensor:
         if not (self.checkpointing and torch.is_grad_enabled()):
             return blocks(x_BCHW)
         for block in blocks:
-            # Nothing in a block is random.
+            # A block draws no random numbers.
             x_BCHW = checkpoint(block, x_BCHW, use_reentrant=False, preserve_rng_state=False)
         return x_BCHW

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Window(NamedTuple):
-    """A part of an image: rows top … top + height - 1, columns left … left + width - 1."""
+    """Rows top … top + height - 1 and columns left … left + width - 1 of an image."""
 
     top: int
     left: int
@@ -16,8 +16,8 @@ class Window(NamedTuple):
 
 
 def crop_windows(height: int, width: int, size: int, stride: int) -> list[Window]:
-    """Squares of `size` pixels every `stride` pixels, and those at the last row and column, row by row. A side
-    shorter than `size` is taken whole. Raises ValueError on a size or stride below 1.
+    """Squares of `size` pixels every `stride` pixels, and at the last row and column, row by row. Sides shorter than
+    `size` are used in full. Raises ValueError on a size or stride below 1.
 
     >>> [tuple(window) for window in crop_windows(400, 600, size=512, stride=256)]
     [(0, 0, 400, 512), (0, 88, 400, 512)]
@@ -32,14 +32,14 @@ def crop_windows(height: int, width: int, size: int, stride: int) -> list[Window
 
 
 def named_crops(name: str, height: int, width: int, size: int, stride: int) -> Iterator[tuple[str, Window]]:
-    """The windows of an image, with the names that they have as images of their own: `<name>-<n>`, n from 1."""
+    """The windows of an image with the names they have as files: `<name>-<n>`, n from 1."""
     for number, window in enumerate(crop_windows(height, width, size, stride), 1):
         yield f'{name}-{number}', window
 
 
 def centre_window(height: int, width: int, size: int) -> Window:
-    """The square of `size` pixels in the middle; where a row or column is over, it is at the bottom or right. A
-    side shorter than `size` is taken whole."""
+    """The square of `size` pixels in the middle, rounded towards the top left. Sides shorter than `size` are used in
+    full."""
     sides = min(height, size), min(width, size)
     return Window((height - sides[0]) // 2, (width - sides[1]) // 2, *sides)
 

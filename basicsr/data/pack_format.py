@@ -1,4 +1,4 @@
-"""The format of packs: decoded pairs of images in one file that is mapped into memory."""
+"""The pack format: decoded pairs of images in one file that is mapped into memory, and a JSON index."""
 
 from __future__ import annotations
 
@@ -20,25 +20,20 @@ from basicsr.data.crops import Window, named_crops
 from basicsr.utils.errors import DataError
 
 MAKER = 'python scripts/prepare_data.py'
-
-
 PIXELS, INDEX = 'pixels.bin', 'index.json'
-
-
 FORMAT = 1
-
-
-DTYPES = {'uint8': np.dtype('u1'), 'uint16': np.dtype('<u2')}
+_NUMBERS = ('channels', 'crop_size', 'stride', 'size')  # of a PackIndex
+DTYPES: dict[str, np.dtype[Any]] = {'uint8': np.dtype('u1'), 'uint16': np.dtype('<u2')}
 
 
 class StoredImage(NamedTuple):
-    """Where an image's pixels (height, width, channels) are in the pack."""
+    """Location of an image's pixels (height, width, channels) in the pack."""
 
     height: int
     width: int
-    dtype: str  # one of DTYPES
+    dtype: str  # a key of DTYPES
     offset: int  # in bytes
-    crc32: int  # of its bytes
+    crc32: int  # of the pixels' bytes
 
 
 class StoredPair(NamedTuple):
@@ -60,7 +55,7 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class PackIndex:
-    """What `index.json` says of `pixels.bin`."""
+    """The content of `index.json`."""
 
     channels: int
     crop_size: int | None  # None: every stored pair is one training pair
@@ -72,7 +67,7 @@ class PackIndex:
     def crops(self) -> list[Crop]:
         """All training pairs, in the order that their names would have as files of a folder."""
         crops = [crop for pair in self.pairs for crop in self._crops_of(pair)]
-        # A folder's files are sorted first, as natural order has ties (01 and 1).
+        # FolderSource sorts file names first, as natural order has ties (01 and 1).
         return natsorted(sorted(crops, key=lambda crop: f'{crop.name}.png'), key=itemgetter(0))
 
     def _crops_of(self, pair: StoredPair) -> Iterator[Crop]:
@@ -87,22 +82,16 @@ class PackIndex:
         return f'{len(self.pairs)} pairs, {len(self.crops)} training crops, {self.size / 1e9:.3g} GB'
 
     def encode(self) -> bytes:
-        content = {
-            'format': FORMAT,
-            'channels': self.channels,
-            'crop_size': self.crop_size,
-            'stride': self.stride,
-            'size': self.size,
-            'pairs': [
-                {'name': pair.name, **{kind: image._asdict() for kind, image in pair.images()}}
-                for pair in self.pairs
-            ],
-        }
+        content: dict[str, Any] = {'format': FORMAT, **{key: getattr(self, key) for key in _NUMBERS}}
+        content['pairs'] = [
+            {'name': pair.name, **{kind: image._asdict() for kind, image in pair.images()}}
+            for pair in self.pairs
+        ]
         return json.dumps({**content, 'checksum': _checksum(content)}).encode()
 
 
 def read_index(root: Path) -> PackIndex:
-    """Raises DataError if `root` is no pack, or its index is damaged."""
+    """Raises DataError if `root` is not a pack or its index is damaged."""
     path = root / INDEX
     try:
         encoded = path.read_bytes()
@@ -110,21 +99,18 @@ def read_index(root: Path) -> PackIndex:
         raise DataError(f'{root}: cannot be read as a pack (made by {MAKER}): {error.strerror}') from None
     try:
         content = json.loads(encoded)
-        found = content['format']
-        checksum = content.pop('checksum')
+        found, checksum = content['format'], content.pop('checksum')
         if found == FORMAT and checksum != _checksum(content):
             raise ValueError
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise DataError(f'{path}: is damaged; {MAKER} makes the pack anew') from None
+        raise DataError(f'{path}: is damaged; make the pack again with {MAKER}') from None
     if found != FORMAT:
-        raise DataError(f'{path}: found format {found!r}; allowed: {FORMAT}, which {MAKER} makes')
+        raise DataError(f'{path}: found format {found!r}; allowed: {FORMAT}, made by {MAKER}')
     pairs = (
         StoredPair(pair['name'], StoredImage(**pair['lq']), StoredImage(**pair['gt']))
         for pair in content['pairs']
     )
-    return PackIndex(
-        content['channels'], content['crop_size'], content['stride'], content['size'], tuple(pairs)
-    )
+    return PackIndex(**{key: content[key] for key in _NUMBERS}, pairs=tuple(pairs))
 
 
 def _checksum(content: dict[str, Any]) -> int:
@@ -132,7 +118,7 @@ def _checksum(content: dict[str, Any]) -> int:
 
 
 def open_pixels(root: Path, size: int) -> mmap.mmap:
-    """Raises DataError if the pack's pixels are not there, or not `size` bytes."""
+    """Raises DataError if the pack's pixels cannot be read or are not `size` bytes."""
     path = root / PIXELS
     try:
         with path.open('rb') as file:
@@ -141,7 +127,7 @@ def open_pixels(root: Path, size: int) -> mmap.mmap:
                 return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     except OSError as error:
         raise DataError(f'{path}: cannot be read: {error.strerror}') from None
-    # Reading what is mapped and not there would kill the process.
+    # Reading mapped pages that a cut file lacks would kill the process.
     raise DataError(
-        f'{path}: found {found} bytes; allowed: {size}, as {INDEX} says; {MAKER} makes the pack anew'
+        f'{path}: found {found} bytes; allowed: {size}, as in {INDEX}; make the pack again with {MAKER}'
     )

@@ -12,20 +12,21 @@ from basicsr.data.crops import Window
 from basicsr.data.pack_format import DTYPES, StoredImage, open_pixels, read_index
 from basicsr.data.sampler import SampleKey
 from basicsr.data.transforms import make_sample
+from basicsr.data.types import Sample
 from basicsr.utils.files import resolve
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
 @DATASET_REGISTRY.register()
-class Dataset_PackedImage(Dataset):
-    """Pairs that `scripts/prepare_data.py` has packed: the samples of Dataset_PairedImage, without decoding.
+class Dataset_PackedImage(Dataset[Sample]):
+    """Pairs packed by `scripts/prepare_data.py`: the samples of Dataset_PairedImage on a folder of the same crops,
+    without decoding.
 
     Args:
         dataroot: the pack, a folder NAME.pack.
         geometric_augs: training: one of the 8 flips and rotations, at random.
 
-    `dataset[i]` and `dataset[SampleKey]` are those of Dataset_PairedImage on a folder of the same crops. Raises
-    DataError on what is no pack, or not a whole one; what is in the pixels, `--verify` checks.
+    Raises DataError on anything but a pack of the right size; `prepare_data.py --verify` checks the pixels.
     """
 
     def __init__(self, dataroot: str, geometric_augs: bool = True) -> None:
@@ -41,12 +42,16 @@ class Dataset_PackedImage(Dataset):
     def __len__(self) -> int:
         return len(self.crops)
 
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        index = key.index if isinstance(key, SampleKey) else key
+        return make_sample(self.read(index), self.crops[index].name, key, self.geometric_augs)
+
     def files(self, index: int) -> str:
-        """For messages: which pair this is."""
+        """The pair's place in the pack, for messages."""
         return f'{self.root}:{self.crops[index].name}'
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """Both images of a pair, (H, W, C) uint8 or uint16; views of the mapped file, not to be written to."""
+        """Both images of a pair, (H, W, C) uint8 or uint16: read-only views of the mapped file."""
         if self._pixels is None:
             self._pixels = open_pixels(self.root, self.size)
         _, pair, window = self.crops[index]
@@ -63,7 +68,3 @@ class Dataset_PackedImage(Dataset):
             offset=image.offset + window.top * row + window.left * pixel,
             strides=(row, pixel, dtype.itemsize),
         )
-
-    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        index = key.index if isinstance(key, SampleKey) else key
-        return make_sample(self.read(index), self.crops[index].name, key, self.geometric_augs)

@@ -1,17 +1,19 @@
-"""Pairs of degraded and clean images."""
+"""Pairs of degraded and clean image files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from natsort import natsorted
 from torch.utils.data import Dataset
 
 from basicsr.data.sampler import SampleKey
-from basicsr.data.sources import IOBackend, Source, open_source, read_meta_info
+from basicsr.data.sources import IOBackend, open_source, read_meta_info
 from basicsr.data.transforms import make_sample
-from basicsr.images.decode import decode
+from basicsr.data.types import Sample
+from basicsr.images.reader import decode_image
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import resolve
 from basicsr.utils.registry import DATASET_REGISTRY
@@ -19,23 +21,20 @@ from basicsr.utils.text import listed
 
 
 @DATASET_REGISTRY.register()
-class Dataset_PairedImage(Dataset):
-    """Pairs matched by name: a folder each, or an LMDB each.
+class Dataset_PairedImage(Dataset[Sample]):
+    """Pairs matched by name, in natural order: a folder each, or an LMDB each.
 
     Args:
         dataroot_lq: folder (or LMDB) of the degraded images.
-        dataroot_gt: folder (or LMDB) of the clean images; none: there is no ground truth (testing alone).
+        dataroot_gt: folder (or LMDB) of the clean images; without it there is no ground truth (testing only).
         io_backend: `{type: disk}` or `{type: lmdb}`.
-        filename_tmpl: name of a degraded image, without suffix; `{}` stands for the name of the clean one.
-        meta_info_file: text file, a clean image's file name at the start of each line: only these are used.
+        filename_tmpl: name of a degraded image without suffix; `{}` stands for the name of the clean one.
+        meta_info_file: text file with a clean image's file name at the start of each line: use only these.
         geometric_augs: training: one of the 8 flips and rotations, at random.
         channels: 3 decodes to RGB, 1 to grey.
-        in_memory: decode every image once, at the start, and keep it (small sets).
+        in_memory: decode all images once, at the start, and keep them (small sets).
 
-    `dataset[i]` is the whole pair: {'lq', 'gt' (if any), 'name'}, images (C, H, W), uint8, or float32 in [0, 1]
-    where the file has 16 bit. `dataset[SampleKey]` is a training sample, cropped and augmented.
-    Pairs are in the natural order of their names. Raises DataError on images without a partner, on none at
-    all, and on unreadable ones.
+    Raises DataError on images without a partner, on empty folders, and on unreadable images.
     """
 
     def __init__(
@@ -52,12 +51,10 @@ class Dataset_PairedImage(Dataset):
         if filename_tmpl.count('{}') != 1:
             raise DataError(f"filename_tmpl: found {filename_tmpl!r}; allowed: a name with one '{{}}' in it")
         roots = {'lq': dataroot_lq, **({'gt': dataroot_gt} if dataroot_gt else {})}
-        self.sources: dict[str, Source] = {
-            kind: open_source(resolve(root), io_backend) for kind, root in roots.items()
-        }
+        self.sources = {kind: open_source(resolve(root), io_backend) for kind, root in roots.items()}
         self.geometric_augs = geometric_augs
         self.channels = channels
-        # Without ground truth there is nothing to translate from: the names are the degraded images' own.
+        # Without ground truth the names are those of the degraded images.
         self.filename_tmpl = filename_tmpl if dataroot_gt else '{}'
         self.names = self.sources['gt' if dataroot_gt else 'lq'].names
         if meta_info_file:
@@ -69,18 +66,14 @@ class Dataset_PairedImage(Dataset):
 
     def _check_partners(self, restricted: bool) -> None:
         lq = self.sources['lq']
-        wanted, there = {self._source_name('lq', name) for name in self.names}, set(lq.names)
+        partners = {self._source_name('lq', name): name for name in self.names}
         lonely = {
-            'degraded': [] if restricted else [lq.where(name) for name in lq.names if name not in wanted],
-            'clean': [
-                self.sources['gt'].where(name)
-                for name in self.names
-                if self._source_name('lq', name) not in there
-            ],
+            'degraded': [] if restricted else [lq.where(name) for name in lq.names if name not in partners],
+            'clean': [self._where('gt', partners[name]) for name in partners.keys() - {*lq.names}],
         }
         problems = [
             f'{len(files)} {kind} image{"s have" if len(files) > 1 else " has"} no partner of the same name: '
-            f'{listed(files)}'
+            f'{listed(natsorted(files))}'
             for kind, files in lonely.items()
             if files
         ]
@@ -90,9 +83,29 @@ class Dataset_PairedImage(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        index = key.index if isinstance(key, SampleKey) else key
+        return make_sample(self.read(index), self.names[index], key, self.geometric_augs)
+
     def files(self, index: int) -> str:
-        """For messages: the degraded file of a pair."""
+        """The degraded file of a pair, for messages."""
         return self._where('lq', self.names[index])
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """The images of a pair as in the files, (H, W, C) uint8 or uint16; do not write to them."""
+        return self._kept[index] if self._kept else self._read(self.names[index])
+
+    def _read(self, name: str) -> dict[str, np.ndarray]:
+        images = {}
+        for kind, source in self.sources.items():
+            encoded, where = source.read(self._source_name(kind, name)), self._where(kind, name)
+            images[kind] = decode_image(encoded, where, self.channels).pixels
+            if images[kind].shape != images['lq'].shape:
+                raise DataError(
+                    f'{where}: found {_size(images[kind])}; allowed: the size of its partner '
+                    f'{self._where("lq", name)}, {_size(images["lq"])}'
+                )
+        return images
 
     def _source_name(self, kind: str, name: str) -> str:
         return self.filename_tmpl.replace('{}', name) if kind == 'lq' else name
@@ -100,35 +113,14 @@ class Dataset_PairedImage(Dataset):
     def _where(self, kind: str, name: str) -> str:
         return self.sources[kind].where(self._source_name(kind, name))
 
-    def _read(self, name: str) -> dict[str, np.ndarray]:
-        images = {
-            kind: decode(source.read(self._source_name(kind, name)), self._where(kind, name), self.channels)
-            for kind, source in self.sources.items()
-        }
-        for kind, image in images.items():
-            if image.shape != images['lq'].shape:
-                raise DataError(
-                    f'{self._where(kind, name)}: found {_size(image)}; allowed: the size of its partner '
-                    f'{self._where("lq", name)}, {_size(images["lq"])}'
-                )
-        return images
-
-    def read(self, index: int) -> dict[str, np.ndarray]:
-        """The images of a pair as they are in the files, (H, W, C) uint8 or uint16; not to be written to."""
-        return self._kept[index] if self._kept else self._read(self.names[index])
-
-    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        index = key.index if isinstance(key, SampleKey) else key
-        return make_sample(self.read(index), self.names[index], key, self.geometric_augs)
-
 
 def _chosen(names: list[str], meta_info_file: Path) -> list[str]:
     wanted = set(read_meta_info(meta_info_file))
     if not wanted:
-        raise DataError(f'{meta_info_file}: names no image')
+        raise DataError(f'{meta_info_file}: names no images')
     missing = wanted.difference(names)
     if missing:
-        raise DataError(f'{meta_info_file}: names images that are not there: {listed(sorted(missing))}')
+        raise DataError(f'{meta_info_file}: names images that do not exist: {listed(sorted(missing))}')
     return [name for name in names if name in wanted]
 
 

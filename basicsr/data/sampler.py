@@ -1,35 +1,35 @@
-"""Which samples an iteration sees: a pure function of the options and the iteration's number.
+"""Which samples each iteration sees: a pure function of the options and the iteration's number.
 
-Iterations count from 1, samples from 0. Nothing is remembered between iterations, so a resumed run, any number
-of workers and any number of processes see the same samples with the same randomness.
+Iterations count from 1, samples from 0. There is no state between iterations, so a resumed run, any number of workers
+and any number of ranks see the same samples with the same randomness.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
-# The last number of a seed says what it is for, so that no two uses share a stream.
+# Last number of a seed: one per purpose, so that no two purposes share a random stream.
 _ORDER, _SAMPLE, _MIXUP = range(3)
 
 
 class SampleKey(NamedTuple):
-    """What a dataset needs to know to make one training sample."""
+    """All that a dataset needs to make one training sample."""
 
-    index: int  # of the pair
-    number: int  # of the sample, over the whole run and all processes
+    index: int  # type: ignore[assignment]  # of the pair
+    number: int  # of the sample, over the run and all ranks
     patch: int  # side in pixels
     seed: int
 
     def generator(self) -> np.random.Generator:
-        """All that is random in this sample."""
+        """The source of everything random in this sample."""
         return np.random.default_rng((self.seed, self.number, _SAMPLE))
 
 
@@ -39,33 +39,43 @@ def mixup_generator(seed: int, iteration: int, micro_batch: int = 0) -> np.rando
 
 @dataclass(frozen=True)
 class Stages:
-    """Progressive training: stage s lasts `iters[s]` iterations on patches of `patches[s]` pixels, with
-    `batches[s]` samples in a micro-batch. After the last one, the last one goes on."""
+    """Progressive training: stage s lasts `iters[s]` iterations, with `batches[s]` patches of `patches[s]` pixels in
+    a micro-batch. The last stage has no end."""
 
     iters: tuple[int, ...]
     patches: tuple[int, ...]
     batches: tuple[int, ...]
 
     def at(self, iteration: int) -> int:
-        """Index of the stage of an iteration: 1 … iters[0] are of stage 0."""
+        """Index of an iteration's stage: stage 0 is iterations 1 … iters[0]."""
         return min(bisect_left(list(accumulate(self.iters)), iteration), len(self.iters) - 1)
 
     def samples_before(self, iteration: int) -> int:
-        """Samples of one micro-batch of every iteration before this one."""
+        """Samples before an iteration if each iteration has one micro-batch."""
         stage = self.at(iteration)
         full = sum(length * batch for length, batch in zip(self.iters[:stage], self.batches, strict=False))
         return full + (iteration - 1 - sum(self.iters[:stage])) * self.batches[stage]
 
 
-def stages_of(loader: Any) -> Stages:
-    """The stages that a training dataset's options describe; without the progressive keys there is one."""
-    if loader.iters is None:
-        return Stages((1,), (loader.gt_size,), (loader.batch_size_per_gpu,))
-    return Stages(tuple(loader.iters), tuple(loader.gt_sizes), tuple(loader.mini_batch_sizes))
+class StageOptions(Protocol):
+    """The keys of a training dataset that describe its stages."""
+
+    iters: Sequence[int] | None
+    gt_sizes: Sequence[int] | None
+    mini_batch_sizes: Sequence[int] | None
+    gt_size: int
+    batch_size_per_gpu: int
+
+
+def stages_of(options: StageOptions) -> Stages:
+    """One stage without the progressive keys."""
+    if options.iters is None:
+        return Stages((1,), (options.gt_size,), (options.batch_size_per_gpu,))
+    return Stages(tuple(options.iters), tuple(options.gt_sizes or ()), tuple(options.mini_batch_sizes or ()))
 
 
 class TrainingOrder:
-    """Maps a sample's number to a pair: an epoch visits every pair `enlarge` times, in an order of its own."""
+    """Maps a sample's number to a pair. An epoch visits every pair `enlarge` times, in its own order."""
 
     def __init__(self, length: int, seed: int, shuffle: bool = True, enlarge: int = 1) -> None:
         self.length, self.seed, self.shuffle, self.enlarge = length, seed, shuffle, enlarge
@@ -76,22 +86,22 @@ class TrainingOrder:
         return int(_permutation(self.seed, epoch, size)[place] if self.shuffle else place) % self.length
 
 
-@lru_cache(maxsize=2)  # a batch may reach into the next epoch
+@lru_cache(maxsize=2)  # a batch may span two epochs
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, _ORDER)).permutation(size)
 
 
 class TrainingBatches(Sampler[list[SampleKey]]):
-    """The micro-batches of one process, from `first_iteration` to `last_iteration`, each at its stage's patch and
-    batch size; a batch sampler for DataLoader.
+    """Batch sampler of one rank: its micro-batches from `first_iteration` to `last_iteration`, each at its stage's
+    patch and batch size.
 
-    An iteration has `world_size · accumulate` micro-batches of consecutive samples; a process takes `accumulate`
-    of them, one after the other, the first process the first ones. So the samples of an iteration, and which of
-    them are in a micro-batch together, depend on that product alone.
+    An iteration has `world_size · accumulate` micro-batches of consecutive samples; rank r takes `accumulate` of them,
+    from number r · accumulate on. So the samples of an iteration, and which of them share a micro-batch, depend only
+    on that product.
 
     Args:
-        first_sample: the number of the first sample of `first_iteration`; None: as if all iterations before had
-            been done by as many processes, too.
+        first_sample: number of the first sample of `first_iteration`; None: as if the same number of ranks had done
+            all iterations before.
     """
 
     def __init__(
@@ -118,7 +128,7 @@ class TrainingBatches(Sampler[list[SampleKey]]):
         return self.stages.samples_before(iteration) * self.micro_batches + self._shift
 
     def batch(self, iteration: int) -> list[SampleKey]:
-        """All samples of an iteration, of all processes."""
+        """All samples of an iteration, over all ranks."""
         return [key for number in range(self.micro_batches) for key in self.micro_batch(iteration, number)]
 
     def micro_batch(self, iteration: int, number: int) -> list[SampleKey]:
@@ -140,8 +150,8 @@ class TrainingBatches(Sampler[list[SampleKey]]):
 
 
 def accumulation(accumulate: int | Literal['auto'], num_gpu: int, world_size: int) -> int:
-    """Micro-batches that each process adds up in a step. 'auto': as many as keep the global batch that `num_gpu`
-    devices would have. Raises ValueError if that cannot be shared out evenly."""
+    """Micro-batches that each rank accumulates per step. 'auto' keeps the global batch size of `num_gpu` devices.
+    Raises ValueError if the ranks cannot share that evenly."""
     if accumulate != 'auto':
         return accumulate
     written_for = max(num_gpu, 1)

@@ -1,4 +1,4 @@
-"""Where encoded images come from: a folder, or an LMDB; and how they become arrays."""
+"""Encoded images from a folder or an LMDB."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from weakref import WeakValueDictionary
 
 import lmdb
 from natsort import natsorted
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+from pydantic import with_config
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from basicsr.images.decode import IMAGE_SUFFIXES
+from basicsr.images.reader import IMAGE_SUFFIXES
 from basicsr.utils.errors import DataError
 from basicsr.utils.text import listed
 
-# The shortest start of a line that ends like an image: names may have spaces and dots in them.
+# The shortest start of a line that ends like an image file, as names may contain spaces and dots.
 _FILE_NAME = re.compile(rf'\s*(\S.*?)(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})(?!\S)', flags=re.IGNORECASE)
 
 
+@with_config({'extra': 'forbid'})
 class IOBackend(TypedDict):
-    __pydantic_config__ = {'extra': 'forbid'}  # type: ignore[misc]  # noqa: RUF012
     type: Literal['disk', 'lmdb']
 
 
 class Source(Protocol):
-    """Encoded images by name, in natural order (2 before 10); a name has no suffix."""
+    """Encoded images by name, without suffix, in natural order (2 before 10)."""
 
-    root: Path
     names: list[str]
 
     def read(self, name: str) -> bytes: ...
 
     def where(self, name: str) -> str:
-        """For messages: which file this is."""
+        """The file of an image, for messages."""
         ...
 
 
 def open_source(root: Path, backend: IOBackend) -> Source:
-    source = LMDBSource(root) if backend['type'] == 'lmdb' else FolderSource(root)
+    source: Source = LMDBSource(root) if backend['type'] == 'lmdb' else FolderSource(root)
     if not source.names:
-        raise DataError(f'{root}: there is no image in it')
+        raise DataError(f'{root}: contains no images')
     return source
 
 
 class FolderSource:
-    """The images of one folder, not of its subfolders."""
+    """The images of a folder, without subfolders and hidden files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -62,7 +62,7 @@ class FolderSource:
             if name in self._files:
                 raise DataError(f'{root}: {self._files[name]} and {file} have the same name')
             self._files[name] = file
-        self.names = natsorted(self._files)
+        self.names: list[str] = natsorted(self._files)
 
     def read(self, name: str) -> bytes:
         path = self.root / self._files[name]
@@ -76,18 +76,17 @@ class FolderSource:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    is_named_so = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith('.')
-    return is_named_so and entry.is_file()
+    return entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith('.') and entry.is_file()
 
 
 class LMDBSource:
-    """An LMDB of encoded images, with the `meta_info.txt` that names its keys (`name.png (h,w,c) level`)."""
+    """An LMDB of encoded images, with a `meta_info.txt` that names its keys (`name.png (h,w,c) level`)."""
 
     def __init__(self, root: Path) -> None:
         if root.suffix != '.lmdb' or not root.is_dir():
-            raise DataError(f'{root}: there is no such LMDB folder (its name ends in .lmdb)')
+            raise DataError(f'{root}: is not an LMDB folder; allowed: a folder named NAME.lmdb')
         self.root = root
-        self.names = natsorted(sorted(read_meta_info(root / 'meta_info.txt')))
+        self.names: list[str] = natsorted(sorted(read_meta_info(root / 'meta_info.txt')))
         self._environment: lmdb.Environment | None = None
         try:
             with self._open().begin() as transaction, transaction.cursor() as cursor:
@@ -95,7 +94,7 @@ class LMDBSource:
         except lmdb.Error as error:
             raise DataError(f'{root}: cannot be read as an LMDB: {error}') from None
         if missing:
-            raise DataError(f'{root}: meta_info.txt names keys that are not in it: {listed(missing)}')
+            raise DataError(f'{root}: meta_info.txt names keys that the LMDB does not have: {listed(missing)}')
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_environment': None}
@@ -112,25 +111,25 @@ class LMDBSource:
         except lmdb.Error as error:
             raise DataError(f'{self.where(name)}: cannot be read: {error}') from None
         if encoded is None:
-            raise DataError(f'{self.where(name)}: is not there any more')
+            raise DataError(f'{self.where(name)}: was removed from the LMDB')
         return encoded
 
     def where(self, name: str) -> str:
         return f'{self.root}:{name}'
 
 
-# py-lmdb opens a file once in a process, and several datasets may be made of it.
+# A process can open an LMDB only once, and several datasets may use it.
 _open_environments: WeakValueDictionary[Path, lmdb.Environment] = WeakValueDictionary()
 
 
 def _open_lmdb(root: Path) -> lmdb.Environment:
-    """For reading. Without locks it is no more than a mapping, which a fork (of a worker) takes along."""
+    """Opens an LMDB for reading, without locks: then it is only a mapping, which forked workers inherit."""
     root = root.resolve()
     environment = _open_environments.get(root)
     if environment is None:
         environment = lmdb.open(str(root), readonly=True, lock=False, readahead=False, meminit=False)
         counts = environment.stat()
-        # Reading what is mapped and not there would kill the process. Two pages are the header.
+        # Reading mapped pages that a cut file lacks would kill the process. Two pages are the header.
         pages = 2 + counts['branch_pages'] + counts['leaf_pages'] + counts['overflow_pages']
         if (root / 'data.mdb').stat().st_size < pages * counts['psize']:
             environment.close()
@@ -140,18 +139,15 @@ def _open_lmdb(root: Path) -> lmdb.Environment:
 
 
 def read_meta_info(path: Path) -> list[str]:
-    """The image named at the start of every line, without its suffix. Raises DataError if one comes twice."""
+    """The image named at the start of each line, without its suffix. Raises DataError on duplicates."""
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError):
-        raise DataError(f'{path}: there is no such meta-info file, or it is not text') from None
-    names = [_name_of(line) for line in lines if line.strip()]
+        raise DataError(f'{path}: no such meta-info file, or it is not text in UTF-8') from None
+    names = [
+        found[1] if (found := _FILE_NAME.match(line)) else line.split()[0] for line in lines if line.strip()
+    ]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f'{path}: names images more than once: {listed(repeated)}')
     return names
-
-
-def _name_of(line: str) -> str:
-    found = _FILE_NAME.match(line)
-    return found[1] if found else line.split()[0]

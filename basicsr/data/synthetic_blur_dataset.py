@@ -1,11 +1,10 @@
-"""Training pairs that are made when they are asked for; and sets of several kinds in one."""
+"""Training pairs of sharp photographs and motion blur that is synthesized on demand."""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -14,9 +13,10 @@ from basicsr.data.blur.light import Image
 from basicsr.data.blur.parameters import BlurParameters
 from basicsr.data.blur.render import blurred_pair
 from basicsr.data.sampler import SampleKey
-from basicsr.data.sources import FolderSource
-from basicsr.data.transforms import random_flip_or_rotation, to_tensor
-from basicsr.images.decode import decode
+from basicsr.data.sources import open_source
+from basicsr.data.transforms import random_flip_or_rotation, to_sample
+from basicsr.data.types import Sample
+from basicsr.images.reader import decode_image
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import resolve
 from basicsr.utils.registry import DATASET_REGISTRY
@@ -25,18 +25,17 @@ from basicsr.utils.text import show
 
 @DATASET_REGISTRY.register()
 @dataclass(kw_only=True, eq=False)
-class Dataset_SyntheticBlur(BlurParameters, Dataset):
-    """Sharp photographs, and motion blur that is made anew for every sample.
+class Dataset_SyntheticBlur(BlurParameters, Dataset[Sample]):
+    """Sharp photographs, with new motion blur for every sample.
 
-    `dataset[SampleKey]` is a training sample, all of whose randomness is the key's: the same key gives the same
-    bytes in every process. `dataset[i]` is a whole pair, whose blur depends on i alone. Both are {'lq', 'gt',
-    'name'}, images (3, H, W), uint8. Raises DataError on folders without images and on unreadable ones, ValueError
-    on parameters that make no sense.
+    `dataset[SampleKey]` is a training sample that depends only on the key: the same key gives the same bytes in every
+    process. `dataset[i]` is a pair at full size, whose blur depends only on i. Images are (3, H, W), uint8. Raises
+    DataError on folders without images and on unreadable images, ValueError on invalid parameters.
 
     Args:
-        dataroot_gt: folder of sharp photographs, or several.
+        dataroot_gt: folder of sharp photographs, or a list of folders.
         geometric_augs: training: one of the 8 flips and rotations, at random.
-        in_memory: decode every photograph once, at the start, and keep it.
+        in_memory: decode all photographs once, at the start, and keep them.
     """
 
     dataroot_gt: str | list[str]
@@ -46,22 +45,18 @@ class Dataset_SyntheticBlur(BlurParameters, Dataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.channels = 3
-        roots = [self.dataroot_gt] if isinstance(self.dataroot_gt, str) else list(self.dataroot_gt)
+        roots = [self.dataroot_gt] if isinstance(self.dataroot_gt, str) else self.dataroot_gt
         if not roots:
             raise DataError('dataroot_gt: found an empty list; allowed: one folder or more')
         for root in roots:
             if not resolve(root).is_dir():
                 raise DataError(
-                    f'dataroot_gt: found {show(root)}, where there is no folder; allowed: folders of sharp '
-                    'photographs'
+                    f'dataroot_gt: found {show(root)}, which is not a folder; allowed: a folder of photographs'
                 )
-        sources = [FolderSource(resolve(root)) for root in roots]
-        for source in sources:
-            if not source.names:
-                raise DataError(f'{source.root}: there is no image in it')
+        sources = [open_source(resolve(root), {'type': 'disk'}) for root in roots]
         self.photographs = [(source, name) for source in sources for name in source.names]
+        # Restored images are written under these names, which several folders may share.
         often = Counter(name for _, name in self.photographs)
-        # Several folders may have the same names, and restored images are written under these.
         self.names = []
         for index, (_, name) in enumerate(self.photographs):
             own = name if often[name] == 1 else f'{name}-{index}'
@@ -75,41 +70,39 @@ class Dataset_SyntheticBlur(BlurParameters, Dataset):
     def __len__(self) -> int:
         return len(self.photographs)
 
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        if isinstance(key, SampleKey):
+            index, generator, patch = key.index, key.generator(), key.patch
+        else:
+            index, patch = range(len(self))[key], None
+            generator = np.random.default_rng(index)
+        photograph = self.read(index)
+
+        def another(generator: np.random.Generator) -> Image:
+            """The same photograph every second time, as it need not be decoded."""
+            return photograph if generator.random() < 0.5 else self.read(int(generator.integers(len(self))))
+
+        images = dict(zip(('lq', 'gt'), blurred_pair(photograph, generator, self, patch, another), strict=True))
+        if patch and self.geometric_augs:
+            images = random_flip_or_rotation(images, generator)
+        return to_sample(images, self.names[index])
+
     def files(self, index: int) -> str:
-        """For messages: the photograph of a pair."""
+        """The photograph of a pair, for messages."""
         source, name = self.photographs[index]
         return source.where(name)
 
     def read(self, index: int) -> Image:
-        """A photograph, (H, W, 3); not to be written to."""
+        """A photograph, (H, W, 3) uint8; do not write to it."""
         return self._kept[index] if self._kept else self._read(index)
 
     def _read(self, index: int) -> Image:
         source, name = self.photographs[index]
-        pixels = decode(source.read(name), source.where(name), channels=3)
-        if pixels.dtype == np.uint16:
-            pixels = (pixels / 257).round().astype(np.uint8)
-        return np.ascontiguousarray(pixels)
-
-    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        is_sample = isinstance(key, SampleKey)
-        index = key.index if is_sample else range(len(self))[key]
-        generator = key.generator() if is_sample else np.random.default_rng(index)
-        photograph = self.read(index)
-
-        def another(generator: np.random.Generator) -> Image:
-            """Every second time the same one: it need not be decoded."""
-            return photograph if generator.random() < 0.5 else self.read(int(generator.integers(len(self))))
-
-        patch = key.patch if is_sample else None
-        images = dict(zip(('lq', 'gt'), blurred_pair(photograph, generator, self, patch, another), strict=True))
-        if is_sample and self.geometric_augs:
-            images = random_flip_or_rotation(images, generator)
-        name = self.names[index]
-        return {**{kind: to_tensor(image) for kind, image in images.items()}, 'name': name}
+        pixels = decode_image(source.read(name), source.where(name), channels=3).pixels
+        return pixels if pixels.dtype == np.uint8 else (pixels / 257).round().astype(np.uint8)
 
 
-# The keys beside `type:` are described where they are defined, and here for the schema of option files.
+# Option files and their schema take descriptions of all keys from here.
 Dataset_SyntheticBlur.__doc__ = (
     inspect.cleandoc(Dataset_SyntheticBlur.__doc__ or '')
     + inspect.cleandoc(BlurParameters.__doc__ or '').partition('\nArgs:')[2]

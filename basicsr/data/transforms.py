@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import cv2
 import numpy as np
@@ -11,25 +11,28 @@ import torch
 from torch import Tensor
 
 from basicsr.data.sampler import SampleKey
+from basicsr.data.types import Batch, Sample
+
+Images = dict[str, np.ndarray]  # 'lq' and 'gt' → (H, W, C)
 
 
-def make_sample(
-    images: dict[str, np.ndarray], name: str, key: int | SampleKey, geometric_augs: bool
-) -> dict[str, Any]:
-    """What a dataset gives for `key`: the whole images, or a training sample of them, cropped and augmented."""
+def make_sample(images: Images, name: str, key: int | SampleKey, geometric_augs: bool) -> Sample:
+    """`dataset[key]` from the images of a pair: at full size, or a training sample, cropped and augmented."""
     if isinstance(key, SampleKey):
         generator = key.generator()
         images = random_crop(images, key.patch, generator)
         if geometric_augs:
             images = random_flip_or_rotation(images, generator)
-    return {**{kind: to_tensor(image) for kind, image in images.items()}, 'name': name}
+    return to_sample(images, name)
 
 
-def random_crop(
-    images: dict[str, np.ndarray], patch: int, generator: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """The same square of every (H, W, C) image, each position equally likely, the last one included; views.
-    Images smaller than the patch are reflected at the right and bottom (as often as it takes)."""
+def to_sample(images: Images, name: str) -> Sample:
+    return cast(Sample, {**{kind: to_tensor(image) for kind, image in images.items()}, 'name': name})
+
+
+def random_crop(images: Images, patch: int, generator: np.random.Generator) -> Images:
+    """The same square of each image, as a view; every position is equally likely. Images smaller than the patch are
+    reflected at the right and bottom, repeatedly if needed."""
     height, width = images['lq'].shape[:2]
     top = int(generator.integers(max(height - patch, 0) + 1))
     left = int(generator.integers(max(width - patch, 0) + 1))
@@ -40,8 +43,8 @@ def random_crop(
     return images
 
 
-# Number k + 4·m is k quarter turns to the left, after a mirror from left to right if m is 1. Copies, by OpenCV: to
-# read them through a view would take several times as long.
+# Number k + 4·m mirrors left to right if m is 1, then makes k quarter turns to the left. OpenCV copies: reading through
+# a view would take several times as long.
 SYMMETRIES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda image: image,
     lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
@@ -54,20 +57,17 @@ SYMMETRIES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 )
 
 
-def random_flip_or_rotation(
-    images: dict[str, np.ndarray], generator: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """One of the 8 symmetries of the square, the same for every image."""
+def random_flip_or_rotation(images: Images, generator: np.random.Generator) -> Images:
+    """One of the 8 symmetries of the square, the same for each image."""
     symmetry = SYMMETRIES[int(generator.integers(8))]
-    # OpenCV drops a channel axis of one.
-    return {name: np.atleast_3d(symmetry(image)) for name, image in images.items()}
+    return {name: np.atleast_3d(symmetry(image)) for name, image in images.items()}  # OpenCV drops an axis of 1
 
 
 def to_tensor(image_HWC: np.ndarray) -> Tensor:
-    """(H, W, C) → (C, H, W), a copy: uint8 as it is, uint16 as float32 in [0, 1]."""
+    """Copies (H, W, C) to (C, H, W): uint8 stays, uint16 becomes float32 in [0, 1]."""
     planes_CHW = np.empty((image_HWC.shape[2], *image_HWC.shape[:2]), image_HWC.dtype)
     if len(planes_CHW) == 3:
-        cv2.split(image_HWC, list(planes_CHW))  # several times faster than the copy
+        cv2.split(image_HWC, list(planes_CHW))  # several times faster than NumPy's copy
     else:
         planes_CHW[:] = image_HWC.transpose(2, 0, 1)
     tensor = torch.from_numpy(planes_CHW)
@@ -75,20 +75,19 @@ def to_tensor(image_HWC: np.ndarray) -> Tensor:
 
 
 def to_float(image: Tensor) -> Tensor:
-    """To float32 in [0, 1]; floating point stays as it is."""
+    """Converts integers to float32 in [0, 1]."""
     if image.is_floating_point():
         return image
     return image.float().div_(255 if image.dtype == torch.uint8 else 65535)
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch. Bytes travel as bytes, and become floating point on the device; a batch that mixes 8 and 16 bit
-    becomes floating point here."""
-    batch: dict[str, Any] = {'name': [sample['name'] for sample in samples]}
-    for kind in samples[0]:
-        if kind != 'name':
-            tensors = [sample[kind] for sample in samples]
+def collate(samples: Sequence[Sample]) -> Batch:
+    """A batch; uint8 if all of its images are, so that less is copied to the device."""
+    batch: dict[str, Tensor | list[str]] = {'name': [sample['name'] for sample in samples]}
+    for kind in ('lq', 'gt'):
+        if kind in samples[0]:
+            tensors = [cast(dict[str, Tensor], sample)[kind] for sample in samples]
             if any(tensor.dtype != torch.uint8 for tensor in tensors):
                 tensors = [to_float(tensor) for tensor in tensors]
             batch[kind] = torch.stack(tensors)
-    return batch
+    return cast(Batch, batch)

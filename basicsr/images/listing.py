@@ -10,70 +10,67 @@ from pathlib import Path
 
 from natsort import natsorted
 
-from basicsr.images.decode import IMAGE_SUFFIXES
-from basicsr.images.reader import _KINDS
+from basicsr.images.reader import IMAGE_SUFFIXES, KINDS
 from basicsr.utils.errors import ImageFileError
 
 LISTED = 8  # kinds of files in a message
-
-
-LONGEST_NAME = 255  # bytes, of a file
+LONGEST_NAME = 255  # bytes of a file name
+_NEEDS_PLUGIN = tuple(suffix for suffix in ('.heic', '.heif') if suffix not in IMAGE_SUFFIXES)
 
 
 def list_images(file_or_folder: str | os.PathLike[str]) -> list[Path]:
-    """The file itself, of whatever name, or the folder's images in natural order (2 before 10), without hidden
-    ones and those of folders in it. Raises ImageFileError if there are none."""
+    """The file itself, whatever its name, or a folder's images in natural order (2 before 10), without hidden files
+    and subfolders. Raises ImageFileError if there are none."""
     path = Path(file_or_folder)
     try:
         if not path.is_dir():
             if not path.exists():
-                raise ImageFileError(f'{path}: there is no such file or folder')
+                raise ImageFileError(f'{path}: no such file or folder')
             return [path]
-        found = [
-            file
-            for file in sorted(path.iterdir())
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith('.') and not _is_folder(file)
-        ]
+        files = [file for file in path.iterdir() if not file.name.startswith('.')]
+        found = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not _is_folder(file))
     except OSError as error:
-        raise ImageFileError(f'{path} cannot be read: {error.strerror or error}') from error
+        raise ImageFileError(f'{path}: cannot be read: {error.strerror or error}') from error
     if not found:
         others = left_alone(path)
-        raise ImageFileError(f'{path} has no images in it{others and f" (but {others})"}; allowed: {_KINDS}')
+        raise ImageFileError(f'{path}: contains no images{others and f" (but {others})"}; allowed: {KINDS}')
     return natsorted(found, key=lambda file: file.name)
 
 
 def left_alone(path: Path, results: Path | None = None) -> str:
-    """What `list_images` leaves out of a folder and is not hidden, by kind: '40 .heic files, 2 folders'; '' if there
-    is nothing, or `path` is no folder. Where the folder `results` is does not count."""
+    """Counts the visible files and folders that `list_images` leaves out, by kind: '40 .mov files, 2 folders'. '' if
+    there are none or `path` is not a folder. The folder that contains `results` does not count."""
     if not path.is_dir():
         return ''
     kinds: Counter[str] = Counter()
     for file in path.iterdir():
         if file.name.startswith('.'):
             continue
+        suffix = file.suffix.lower()
         if _is_folder(file):
-            if results is not None and results.resolve().is_relative_to(file.resolve()):
-                continue
-            kinds['folder'] += 1
-        elif file.suffix.lower() not in IMAGE_SUFFIXES:
-            kinds[f'{file.suffix.lower()} file'.lstrip()] += 1
+            kinds['folder'] += results is None or not results.resolve().is_relative_to(file.resolve())
+        elif suffix not in IMAGE_SUFFIXES:
+            kinds[f'{suffix} file'.lstrip()] += 1
+    kinds = +kinds
     common = kinds.most_common(LISTED)
-    said = [f'{number} {kind}{"s" * (number > 1)}' for kind, number in sorted(common)]
-    more = kinds.total() - sum(number for _, number in common)
-    return ', '.join([*said, f'{more} more'] if more else said)
+    parts = [f'{number} {kind}{"s" * (number > 1)}' for kind, number in sorted(common)]
+    if more := kinds.total() - sum(number for _, number in common):
+        parts.append(f'{more} more')
+    hint = any(f'{suffix} file' in kinds for suffix in _NEEDS_PLUGIN)
+    return ', '.join(parts) + ('; HEIC needs `pip install pillow-heif`' if hint else '')
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # nobody can tell; reading it will say why
+    except OSError:  # unknown; reading the file will report the error
         return False
 
 
 def output_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """A PNG file name for each path: `<stem>.png`, or `<stem>.<ext>.png` where stems collide, or, where even
-    those do, a number more; cut where that is too long for a file. No two are the same file, on a file system that
-    ignores letter case either."""
+    """A PNG file name for each path: `<stem>.png`, or `<stem>.<ext>.png` if stems collide, with a number if those
+    collide, too; shortened to the longest allowed name. No two names are the same file, even if the file system
+    ignores letter case."""
     paths = list(dict.fromkeys(paths))
     stems = Counter(_folded(path.stem) for path in paths)
     names: dict[Path, str] = {}
@@ -96,5 +93,5 @@ def _named(stem: str, end: str) -> str:
 
 
 def _folded(name: str) -> str:
-    """The same for two names that some file system takes for one."""
+    """Equal for names that a file system may treat as the same."""
     return unicodedata.normalize('NFC', name.casefold())

@@ -1,47 +1,52 @@
-"""Image files in, PNG files out: every orientation, depth, palette and profile that photographs come in.
+"""The one reader of image files: for the demo, training, validation, testing and evaluation.
 
-Pillow reads, as it knows all of those and reports a file that is cut short; OpenCV is used where Pillow keeps
-only 8 bits of 16, and to write, for the same reason (but for grey with alpha, which it cannot).
+Pillow opens the files, as it knows their orientations, palettes and colour profiles. OpenCV decodes the pixels of PNG,
+of which Pillow would keep 8 bits, and of JPEG, for which it gives the same pixels in half the time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib
+import importlib.util
 import io
 import os
+import re
 import stat
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
 import torch
+from PIL import ImageCms
 
-from basicsr.images.decode import IMAGE_SUFFIXES
+from basicsr.images import png, tiff
 from basicsr.utils.errors import ImageFileError
 from basicsr.utils.memory import free_memory
 from basicsr.utils.overrides import Overrides
 
-_KINDS = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-_FORMATS = ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP')  # Pillow's names of those
+warnings.filterwarnings('ignore', module='PIL')  # about damaged metadata
 
-# Also OpenCV's own limit. A larger one is a mistake or an attack, as it unpacks to several GB.
-MAX_PIXELS = 1 << 30
+IMAGE_SUFFIXES: tuple[str, ...] = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.tif', '.tiff', '.webp')
+_FORMATS = ['PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP']  # their names in Pillow
+if importlib.util.find_spec('pillow_heif'):  # as in the extra `heif`
+    importlib.import_module('pillow_heif').register_heif_opener()
+    IMAGE_SUFFIXES += ('.heic', '.heif')
+    _FORMATS.append('HEIF')
+KINDS = ', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 
+MAX_PIXELS = 1 << 30  # OpenCV's limit; a larger file is a mistake or an attack
+_SMALL = 1 << 26  # bytes; asking how much memory is free takes longer than decoding a small image
 
 _EXIF_ORIENTATION = 0x0112
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_PLANAR = 258, 262, 277, 284  # tags
-_TIFF_EXTRA_SAMPLES, _TIFF_SAMPLE_FORMAT = 338, 339
-_TIFF_WHITE_IS_ZERO = 0
-_TIFF_NO_MEANING, _TIFF_MULTIPLIED = (
-    0,
-    1,
-)  # of an extra sample: no alpha, and alpha by which colours are multiplied
-_PNG_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # places in the file: the header is the first chunk, and of fixed size
-_PNG_GREY_ALPHA = 4
-_TIFF_DATA = ((273, 279), (324, 325))  # of offsets and sizes: strips, tiles
-_UPRIGHT = {  # EXIF orientation → what turns the stored pixels upright
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation → turns the stored pixels upright
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
@@ -51,161 +56,236 @@ _UPRIGHT = {  # EXIF orientation → what turns the stored pixels upright
     8: lambda pixels: np.rot90(pixels),
 }
 
+_JPEG, _JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
+_JPEG_MARKER = re.compile(rb'\xff+([^\x00\xff])')
+_JPEG_SCAN = 0xDA
+_JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
+
+_HEIC = rb'....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)'
+_SUPPORTED = rb'\x89PNG|\xff\xd8\xff|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP'
+if 'HEIF' in _FORMATS:
+    _SUPPORTED += b'|' + _HEIC
+_UNSUPPORTED = {  # start of a file → what it is
+    _HEIC: 'a HEIC image; `pip install pillow-heif` makes it readable',
+    rb'....ftypavi[fs]': 'an AVIF image',
+    rb'GIF8': 'a GIF image',
+    rb'....jP  |\xff\x4f\xff\x51': 'a JPEG 2000 image',
+    rb'\xff\x0a|....JXL ': 'a JPEG XL image',
+    rb'version https://git-lfs': 'a Git LFS pointer, not the image itself; `git lfs pull` downloads that',
+    rb'(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|svg)': 'a web page or XML, not an image: the download failed',
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """`pixels` (H, W), (H, W, 2) grey and alpha, (H, W, 3) or (H, W, 4); uint8 or uint16, RGB order, upright and
-    contiguous."""
+    """Pixels, and what a PNG of them needs to show the same colours.
+
+    pixels: (H, W), (H, W, 2) grey and alpha, (H, W, 3) or (H, W, 4); uint8 or uint16, RGB order, upright, contiguous,
+        alpha not premultiplied.
+    colour_chunks: the chunks of a PNG that describe its colour space (gAMA and the like), as they are in the file.
+    """
 
     pixels: np.ndarray
     icc_profile: bytes | None = None
+    colour_chunks: bytes = b''
 
 
-def read_image(path: str | os.PathLike[str]) -> Image:
-    """First frame of an image file. Palettes, CMYK and the like become RGB, transparency of any kind an alpha
-    channel.
-
-    Raises ImageFileError if it is no image, is damaged or cut short, has other than 8 or 16 bits a channel, or does
-    not fit into the memory that is free.
-    """
-    path = Path(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
-            raise ImageFileError(f'{path} cannot be read: it is no regular file')
-        free = free_memory(torch.device('cpu'))
-        if free is not None and path.stat().st_size > free:
-            raise MemoryError
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageFileError(f'{path} cannot be read: {error.strerror or error}') from error
-    except MemoryError:
-        raise ImageFileError(f'{path} does not fit into memory') from None
-    if not data:
-        raise ImageFileError(f'{path} is empty')
-    try:
-        # Without formats that run a program (PostScript).
-        with _NO_LIMITS.within(), PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageFileError(f'{path} has {image.width}×{image.height} pixels; allowed: {MAX_PIXELS:,}')
-            deep = _is_deep(image, data)
-            _check_room(image, deep)
-            image.load()
-            pixels = _decode_deep(data, image) if deep else _to_array(image, data)
-            pixels = np.ascontiguousarray(_UPRIGHT.get(_orientation(image), np.asarray)(pixels))
-            icc_profile = image.info.get('icc_profile')
-    except ImageFileError:
-        raise
-    except _Unsupported as error:
-        raise ImageFileError(f'{path} has {error}; allowed: 8 or 16 bits a channel, grey or RGB') from None
-    except PIL.UnidentifiedImageError:
-        raise ImageFileError(
-            f'{path} is not an image that can be read; allowed: {_KINDS}, 8 or 16 bits'
-        ) from None
-    except MemoryError:
-        raise ImageFileError(f'{path} does not fit into memory') from None
-    except Exception as error:  # the bytes decide what fails in a decoder, so it can be nearly anything
-        raise ImageFileError(f'{path} is damaged or cut short ({error})') from error
-    return Image(pixels, icc_profile or None)
+def _silent_c_library() -> list[tuple[Any, str, Any]]:
+    """Points stderr of the C library at /dev/null: libjpeg and libtiff print warnings there."""
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # a C library without this name
+        library = ctypes.CDLL(None)
+        library.fopen.restype = ctypes.c_void_p
+        if nowhere := library.fopen(os.devnull.encode(), b'w'):
+            return [(ctypes.c_void_p.in_dll(library, 'stderr'), 'value', nowhere)]
+    return []
 
 
-class _Unsupported(Exception):  # noqa: N818
-    """Well-formed, but of a kind that has no place in an 8- or 16-bit PNG."""
-
-
-# Pillow's limits, of a whole process: 179 million pixels, which real photographs exceed, and 1 MB of colour profile or
-# text in a PNG.
-_NO_LIMITS = Overrides(
+# Settings of the process while it decodes. Real files exceed Pillow's limits: 179 million pixels, 1 MB of profile.
+_SETTINGS = Overrides(
     (PIL.Image, 'MAX_IMAGE_PIXELS', None),
     (PIL.PngImagePlugin, 'MAX_TEXT_CHUNK', 1 << 26),
     (PIL.PngImagePlugin, 'MAX_TEXT_MEMORY', 1 << 28),
+    *_silent_c_library(),
 )
 
 
-def _check_room(image: PIL.Image.Image, deep: bool) -> None:
-    """Raises MemoryError: Linux would kill, not raise."""
-    free = free_memory(torch.device('cpu'))
-    bands = len(image.getbands())
-    stored = 1 if bands == 1 else 4  # bytes of a pixel in Pillow
-    if deep:
-        needed = stored + 6 * bands  # what OpenCV decodes, and copies of it in another order
-    elif image.mode in ('L', 'RGB', 'RGBA'):
-        needed = stored + 2 * bands  # Pillow copies in pieces, and joins them
-    else:
-        needed = stored + 4 + 2 * 4
-    if free is not None and needed * image.width * image.height > free:
-        raise MemoryError
-
-
-def _orientation(image: PIL.Image.Image) -> int:
-    """1 is upright. To be asked for after load(), which turns a TIFF upright and forgets that it did; so does
-    OpenCV."""
+def read_image(path: str | os.PathLike[str]) -> Image:
+    """Reads an image file; see `decode_image`."""
+    path = Path(path)
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (
-        Exception
-    ):  # whatever the bytes make of a parser: broken EXIF data say nothing, and the pixels are whole
-        return 1
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
+            raise ImageFileError(f'{path}: cannot be read: it is no regular file')
+        _check_room(path.stat().st_size)
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageFileError(f'{path}: cannot be read: {error.strerror or error}') from error
+    except MemoryError:
+        raise ImageFileError(f'{path}: does not fit into memory') from None
+    return decode_image(data, str(path))
 
 
-def _is_deep(image: PIL.Image.Image, data: bytes) -> bool:
-    """Whether the file has 16 bits a channel, which Pillow's modes do not tell."""
-    if image.format == 'PNG':
-        return data[_PNG_DEPTH] == 16
-    if image.format != 'TIFF':
-        return False
-    tags = image.tag_v2
-    bits = max(tags.get(_TIFF_BITS, (1,)))
-    if bits > 16 or set(tags.get(_TIFF_SAMPLE_FORMAT, (1,))) != {1}:
-        raise _Unsupported('signed, floating-point or 32-bit channels')
-    if bits > 8:
-        if tags.get(_TIFF_PLANAR, 1) != 1 and tags.get(_TIFF_SAMPLES, 1) > 1:
-            raise _Unsupported('16-bit channels in separate planes')
-        # Pillow reads such files only in part, so it may not miss what a cut took.
-        for offsets, sizes in _TIFF_DATA:
-            pieces = zip(tags.get(offsets, ()), tags.get(sizes, ()), strict=False)  # sizes may be left out
-            if any(start + size > len(data) for start, size in pieces):
-                raise EOFError('its last pixels are missing')
-    return bits > 8
+def decode_image(data: bytes, name: str, channels: int | None = None) -> Image:
+    """Decodes the content of an image file, of an animation the default image. Palettes, CMYK and the like become RGB,
+    transparency of any kind an alpha channel.
+
+    Args:
+        name: the file, for messages.
+        channels: 3 or 1 for pixels (H, W, channels): alpha is dropped without blending, grey is repeated, colours
+            become 0.299 R + 0.587 G + 0.114 B. None: pixels as in the file.
+
+    Raises ImageFileError if it is not an image, is damaged or cut short, has samples of other than 1 to 8 or 16 bits,
+    or does not fit into free memory.
+    """
+    if not data:
+        raise ImageFileError(f'{name}: is empty')
+    try:
+        with _SETTINGS.within():
+            image = _decode(data)
+    except NotImplementedError as error:
+        raise ImageFileError(f'{name}: has {error}') from None
+    except MemoryError:
+        raise ImageFileError(f'{name}: does not fit into memory') from None
+    except Exception as error:  # decoders raise anything, depending on the bytes
+        raise ImageFileError(f'{name}: {_kind_of(data) or _damage(error)}') from None
+    if channels is None:
+        return image
+    return Image(_with_channels(image.pixels, channels))
 
 
-def _to_array(image: PIL.Image.Image, data: bytes) -> np.ndarray:
-    grey = image.mode in ('1', 'L', 'LA', 'La')
-    if image.format == 'PNG' and image.mode == 'L' and isinstance(image.info.get('transparency'), int):
-        # The grey that is transparent: as in the file, where 2 and 4 bits count to 3 and 15.
-        image.info['transparency'] *= 255 // ((1 << data[_PNG_DEPTH]) - 1)
-    mode = ('L' if grey else 'RGB') + 'A' * image.has_transparency_data
+def _kind_of(data: bytes) -> str:
+    """A predicate for a file that is not an image of a supported format, else ''."""
+    if re.match(_SUPPORTED, data, re.DOTALL):
+        return ''
+    for start, kind in _UNSUPPORTED.items():
+        if re.match(start, data, re.DOTALL | re.IGNORECASE):
+            return f'is {kind}; allowed: {KINDS}'
+    return f'is not an image; allowed: {KINDS}'
+
+
+def _damage(error: Exception) -> str:
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return 'is damaged or cut short'
+    text = ' '.join(str(error).split())
+    is_unsupported = text.startswith('Unsupported')  # the word of Pillow's decoders
+    return f'is {"of a kind that is not supported" if is_unsupported else "damaged or cut short"} ({text})'
+
+
+def _decode(data: bytes) -> Image:
+    if data.startswith(tiff.SIGNATURES):
+        tags = tiff.read_tags(data)
+        if tiff.is_plain(tags):
+            _check_size(*tiff.allocation(tags))
+            pixels = _upright(tiff.decode(data, tags), tags.get(tiff.ORIENTATION, 1))
+            return Image(pixels, tags.get(tiff.ICC_PROFILE))
+    elif data.startswith(png.SIGNATURE):
+        file = png.read_png(data)
+        pixels_of = _by_pillow if file.colour_type == png.PALETTE else lambda _: _png_pixels(file)
+        return replace(_open(file.data, pixels_of, file.depth), colour_chunks=file.colour_chunks)
+    elif data.startswith(_JPEG):
+        data = _without_junk(data)
+        return _open(data, lambda image: _by_opencv(data) if image.mode in ('L', 'RGB') else _by_pillow(image))
+    return _open(data, _by_pillow)
+
+
+def _open(data: bytes, pixels_of: Callable[[PIL.Image.Image], np.ndarray], depth: int = 8) -> Image:
+    # Without PostScript, for which Pillow would run a program.
+    with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        bands = 4 if image.mode == 'P' else len(image.getbands())
+        _check_size(image.width, image.height, bands * max(depth // 8, 1))
+        pixels = pixels_of(image)
+        orientation = 1
+        with contextlib.suppress(Exception):  # damaged EXIF data; pixels are whole
+            # Only now: Pillow turns TIFF upright while it decodes, and then forgets the orientation. Its method for
+            # PNG would decode the pixels, too.
+            orientation = PIL.Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
+        icc_profile = image.info.get('icc_profile') if image.mode != 'CMYK' else None
+    return Image(_upright(pixels, orientation), icc_profile or None)
+
+
+def _by_opencv(data: bytes) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from None
+        pixels = None
+    if pixels is None:
+        raise ValueError('its pixels cannot be decoded')
+    if pixels.ndim == 2:
+        return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
+def _by_pillow(image: PIL.Image.Image) -> np.ndarray:
+    if image.mode == 'CMYK':
+        return np.asarray(_to_srgb(image))
+    if image.mode not in ('1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBX', 'RGBA', 'RGBa', 'YCbCr'):
+        raise NotImplementedError(f'channels of kind {image.mode}; {tiff.ALLOWED}')
+    image.load()
+    mode = ('L' if image.mode in ('1', 'L', 'LA', 'La') else 'RGB') + 'A' * image.has_transparency_data
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def _decode_deep(data: bytes, image: PIL.Image.Image) -> np.ndarray:
-    """What Pillow knows of the file decides: OpenCV would return four inks as if they were red, green, blue and
-    alpha."""
-    if image.mode in ('CMYK', 'LAB', 'YCbCr'):
-        raise _Unsupported(f'16-bit {image.mode} channels')
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16:
-        raise _Unsupported('channels of an uncommon kind')
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    return _meant_by_tiff(pixels, image) if image.format == 'TIFF' else _meant_by_png(pixels, image, data)
+def _to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Converts CMYK by its profile, or by the plain formula if it has none that works."""
+    with contextlib.suppress(ImageCms.PyCMSError):
+        profile = ImageCms.getOpenProfile(io.BytesIO(image.info.get('icc_profile') or b''))
+        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile('sRGB'), outputMode='RGB')
+        if converted is not None:
+            return converted
+    return image.convert('RGB')
 
 
-def _meant_by_png(pixels: np.ndarray, image: PIL.Image.Image, data: bytes) -> np.ndarray:
-    transparent = image.info.get('transparency')
-    if pixels.ndim == 2 and isinstance(transparent, int):  # a level of grey, which OpenCV does not look at
-        return np.stack([pixels, np.where(pixels == transparent, 0, 65535).astype(np.uint16)], axis=2)
-    return pixels[..., [0, 3]] if data[_PNG_COLOUR_TYPE] == _PNG_GREY_ALPHA else pixels
+def _png_pixels(file: png.PNG) -> np.ndarray:
+    pixels = _by_opencv(file.data)
+    if file.colour_type == png.GREY_ALPHA:
+        return pixels[..., [0, 3]]
+    if not file.transparent:
+        return pixels
+    full = np.iinfo(pixels.dtype).max
+    levels = np.array(file.transparent) * (255 // ((1 << file.depth) - 1) if file.depth < 8 else 1)
+    pixels = np.atleast_3d(pixels)
+    alpha = np.where((pixels == levels).all(axis=2, keepdims=True), 0, full).astype(pixels.dtype)
+    return np.concatenate([pixels, alpha], axis=2)
 
 
-def _meant_by_tiff(pixels: np.ndarray, image: PIL.Image.Image) -> np.ndarray:
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    if pixels.ndim == 2:
-        return 65535 - pixels if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO else pixels
-    extra = tags.get(_TIFF_EXTRA_SAMPLES, ())
-    if pixels.shape[2] == 4 and extra[:1] == (_TIFF_NO_MEANING,):
-        return pixels[..., :3]
-    if pixels.shape[2] == 4 and extra[:1] == (_TIFF_MULTIPLIED,):
-        alpha = pixels[..., 3:].astype(np.float32)
-        colours = pixels[..., :3] * (65535 / np.where(alpha, alpha, np.inf))
-        pixels[..., :3] = colours.round().clip(0, 65535)
-    return pixels
+def _without_junk(data: bytes) -> bytes:
+    """A JPEG without what stands between its segments, which decoders warn of. Raises EOFError if the end is missing,
+    as decoders fill up with grey, or stop at the end of a thumbnail."""
+    parts, place = [data[:2]], 2
+    while marker := _JPEG_MARKER.search(data, place):
+        (code,) = marker[1]
+        place = marker.end()
+        if code == _JPEG_SCAN and data.rfind(_JPEG_END, place) >= 0:
+            return b''.join([*parts, data[place - 2 :]])
+        if code not in _JPEG_WITHOUT_LENGTH:
+            size = int.from_bytes(data[place : place + 2], 'big')
+            parts.append(data[place - 2 : place + size])
+            place += size
+    raise EOFError('its end is missing')
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(pixels))
+
+
+def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    if pixels.ndim == 2 or pixels.shape[2] == 2:
+        grey = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., 0])
+        return grey[..., None] if channels == 1 else cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    colours = pixels if pixels.shape[2] == 3 else np.ascontiguousarray(pixels[..., :3])
+    return colours if channels == 3 else cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)[..., None]
+
+
+def _check_size(width: int, height: int, pixel_bytes: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise NotImplementedError(f'{width}×{height} pixels; allowed: {MAX_PIXELS:,}')
+    _check_room(4 * pixel_bytes * width * height)  # copies in another order; the array is the last one
+
+
+def _check_room(size: int) -> None:
+    """Raises MemoryError if so many bytes are not free: Linux would kill, not raise."""
+    if size > _SMALL:
+        free = free_memory(torch.device('cpu'))
+        if free is not None and size > free:
+            raise MemoryError

@@ -2,55 +2,39 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import zlib
 
 import cv2
 import numpy as np
-import PIL.Image
-import PIL.PngImagePlugin
 
+from basicsr.images import png
 from basicsr.utils.errors import ImageFileError
 from basicsr.utils.files import atomic_write
 
 
-def write_png(path: str | os.PathLike[str], pixels: np.ndarray, icc_profile: bytes | None = None) -> None:
-    """`pixels` as in `Image`. Atomic: an old file stays whole until the new one is. The profile is embedded if
-    it is of the image's colour space (the profile of a CMYK file does not describe the RGB that it became). Grey with
-    alpha of 16 bits becomes RGB with alpha, as no library here writes it.
+def write_png(
+    path: str | os.PathLike[str],
+    pixels: np.ndarray,
+    icc_profile: bytes | None = None,
+    colour_chunks: bytes = b'',
+) -> None:
+    """Writes an `Image` atomically: the old file stays until the new one is complete. The profile is embedded if it is
+    for the image's colour space.
 
     Raises ImageFileError if the file cannot be written, ValueError on other shapes or types of array.
     """
     check_pixels(pixels)
     try:
-        data, space = _encoded(np.ascontiguousarray(pixels))
-        if icc_profile and icc_profile[16:20] == space:
-            data = _with_profile(data, icc_profile)
-        atomic_write(path, data)
+        data = _encode(np.ascontiguousarray(pixels))
+        if icc_profile and icc_profile[16:20] == (b'RGB ' if pixels.shape[2:] in ((3,), (4,)) else b'GRAY'):
+            colour_chunks += png.chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(icc_profile))
+        atomic_write(path, data[: png.HEADER_END] + colour_chunks + data[png.HEADER_END :])
     except OSError as error:
-        raise ImageFileError(f'{path} cannot be written: {error.strerror or error}') from error
+        raise ImageFileError(f'{path}: cannot be written: {error.strerror or error}') from error
     except cv2.error as error:
-        raise ImageFileError(f'{path} cannot be written: {error.err}') from error
-
-
-def _encoded(pixels: np.ndarray) -> tuple[bytes, bytes]:
-    """The file, and the colour space that its profile may be of."""
-    grey = pixels.ndim == 2 or pixels.shape[2] == 2
-    if pixels.ndim == 3 and grey:
-        if pixels.dtype == np.uint8:
-            file = io.BytesIO()
-            PIL.Image.fromarray(pixels, 'LA').save(file, 'PNG')
-            return file.getvalue(), b'GRAY'
-        pixels, grey = pixels[..., [0, 0, 0, 1]], False
-    if not grey:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-    done, data = cv2.imencode('.png', pixels)
-    if not done:
-        height, width = pixels.shape[:2]
-        raise OSError(f'OpenCV writes no PNG of {width}×{height} pixels')
-    return data.tobytes(), b'GRAY' if grey else b'RGB '
+        raise ImageFileError(f'{path}: cannot be written: {error.err}') from error
 
 
 def check_pixels(pixels: np.ndarray) -> None:
@@ -64,8 +48,23 @@ def check_pixels(pixels: np.ndarray) -> None:
         raise ValueError(f'image: found an array of {pixels.dtype}; allowed: uint8, uint16')
 
 
-def _with_profile(png: bytes, icc_profile: bytes) -> bytes:
-    """Inserts an iCCP chunk after the header, which always takes the first 33 bytes."""
-    body = b'iCCP' + b'ICC profile\0' + b'\0' + zlib.compress(icc_profile)
-    chunk = struct.pack('>I', len(body) - 4) + body + struct.pack('>I', zlib.crc32(body))
-    return png[:33] + chunk + png[33:]
+def _encode(pixels: np.ndarray) -> bytes:
+    height, width, *channels = pixels.shape
+    if channels == [2]:
+        return _encode_grey_alpha(pixels)
+    if channels:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if channels == [3] else cv2.COLOR_RGBA2BGRA)
+    done, data = cv2.imencode('.png', pixels)
+    if not done:
+        raise OSError(f'OpenCV cannot write a PNG of {width}×{height} pixels')
+    return data.tobytes()
+
+
+def _encode_grey_alpha(pixels: np.ndarray) -> bytes:
+    """Neither OpenCV nor Pillow can write this with 16 bits."""
+    height, width, _ = pixels.shape
+    rows = pixels.astype(pixels.dtype.newbyteorder('>')).view(np.uint8).reshape(height, -1)
+    up = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))  # filter type 2
+    header = struct.pack('>IIBBBBB', width, height, 8 * pixels.itemsize, png.GREY_ALPHA, 0, 0, 0)
+    body = zlib.compress(np.insert(up, 0, 2, axis=1).tobytes())
+    return png.SIGNATURE + png.chunk(b'IHDR', header) + png.chunk(b'IDAT', body) + png.chunk(b'IEND', b'')

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from basicsr.archs.from_weights import build_network
-from basicsr.archs.restormer_arch import Restormer, no_autocast
+from basicsr.archs.restormer_arch import Restormer
 from basicsr.images.writer import check_pixels
 from basicsr.inference.strip_engine import StripEngine
 from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
+from basicsr.ops import no_autocast
 from basicsr.tasks import default_weights
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.device import (

@@ -1,14 +1,13 @@
-"""The exact result for a whole image in bounded working memory, and fast.
+"""The exact result for an image in bounded memory, and fast.
 
-A transformer block needs of the image no more than sums over its pixels (the attention statistics) and one row
-above and below (the 3×3 depthwise convolutions). So each half of a block runs on horizontal strips: sum the
-statistics over all strips, finish the small attention matrices, apply them strip by strip. This is not tiling: no
-seam, no other statistics.
+All that a transformer block needs of the rest of the image is sums over pixels (the attention statistics) and one row
+above and below (the 3×3 depthwise convolutions). So each half of a block runs on horizontal strips: sum the statistics
+over all strips, compute the small attention matrices, apply them strip by strip. Unlike tiles, strips leave no seams and
+change no statistics.
 
-What makes it fast on a processor is the same: temporaries stay near the caches, and are small enough that the
-allocator hands the same memory out again, where a fresh page costs more than the arithmetic on it. Pixels lie
-channels-last, so that every 1×1 convolution is a matrix product on the memory as it is, and blocks work in
-place: of what must live at full size there is one copy.
+Strips are also fast on a CPU: temporaries stay near the caches, and are small enough that the allocator reuses their
+memory, where touching a fresh page costs more than the arithmetic on it. Pixels are channels-last, so that every 1×1
+convolution is a matrix product without copies, and blocks work in place: features at full size exist once.
 """
 
 from __future__ import annotations
@@ -18,44 +17,80 @@ import threading
 from collections.abc import Callable, Hashable
 from itertools import pairwise
 from math import ceil
+from typing import TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from basicsr.archs.restormer_arch import Restormer
+from basicsr.archs.restormer_arch import (
+    GDFN,
+    MDTA,
+    BiasFree_LayerNorm,
+    Downsample,
+    LayerNorm,
+    OverlapPatchEmbed,
+    Restormer,
+    TransformerBlock,
+    Upsample,
+    WithBias_LayerNorm,
+)
 from basicsr.inference.strip_layers import Attention, Dense, FeedForward, Point, Strip, Workspace
 from basicsr.inference.tlc import Cells
 from basicsr.ops import no_autocast
 from basicsr.utils.memory import empty, keep_freed_memory
 
-# The largest temporary of a strip. Measured on a CPU with 2 MiB of second-level cache per core; an accelerator
-# wants more work at once.
+# The largest temporary of a strip, in bytes. Measured on a CPU with 2 MiB of second-level cache per core; a GPU needs
+# more work at once.
 STRIP_BYTES_CPU = 4_000_000
 STRIP_BYTES = 256_000_000
 
-# For `StripEngine.memory`: temporaries of a strip at the same time, in sizes of the largest; images at full size
-# (input, padded input, output); what the libraries and the allocator keep for themselves.
-_TEMPORARIES = 10
+# What `StripEngine.memory` counts.
+_TEMPORARIES = 10  # simultaneous temporaries of a strip, in sizes of the largest one
 _ROW_TEMPORARIES = 12  # the same for strips of one row, which have more halo than rows
-_IMAGES = 3
-_CELL_MATRICES = 6  # of each cell or window at a time: Gram matrices, their sums, and the softmax's steps
-_SLACK = 96_000_000
+_IMAGES = 3  # at full size: input, padded input, output
+_CELL_MATRICES = (
+    6  # simultaneous matrices of a cell or window: Gram matrices, their sums, the steps of the softmax
+)
+_SLACK = 96_000_000  # bytes that the libraries and the allocator keep
 
-# Record CUDA graphs of images of up to so many pixels, Full HD: launching is a small part of the time beyond, and a
-# graph's memory is its own.
+# Record CUDA graphs for images of up to this many pixels (Full HD). Launching takes a small part of the time beyond, and
+# a graph has memory of its own.
 _RECORDED_PIXELS = 2**21
 
 
+_PARTS = (
+    *(LayerNorm, WithBias_LayerNorm, BiasFree_LayerNorm, MDTA, GDFN, TransformerBlock),
+    *(OverlapPatchEmbed, Downsample, Upsample, nn.Conv2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.Sequential),
+)
+
+
+def runs_in_strips(net: nn.Module) -> TypeGuard[Restormer]:
+    """Whether `StripEngine` computes what the network does: true for a Restormer, and for a subclass that inherits its
+    forward pass and has only its kinds of parts."""
+
+    if type(net) is Restormer or not isinstance(net, Restormer):
+        return isinstance(net, Restormer)
+
+    def is_known(part: nn.Module) -> bool:
+        if isinstance(part, nn.Conv2d) and (part.padding_mode, part.dilation) != ('zeros', (1, 1)):
+            return False
+        return part is net or type(part) in _PARTS
+
+    methods = ('forward', '_run', '_reduce')
+    inherited = all(getattr(type(net), name) is getattr(Restormer, name) for name in methods)
+    return inherited and all(map(is_known, net.modules()))
+
+
 class StripEngine:
-    """Runs a Restormer in strips; a call gives what the network itself would, up to rounding.
+    """Runs a Restormer in strips. The result equals the network's, up to rounding.
 
     Args:
-        net: its weights are taken as they are now; later changes to it may or may not be seen.
-        dtype: what features are kept and multiplied in; None: that of the weights. Sums, normalisations and
-            softmax are never below single precision, nor are the first and the last convolution.
+        net: see `runs_in_strips`. Its weights are taken as they are now; the engine may or may not see later changes.
+        dtype: type of features and products; None for that of the weights. Sums, normalisations, softmax, and the first
+            and the last convolution are never below single precision.
         window: side of TLC's windows at full resolution, a multiple of 8; None for plain inference.
-        strip_bytes: size of the largest temporary; None for what is fast on the network's device. A strip has
-            one row at least. May be changed between calls.
+        strip_bytes: size of the largest temporary; None for a size that is fast on the network's device. A strip has
+            at least one row. May change between calls.
     """
 
     multiple = Restormer.multiple
@@ -79,57 +114,55 @@ class StripEngine:
         self.recorded = _Recorded()
         self.strip_bytes = strip_bytes or (STRIP_BYTES_CPU if self.device.type == 'cpu' else STRIP_BYTES)
 
-        # Parameters of its own in the same memory, which stays where it is when the network moves.
-        own = {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in net.parameters()}
+        # The engine's own parameters, in the same memory: they stay there when the network moves.
+        own = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in net.parameters()}
         net = copy.deepcopy(net, own)
 
-        def dense(part: torch.nn.Module, shuffled: bool = False) -> Dense:
-            return Dense(part.body[0], self.dtype, shuffled)  # type: ignore[index]
+        def dense(part: Downsample | Upsample, shuffled: bool = False) -> Dense:
+            convolution = part.body[0]
+            assert isinstance(convolution, nn.Conv2d)
+            return Dense(convolution, self.dtype, shuffled)
 
-        def blocks(*parts: torch.nn.Sequential) -> list[Attention | FeedForward]:
-            return [
-                half
-                for part in parts
-                for block in part
-                for half in (
-                    Attention(block.norm1, block.attn, self.dtype),
-                    FeedForward(block.norm2, block.ffn, self.dtype),
-                )
-            ]
+        def halves(*levels: nn.Sequential) -> list[Attention | FeedForward]:
+            found: list[Attention | FeedForward] = []
+            for level in levels:
+                for block in level:
+                    assert isinstance(block, TransformerBlock)
+                    found.append(Attention(block.norm1, block.attn, self.dtype))
+                    found.append(FeedForward(block.norm2, block.ffn, self.dtype))
+            return found
 
         with torch.no_grad():
             self.embed = Dense(net.patch_embed.proj, self.full_dtype)
-            self.encoder = [
-                blocks(part)
-                for part in (net.encoder_level1, net.encoder_level2, net.encoder_level3, net.latent)
-            ]
+            encoder = (net.encoder_level1, net.encoder_level2, net.encoder_level3, net.latent)
+            self.encoder = [halves(level) for level in encoder]
             self.down = [dense(part) for part in (net.down1_2, net.down2_3, net.down3_4)]
             self.up = [dense(part, shuffled=True) for part in (net.up2_1, net.up3_2, net.up4_3)]
             self.reduce = {
                 level: [
-                    Point(half, bias, self.dtype)
-                    for half, bias in zip(conv.weight.flatten(1).chunk(2, 1), (None, conv.bias), strict=True)
+                    Point(half, self.dtype)
+                    for half in zip(conv.weight.chunk(2, 1), (None, conv.bias), strict=True)
                 ]
                 for level, conv in ((1, net.reduce_chan_level2), (2, net.reduce_chan_level3))
             }
             self.decoder = [
-                blocks(net.decoder_level1, net.refinement),
-                blocks(net.decoder_level2),
-                blocks(net.decoder_level3),
+                halves(net.decoder_level1, net.refinement),
+                halves(net.decoder_level2),
+                halves(net.decoder_level3),
             ]
             self.skip = None
             if net.dual_pixel_task:
-                self.skip = Point(net.skip_conv.weight.flatten(1), net.skip_conv.bias, self.full_dtype)
+                self.skip = Point((net.skip_conv.weight, net.skip_conv.bias), self.full_dtype)
             self.output = Dense(net.output, self.full_dtype)
         self.out_channels = len(self.output.weight)
-        # Of the largest temporaries, per column at full resolution: further down columns are fewer.
+        # Channels of the largest temporary per column at full resolution: lower levels have fewer columns.
         self.levels = [*enumerate(self.encoder), *enumerate(self.decoder)]
         self.widest = max(
             [8 * self.dim, *(half.channels >> level for level, halves in self.levels for half in halves)]
         )
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W), H and W multiples of 8, values in [0, 1]; the same comes out, not clamped."""
+        """(B, C, H, W) → (B, C, H, W); H and W multiples of 8, values in [0, 1], the result not clamped."""
         B, _, H, W = x_BCHW.shape
         if H % self.multiple or W % self.multiple:
             raise ValueError(
@@ -149,22 +182,22 @@ class StripEngine:
     def _is_recorded(self, pixels: int) -> bool:
         if self.device.type != 'cuda' or pixels > _RECORDED_PIXELS:
             return False
-        # A recording's input and result are used in the order of this stream alone.
+        # A recording's input and result are ordered on this stream only.
         return torch.cuda.current_stream() == torch.cuda.default_stream()
 
     def _restore_all(self, x_BCHW: Tensor, y_BHWC: Tensor) -> None:
-        workspace = Workspace(self.dtype, self.device)  # of this call: several threads may restore at once
-        for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: statistics are an image's own
+        workspace = Workspace(self.dtype, self.device)  # one per call: several threads may restore at once
+        for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: each image has its own statistics
             self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace)
 
     def memory(self, H: int, W: int) -> int:
-        """Bytes that a call takes at most for each image, input and output among them; beyond the weights."""
+        """Upper bound of the bytes that a call needs for each image, with input and output, without the weights."""
         row = self._row_bytes(W)
         strips = max(_TEMPORARIES * min(self.strip_bytes, H * row), _ROW_TEMPORARIES * row)
         return self._at_full_size(H, W) + strips
 
     def fit(self, H: int, W: int, limit: int) -> bool:
-        """Makes the strips smaller if need be, so that `memory` is within a limit; whether that is possible."""
+        """Shrink the strips until `memory` is within a limit. False if no strips are small enough."""
         if self.memory(H, W) <= limit:
             return True
         left = limit - self._at_full_size(H, W)
@@ -174,22 +207,22 @@ class StripEngine:
         return True
 
     def _at_full_size(self, H: int, W: int) -> int:
-        # At its first level the decoder's features are twice as wide, beside the second level's. On a CPU the
-        # front half of that memory is not there before it is touched, and the deeper levels are gone by then.
+        # The decoder's first level holds features of twice the width, beside those of the second level. On a CPU the
+        # front half of that memory takes no pages until it is touched, and the deeper levels are free by then.
         levels = 2.5 if self.device.type == 'cpu' else 2.875
         channels = max(self.embed.weight.shape[1], self.out_channels)
         images = _IMAGES * H * W * channels * self.full_dtype.itemsize
         return int(levels * self.dim * H * W * self.dtype.itemsize) + images + self._cells(H, W) + _SLACK
 
     def _cells(self, H: int, W: int) -> int:
-        """Bytes of the matrices of TLC's cells and windows, at the level where there are most."""
+        """Bytes of the matrices of TLC's cells and windows, at the level that needs most."""
         if self.window is None:
             return 0
         most = 0
         for level, halves in self.levels:
             cells = Cells.of(H >> level, W >> level, self.window >> level)
             numel = max((half.cell_numel for half in halves if isinstance(half, Attention)), default=0)
-            most = max(most, max(len(cells), cells.windows) * numel)
+            most = max(most, len(cells) * numel, cells.windows * numel)
         return _CELL_MATRICES * most * self.full_dtype.itemsize
 
     def _row_bytes(self, W: int) -> int:
@@ -198,8 +231,8 @@ class StripEngine:
     def _restore(self, image_HWC: Tensor, result_HWC: Tensor, workspace: Workspace) -> None:
         H, W, _ = image_HWC.shape
         C = self.dim
-        # The decoder's first level holds the encoder's features beside the upsampled ones. So the encoder
-        # works in the back half of that memory, from where `_widen` spreads them out in place.
+        # The decoder's first level holds the encoder's features beside the upsampled ones. So the encoder works in the
+        # back half of that memory, and `_widen` spreads its features in place.
         memory = empty(self.dtype, self.device, 2 * H * W * C)
         levels = [memory[H * W * C :].view(H, W, C)]
         for top, bottom in self._strips(H, W * C):
@@ -226,7 +259,7 @@ class StripEngine:
         return _cut(0, height, self._rows(row_numel), step)
 
     def _rows(self, row_numel: int) -> int:
-        """How many rows of so many numbers a temporary may have."""
+        """Rows of a temporary, given the numbers in a row."""
         return max(1, self.strip_bytes // (row_numel * self.dtype.itemsize))
 
     def _run(
@@ -248,8 +281,8 @@ class StripEngine:
             half.run(x_HWC, cells, cut, workspace)
 
     def _grid(self, H: int, W: int, window: int | None) -> Cells:
-        """Made once for a size: copying its matrices to a GPU waits for all that goes on there. Never forgotten, as a
-        recorded graph reads them."""
+        """Made once for each size: copying its matrices to a GPU waits for the GPU. Kept for good, as a recorded graph
+        reads them."""
         key = (H, W, window)
         if key not in self.grids:
             self.grids[key] = Cells.of(H, W, window, self.device)
@@ -266,8 +299,8 @@ class StripEngine:
         return y_HWC
 
     def _upsample(self, level: int, x_HWC: Tensor, skip_HWC: Tensor) -> None:
-        """Convolution, then pixel-shuffle, into the level above, beside the skip that is there: at level 0 as
-        the front half of its channels, further down both reduced to as many as the skip has."""
+        """Convolution, then pixel-shuffle, into the level above, which holds the skip connection. At level 0 the result
+        is the front half of its channels; at lower levels both are reduced to the channels of the skip."""
         H, W, _ = x_HWC.shape
         C = self.dim << level
         skip_HiWjK = skip_HWC.view(H, 2, W, 2, -1)
@@ -285,9 +318,8 @@ class StripEngine:
             place_niWjK += reduced_NC.view(up_nWijC.shape).permute(0, 2, 1, 3, 4)
 
     def _widen(self, narrow_HWC: Tensor, wide_HWC: Tensor) -> None:
-        """Rows of the narrow features, which lie in the back half of the wide ones' memory, to their place
-        there, as the back half of the channels. What is written lies before all that is still to be read, but
-        for the strip's own rows, and those are copied first."""
+        """Move the narrow features, which fill the back half of the wide features' memory, to the back half of the wide
+        channels. Each strip is copied first; all it overwrites beyond its own rows has been moved before."""
         H, W, C = narrow_HWC.shape
         for top, bottom in self._strips(H, W * C):
             wide_HWC[top:bottom, :, C:] = narrow_HWC[top:bottom].clone()
@@ -295,7 +327,7 @@ class StripEngine:
     def _output(self, image_HWC: Tensor, x_HWC: Tensor, top: int, bottom: int) -> Tensor:
         if self.skip is None:
             return self.output(x_HWC, top, bottom) + image_HWC[top:bottom]
-        # With one more row above and below, as the convolution will want them.
+        # One more row above and below, for the convolution.
         H, _, K = x_HWC.shape
         first, last = max(top - 1, 0), min(bottom + 1, H)
         x_nWK = x_HWC[first:last].to(self.full_dtype, copy=True)
@@ -305,31 +337,30 @@ class StripEngine:
 
 
 class _Recorded:
-    """One size's kernels as a CUDA graph. Launching some thousand one by one takes longer than a fast GPU takes to run
-    them on a small image. Recorded when a size comes for the second time in a row, forgotten when another comes."""
+    """The kernels for one image size as a CUDA graph. On a small image, launching some thousand kernels one by one takes
+    longer than a fast GPU takes to run them. Recorded when a size occurs twice in a row, dropped at another size."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.forget()
 
     def __reduce__(self) -> tuple[type[_Recorded], tuple[()]]:
-        return _Recorded, ()  # a copy of an engine, or one from a pickle, begins without a graph
+        return _Recorded, ()  # a copied or unpickled engine starts without a graph
 
     def forget(self) -> None:
-        """Gives its memory back."""
+        """Free the graph's memory."""
         self.key: Hashable = None
         self.refused = False  # whether recording failed
         self.graph: torch.cuda.CUDAGraph | None = None
         self.x = self.y = torch.empty(0)
 
     def run(self, key: Hashable, restore: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
-        """restore(x, y), which writes y, and depends on nothing but the key and the contents of x. On the default
-        stream."""
+        """restore(x, y), on the default stream. It writes y, and may depend only on the key and the contents of x."""
         with self.lock:
             if key == self.key and not self.refused and self.graph is None:
                 try:
                     self._record(restore, x, y)
-                except RuntimeError:  # no memory for it, or another thread at work on the device
+                except RuntimeError:  # no memory for it, or another thread uses the device
                     self.refused = True
             if key == self.key and self.graph is not None:
                 self.x.copy_(x)
@@ -344,7 +375,7 @@ class _Recorded:
     def _record(self, restore: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> None:
         x, result = x.clone(), torch.empty_like(y)
         graph = torch.cuda.CUDAGraph()
-        # Threads that read the next image may pin memory meanwhile.
+        # Threads that read the next image may pin memory during the recording.
         stream, mode = torch.cuda.Stream(), 'thread_local'
         with _ONE_RECORDS, torch.cuda.graph(graph, stream=stream, capture_error_mode=mode):
             restore(x, result)
@@ -355,7 +386,7 @@ _ONE_RECORDS = threading.Lock()  # CUDA records one graph at a time
 
 
 def _cut(first: int, last: int, rows: int, step: int = 1) -> list[tuple[int, int]]:
-    """Parts of about equal size, of at most `rows` (but not less than `step`), and multiples of `step`."""
+    """Split into parts of about equal size: multiples of `step`, and at most `rows` unless that is less than `step`."""
     units = (last - first) // step
     count = ceil(units / max(1, rows // step))
     edges = [first + step * (units * i // count) for i in range(count + 1)]

@@ -1,7 +1,7 @@
-"""Tiles: overlapping squares restored one by one and blended.
+"""Overlapping tiles, restored one by one and blended.
 
-Not the whole image's result, since each tile has statistics of its own; for devices whose memory does not hold
-the whole image even in strips.
+The result differs from the whole image's, since each tile has its own attention statistics. For devices whose memory
+is too small for the image even in strips.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DEFAULT_OVERLAP = 32  # pixels; for small tiles half of their side
+DEFAULT_OVERLAP = 32  # pixels; half the side for small tiles
 
 
 def checked_overlap(tile: int, overlap: int | None, multiple: int) -> int:
-    """The overlap to use, None being the default. Raises ValueError on arguments that do not fit."""
+    """The overlap, or the default for None. Raises ValueError on a tile or overlap that does not work."""
     if tile < multiple or tile % multiple:
         raise ValueError(f'tile: found {tile}; allowed: a positive multiple of {multiple}')
     if overlap is None:
@@ -26,8 +26,8 @@ def checked_overlap(tile: int, overlap: int | None, multiple: int) -> int:
 
 
 def restore_tiles(restore: Callable[[Tensor], Tensor], x_BCHW: Tensor, tile: int, overlap: int) -> Tensor:
-    """Overlap-add: every tile's result is weighted by a window that rises linearly over the overlap and is
-    nowhere zero, and the sum is divided by the sum of the weights. Single precision at least."""
+    """Overlap-add: weight each tile's result by a window that rises linearly over the overlap and is never zero, and
+    divide the sum by the sum of the weights. Computes in single precision at least."""
     ys, xs = (_starts(length, tile, overlap) for length in x_BCHW.shape[-2:])
     total = weights = window = None
     for y in ys:
@@ -40,7 +40,7 @@ def restore_tiles(restore: Callable[[Tensor], Tensor], x_BCHW: Tensor, tile: int
                 total = restored.new_zeros(B, restored.shape[1], H, W, dtype=dtype)
                 weights = restored.new_zeros(H, W, dtype=dtype)
                 rows, columns = (_ramp(length, overlap, weights) for length in restored.shape[-2:])
-                window = rows[:, None] * columns  # all tiles are of one size
+                window = rows[:, None] * columns  # all tiles have the same size
             total[place] += restored * window
             weights[place] += window
     assert total is not None and weights is not None
@@ -48,12 +48,12 @@ def restore_tiles(restore: Callable[[Tensor], Tensor], x_BCHW: Tensor, tile: int
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """As far apart as the overlap allows; the last tile ends where the image does."""
+    """Tiles as far apart as the overlap allows; the last one ends with the image."""
     last = max(length - tile, 0)
     return [*range(0, last, tile - overlap), last]
 
 
 def _ramp(length: int, overlap: int, weights: Tensor) -> Tensor:
-    """For one axis of a tile, of the type and on the device of the weights."""
+    """The window along one axis of a tile, with the type and the device of the weights."""
     distance = torch.arange(1, length + 1, device=weights.device)
     return (torch.minimum(distance, distance.flip(0)).clamp(max=overlap + 1) / (overlap + 1)).to(weights)

@@ -1,13 +1,11 @@
 """Test-time local converter (Chu et al., ECCV 2022, arXiv 2112.04491): attention over local windows.
 
-A network trained on patches gathers its attention statistics from a patch; over a whole photograph they are of
-another kind. So every pixel's result is the mean of the results of the windows that cover it, each window with
-its own statistics.
+A network trained on patches sums its attention statistics over a patch; over a photograph they differ. With TLC, each
+pixel's result is the mean of the results of the windows that cover it, and each window has its own statistics.
 
-That mean is linear in the attention matrices, and the statistics are sums over pixels. Cut the plane at all
-edges of windows: inside one of these *cells* every pixel is covered by the same windows. A window's statistics are
-the sums of its cells', and one matrix per cell, the mean of the matrices of the windows over it, gives the result.
-No pixel is ever worked on twice.
+That mean is linear in the attention matrices, and the statistics are sums over pixels. So cut the plane at all edges of
+windows: the same windows cover all pixels of such a *cell*. The statistics of a window are the sums over its cells, and
+the mean of the matrices of the windows over a cell gives its result. Each pixel is computed once.
 """
 
 from __future__ import annotations
@@ -19,11 +17,13 @@ from math import ceil
 import torch
 from torch import Tensor
 
-DEFAULT_WINDOW = 384  # pixels at full resolution: 1.5 × 256, a patch in the middle of the paper's training
+DEFAULT_WINDOW = (
+    384  # pixels at full resolution: 1.5 × 256, a patch size from the middle of the paper's training
+)
 
 
 def windows(length: int, window: int) -> list[tuple[int, int]]:
-    """Where the windows along an axis begin and end: of equal size, evenly spread, the last ends at `length`."""
+    """Start and end of the windows along an axis: of equal size, evenly spread, the last one ends at `length`."""
     size = min(length, window)
     count = (length - 1) // size + 1
     step = size if count == 1 else ceil((length - size) / (count - 1) - 1e-8)
@@ -33,10 +33,10 @@ def windows(length: int, window: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Cells:
-    """The plane cut into rectangles by `rows` × `columns`, numbered row by row; windows likewise.
+    """The plane cut into `rows` × `columns` of rectangles, numbered row by row; windows likewise.
 
-    over_rows: (rows of windows, rows of cells), 1 where they cover them; over_columns alike. A window covers a
-    cell where both do.
+    `over_rows`, (rows of windows, rows of cells), is 1 where a row of windows covers a row of cells; `over_columns`
+    likewise. A window covers a cell if both are 1.
     """
 
     rows: tuple[tuple[int, int], ...]
@@ -46,7 +46,7 @@ class Cells:
 
     @classmethod
     def of(cls, height: int, width: int, window: int | None, device: torch.device | None = None) -> Cells:
-        """Those of windows of that size; one cell, and one window, for None: plain attention."""
+        """The cells of windows of that size. None, for plain attention: one cell and one window."""
         axes = [windows(length, window or length) for length in (height, width)]
         cuts = [sorted({edge for part in axis for edge in part}) for axis in axes]
         rows, columns = (tuple(pairwise(cut)) for cut in cuts)
@@ -66,23 +66,21 @@ class Cells:
         return len(self.over_rows) * len(self.over_columns)
 
     def over_windows(self, cells: Tensor) -> Tensor:
-        """(cells, …) → (windows, …): each window's sum over its cells."""
+        """(cells, …) → (windows, …): the sum over each window's cells."""
         if len(self) == 1:
             return cells
         R, K = (cover.to(cells) for cover in (self.over_rows, self.over_columns))
-        grid = cells.unflatten(0, (len(self.rows), len(self.columns)))
-        return _along_both(R, K, grid)
+        return _along_both(R, K, cells.unflatten(0, (len(self.rows), len(self.columns))))
 
     def mean_of_windows(self, windows: Tensor) -> Tensor:
-        """(windows, …) → (cells, …): each cell's mean over the windows that cover it."""
+        """(windows, …) → (cells, …): the mean over the windows that cover each cell."""
         if len(self) == 1:
             return windows
         R, K = (cover.to(windows) for cover in (self.over_rows, self.over_columns))
-        grid = windows.unflatten(0, (len(R), len(K)))
-        return _along_both((R / R.sum(0)).T, (K / K.sum(0)).T, grid)
+        return _along_both((R / R.sum(0)).T, (K / K.sum(0)).T, windows.unflatten(0, (len(R), len(K))))
 
 
 def _along_both(rows: Tensor, columns: Tensor, grid: Tensor) -> Tensor:
-    """(a, r), (b, c), (r, c, …) → (a·b, …). One axis after the other: at once would take the product of both matrices,
-    of as many numbers as there are windows times cells."""
+    """(a, r), (b, c), (r, c, …) → (a·b, …), one axis after the other: at once would need the product of both matrices,
+    with windows × cells numbers."""
     return torch.einsum('bc,ac...->ab...', columns, torch.einsum('ar,rc...->ac...', rows, grid)).flatten(0, 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from basicsr.archs.pretrained import load_pretrained
+from basicsr.archs.from_weights import load_pretrained
 from basicsr.archs.restormer_arch import Restormer, TransformerBlock
 from basicsr.data.sampler import accumulation, mixup_generator
 from basicsr.data.transforms import to_float
@@ -77,7 +77,7 @@ class ImageCleanModel:
         torch.manual_seed(options.manual_seed)
         self.net: nn.Module = ARCH_REGISTRY.build(options.network_g)
         if options.path.pretrain_network_g is not None:
-            load_pretrained(self.net, options.path)
+            load_pretrained(self.net, options.path.pretrain_network_g, options.path.strict_load_g)
         # Images, and so all activations, are channels-last. Weights are not: they are small, and
         # DistributedDataParallel wants gradients in their layout.
         self.net.to(device=device, dtype=self.dtype).train()

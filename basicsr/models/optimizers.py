@@ -71,14 +71,14 @@ class AdamW(torch.optim.AdamW):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """(n, rows, columns) → U Vᵀ of each one's singular value decomposition U S Vᵀ, roughly: singular values between
-    0.7 and 1.2, by products of matrices alone. What is 0 stays 0, and what is next to nothing, small."""
+    """(n, rows, columns) → approximately U Vᵀ of each matrix's singular value decomposition U S Vᵀ, by matrix products
+    alone: singular values between 0.7 and 1.2. Zeros stay 0, and values close to 0 stay small."""
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
-    # The clamp is where the squares under the root begin to vanish.
+    # The clamp is where the squares under the root underflow.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
-    # Every step makes (a + b·x xᵀ + c·(x xᵀ)²) x of x. Most matrices are wide, so it is x xᵀ that is stepped, and x is
-    # multiplied once, by the product of all factors.
+    # Each step maps x to (a + b·x xᵀ + c·(x xᵀ)²) x. Most matrices are wide: iterate on x xᵀ, which is smaller, and
+    # multiply x once, by the product of all factors.
     square = x @ x.mT
     factor = product = _factor(square)
     for _ in range(NEWTON_SCHULZ_STEPS - 1):
@@ -158,7 +158,7 @@ class Muon(torch.optim.AdamW):
         for shape, parameters in by_shape.items():
             for parameter in parameters:
                 if not self.state[parameter]:
-                    # A state without steps is not one to AdamW.
+                    # AdamW requires `step` in every state.
                     first = torch.zeros((), dtype=torch.float32, device=parameter.device)
                     self.state[parameter].update(step=first, momentum_buffer=torch.zeros_like(parameter))
             states = [self.state[parameter] for parameter in parameters]
@@ -172,11 +172,11 @@ class Muon(torch.optim.AdamW):
             means, changes = (
                 [one.view_as(p) for one, p in zip(x, parameters, strict=True)] for x in (mean, update)
             )
-            # All matrices in one kernel: most are small, and a GPU takes longer to launch one than to run it.
+            # One kernel for all matrices: most are small, and launching a kernel takes longer than running it.
             torch._foreach_copy_(buffers, means)
             torch._foreach_mul_(parameters, decay)
             torch._foreach_add_(parameters, changes, alpha=-group['lr'] * UPDATE_RMS * max(shape) ** 0.5)
-            # Pass a list: PyTorch reads a single tensor as a number, which waits for the GPU.
+            # A list, as PyTorch converts a single tensor to a number, which waits for the GPU.
             torch._foreach_add_([state['step'] for state in states], [taken] * len(states))  # type: ignore[list-item]
 
 

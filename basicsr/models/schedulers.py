@@ -1,7 +1,8 @@
 """Learning rates as pure functions of the iteration: nothing to save, nothing to step, no torch.
 
-A schedule's iteration i counts from 0: training step n, from 1, uses i = n - 1 (`learning_rate` does that, and
-the warm-up). The keys of `train.scheduler` in an option file are the fields of the class named by `type`.
+A schedule counts its iteration i from 0, and training its step n from 1: `learning_rate` uses i = n − 1, and adds the
+warm-up. The keys of `train.scheduler` are the fields of the class that `type` names: a new schedule is a class here, or
+in a module of `custom_imports`.
 
 >>> paper = CosineAnnealingRestartCyclicLR(periods=[92000, 208000], eta_mins=[3e-4, 1e-6])
 >>> paper.covers
@@ -24,7 +25,7 @@ from basicsr.utils.registry import SCHEDULER_REGISTRY
 class Scheduler(Protocol):
     @property
     def covers(self) -> int | None:
-        """Iterations that the schedule was written for; None: any number."""
+        """Iterations that the schedule is meant for; None: any number."""
 
     def lr(self, iteration: int, base_lr: float) -> float:
         """Learning rate at an iteration, counted from 0."""
@@ -50,11 +51,10 @@ def _require_one_each(key: str, values: list[float], count: int, what: str) -> N
 @SCHEDULER_REGISTRY.register()
 @dataclass(frozen=True, kw_only=True)
 class CosineAnnealingRestartCyclicLR:
-    """Half a cosine in each period, each with a minimum of its own (SGDR, Loshchilov & Hutter, ICLR 2017).
+    """Half a cosine per period, each with its own minimum (SGDR, Loshchilov & Hutter, ICLR 2017).
 
-    η + ½·weight·(base − η)·(1 + cos(π·(i − s) / P)) in the period of length P that starts at s. Iteration i
-    belongs to the first period whose end is ≥ i, so that the minimum is reached, at i = s + P. After the last
-    period its minimum stays.
+    η + ½·weight·(base − η)·(1 + cos(π·(i − s) / P)) in the period of length P that starts at s. Iteration i belongs to
+    the first period whose end is ≥ i, so the minimum is reached, at i = s + P. The last minimum stays after its period.
 
     Args:
         periods: iterations of each period.
@@ -119,12 +119,12 @@ class CosineAnnealingRestartLR:
 @SCHEDULER_REGISTRY.register()
 @dataclass(frozen=True)
 class MultiStepRestartLR:
-    """base · weight · gamma^(milestones after the last restart, up to and with i).
+    """base · weight · gamma^(number of milestones after the last restart, up to and including i).
 
     Args:
-        milestones: iterations from which on the learning rate is multiplied by gamma once more.
-        gamma: that factor.
-        restarts: iterations at which the learning rate starts again, at base · its weight.
+        milestones: iterations at which the learning rate is multiplied by gamma.
+        gamma: factor at every milestone.
+        restarts: iterations at which the learning rate restarts, at base · weight.
         restart_weights: a weight for each restart.
     """
 
@@ -156,7 +156,7 @@ MultiStepLR = SCHEDULER_REGISTRY.register('MultiStepLR')(MultiStepRestartLR)
 @SCHEDULER_REGISTRY.register()
 @dataclass(frozen=True)
 class LinearLR:
-    """base · (1 − i / total_iter), and 0 afterwards."""
+    """base · (1 − i / total_iter), then 0."""
 
     total_iter: int
 
@@ -172,8 +172,8 @@ class LinearLR:
 
 
 def learning_rate(scheduler: Scheduler, step_n: int, base_lr: float, warmup_iter: int = -1) -> float:
-    """Of training step n, counted from 1: base·n / warmup_iter while n < warmup_iter, then the schedule's value
-    at iteration n − 1. Raises ValueError for a step below 1, which no training has."""
+    """Learning rate of training step n, from 1: base·n / warmup_iter while n < warmup_iter, then the schedule's value
+    at iteration n − 1. Raises ValueError for n below 1."""
     if step_n < 1:
         raise ValueError(f'step_n: found {step_n}; allowed: 1 or above')
     if step_n < warmup_iter:

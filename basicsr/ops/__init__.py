@@ -1,40 +1,46 @@
-"""The operations of a Restormer block, each in the way that is fast on the device and in the type of its input.
+"""The operations of a Restormer block, each in the fastest way for the device and the type of its input.
 
-Features are (B, C, H, W) in channels-last memory, or (…, C). Every operation has one meaning everywhere; the plain
-formulation that tests compare with is tests/archs/oracle.py.
+Features are (B, C, H, W) in channels-last memory, or (…, C). Each operation has one meaning in training, plain
+inference and strips; tests compare it with the plain formulation, `basicsr/archs/restormer_reference.py`.
 """
 
-from basicsr.ops.autocast import no_autocast
+from basicsr.ops.channel_attention import (
+    AttentionStatistics,
+    attend_and_project,
+    attention_statistics,
+    merge_projection,
+)
+from basicsr.ops.dispatch import no_autocast, records_gradients, uses_triton
 from basicsr.ops.layers import (
-    LAYER_NORM_EPS,
-    add_products,
-    channel_products,
+    channel_slice,
     convolution_to_few,
     depthwise,
     depthwise_rows,
-    gated_depthwise,
     gated_depthwise_rows,
     layer_norm,
+    layer_norm_rows,
     like_layout,
+    padded_feed_forward,
     padded_halves,
     padded_inputs,
     pointwise,
-    records_gradients,
-    uses_triton,
 )
 
 __all__ = [
-    'LAYER_NORM_EPS',
-    'add_products',
-    'channel_products',
+    'AttentionStatistics',
+    'attend_and_project',
+    'attention_statistics',
+    'channel_slice',
     'convolution_to_few',
     'depthwise',
     'depthwise_rows',
-    'gated_depthwise',
     'gated_depthwise_rows',
     'layer_norm',
+    'layer_norm_rows',
     'like_layout',
+    'merge_projection',
     'no_autocast',
+    'padded_feed_forward',
     'padded_halves',
     'padded_inputs',
     'pointwise',

@@ -42,7 +42,7 @@ Purpose = Literal['train', 'test']
 
 TRAIN_SET = ('datasets', 'train')
 RESULT_COLUMNS = {'name', 'iter', 'kind', 'dataset'}
-REFUSAL = r'(\w+): found (.*); allowed: (.*)'  # what our constructors say
+REFUSAL = r'(\w+): found (.*); allowed: (.*)'  # the form of ValueErrors in this project
 
 
 class Draft:
@@ -99,8 +99,8 @@ class Draft:
         return LoaderOptions.model_construct(**self.get('datasets', phase) or {})
 
     def component(self, registry: Registry, base: type[AnyComponent], *key: str) -> AnyComponent | None:
-        """The section as in checked options, without invalid keys that its constructor does not get; None if it has
-        other mistakes."""
+        """The validated section, without invalid keys that its constructor does not get; None if it has other
+        mistakes."""
         section = _at(self.written, *key)
         if isinstance(section, dict):
             ignored = {name for name in base.model_fields if (*key, name) in self.invalid}
@@ -351,6 +351,10 @@ def check_losses(draft: Draft) -> None:
     elif isinstance(train, dict) and not train.get('losses'):
         draft.report(('train', 'pixel_opt'), 'nothing', 'a loss, here or in train.losses')
     for key in terms:
+        if key[1:] == ('losses', 'pixel_opt'):
+            draft.report(
+                key, 'a loss called "pixel_opt"', 'another name, as this is the name of train.pixel_opt'
+            )
         loss = draft.module(LOSS_REGISTRY, *key)
         if getattr(loss, 'reduction', None) == 'none':
             draft.report((*key, 'reduction'), '"none"', '"mean" or "sum", as training needs one number')

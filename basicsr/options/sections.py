@@ -36,7 +36,7 @@ def _registered_model(name: str) -> str:
 
 
 class LoaderOptions(Component):
-    """How a dataset is read; the other keys of a dataset belong to its `type`."""
+    """How a dataset is loaded; the other keys of a dataset belong to its `type`."""
 
     name: str | None = None
     """Shown in logs and used as a folder name; default: the key of the dataset."""
@@ -51,11 +51,11 @@ class LoaderOptions(Component):
     iters: list[PositiveInt] | None = None
     """Progressive training: the length of every stage in iterations."""
     use_shuffle: bool = True
-    """Training: a new order in every epoch; false: the order of the names."""
+    """Training: shuffle in every epoch; false: the order of the names."""
     num_worker_per_gpu: Count = 4
-    """Processes that decode; 0: decode in the training process."""
+    """Processes that decode images; 0: decode in the training process."""
     dataset_enlarge_ratio: PositiveInt = 1
-    """Repeats of the set in one epoch."""
+    """Repetitions of the set in one epoch."""
     prefetch_mode: str | None = None
     """No effect."""
 
@@ -79,8 +79,8 @@ class PathOptions(Section):
 class MixingOptions(Section):
     mixup: bool = False
     """Mix pairs of a batch."""
-    mixup_beta: Annotated[float, Field(gt=0)] = 1.2
-    """Both parameters of the Beta distribution of the mixing weight."""
+    mixup_beta: Positive = 1.2
+    """Both parameters of the Beta distribution that the mixing weight is drawn from."""
     use_identity: bool = True
     """Leave every other batch, on average, as it is."""
 
@@ -95,7 +95,7 @@ class LoggerOptions(Section):
     save_checkpoint_freq: PositiveInt = 5000
     """Iterations between checkpoints."""
     keep_last: PositiveInt | None = 3
-    """Checkpoints kept, beside the best; ~ keeps all."""
+    """Checkpoints to keep beside the best; ~ keeps all."""
     use_tb_logger: bool = True
     """Write TensorBoard events."""
     wandb: dict[str, Any] | None = None
@@ -106,7 +106,7 @@ class DistOptions(Section):
     backend: Literal['nccl', 'gloo', 'auto'] = 'auto'
     """nccl falls back to gloo where there is no GPU."""
     port: Annotated[int, Field(ge=1, le=65535)] = 29500
-    """Of the first node, with --launcher slurm."""
+    """Port of the first node, with --launcher slurm."""
 
 
 class TrainOptions(Section):
@@ -116,46 +116,46 @@ class TrainOptions(Section):
     """Linear warm-up of the learning rate; -1: none."""
     use_grad_clip: bool = True
     """Clip the norm of the gradient."""
-    grad_clip_norm: Annotated[float, Field(gt=0)] = 0.01
-    """The largest norm of the gradient."""
+    grad_clip_norm: Positive = 0.01
+    """Largest norm of the gradient."""
     accumulate: PositiveInt | Literal['auto'] = 1
-    """Micro-batches (of mini_batch_sizes, or batch_size_per_gpu) that a process adds up in a step; auto: as many as
-    keep the global batch of num_gpu devices on fewer of them."""
+    """Micro-batches (of mini_batch_sizes, or batch_size_per_gpu) that a process accumulates in a step; auto: as many as
+    keep the global batch of num_gpu devices on fewer devices."""
     precision: Literal['fp32', 'bf16', 'fp16', 'fp64'] = 'fp32'
-    """bf16, fp16 (with a scaled loss; GPU only): autocast of the forward pass; fp64: all in double precision, to
-    compare runs."""
+    """bf16, fp16 (with a scaled loss; GPU only): autocast of the forward pass; fp64: everything in double precision,
+    to compare runs."""
     compile: bool = False
-    """torch.compile of the network (of a Restormer, of its blocks): takes seconds to minutes at the start of every
+    """Use torch.compile for the network (for each block of a Restormer); takes seconds to minutes at the start of every
     stage."""
     cuda_graph: bool = True
-    """A Restormer in one process on a GPU: record a step's thousands of kernels (at the start of a stage, and after a
-    validation), and launch them at once; false: one by one."""
+    """Restormer in one process on a GPU: record a step's thousands of kernels at the start of a stage and after a
+    validation, and launch them at once; false: one by one."""
     activation_checkpointing: bool | list[bool] = False
-    """Compute activations again for the gradients instead of keeping them: much less memory, one more forward pass; a
+    """Recompute activations in the backward pass instead of keeping them: much less memory, one more forward pass; a
     list: for each stage."""
     ema_decay: Share = 0.0
-    """Of the averaged weights; 0: no average."""
+    """Decay rate of the averaged weights; 0: no average."""
     mixing_augs: MixingOptions = MixingOptions()
     optim_g: Annotated[OptimizerOptions, Registered(OPTIMIZER_REGISTRY)]
     scheduler: Annotated[Component, Registered(SCHEDULER_REGISTRY)]
     pixel_opt: Annotated[Component, Registered(LOSS_REGISTRY)] | None = None
-    """A loss of restored and clean image; may be left out where `losses` has one."""
+    """Loss of the restored against the clean image; optional if `losses` has one."""
     losses: dict[str, Annotated[Component, Registered(LOSS_REGISTRY)]] = Field(default={})
-    """Name: further loss, added to pixel_opt."""
+    """Name: another loss, added to pixel_opt."""
 
 
 class ValOptions(Section):
     window_size: PositiveInt = 8
-    """Sides are padded to a multiple of this, and cut after."""
+    """Images are padded to a multiple of this, and results cropped."""
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'fp32'
-    """What to restore in."""
+    """Precision of the restoration."""
     tlc: bool | PositiveInt = False
-    """Attention over local windows; true: of 384 pixels; a number: of so many, a multiple of 8. Weights that training
-    saves say so, and are used so by demo.py, evaluate.py and `Restorer.from_checkpoint`."""
+    """Attention over local windows of 384 pixels (true), or of this many, a multiple of 8. Training stores the value
+    with the weights; demo.py, evaluate.py and `Restorer.from_checkpoint` use it."""
     tile: PositiveInt | None = None
-    """Side of tiles to restore one by one, a multiple of 8; null: images as a whole."""
+    """Side of tiles to restore one by one, a multiple of 8; null: no tiles."""
     tile_overlap: Count | None = None
-    """Pixels that neighbouring tiles share; null: 32, or half a tile."""
+    """Pixels that adjacent tiles share; null: 32, or half a tile."""
     val_freq: PositiveInt = 5000
     """Iterations between validations."""
     save_img: bool = False
@@ -184,7 +184,7 @@ class RunOptions(Section):
     scale: int = 1
     """No effect."""
     num_gpu: Count = 1
-    """Devices that the batch sizes were written for (see train.accumulate); 0: use the CPU."""
+    """Devices that the batch sizes are meant for (see train.accumulate); 0: use the CPU."""
     manual_seed: Annotated[int, Field(ge=0, lt=2**63)] = 100
     """Seed of all random numbers."""
     custom_imports: list[str] = Field(default=[])

@@ -57,7 +57,7 @@ class DownloadError(UserError, ValueError):
     """A download that failed or delivered the wrong file."""
 
 
-class ImageFileError(UserError, ValueError):
+class ImageFileError(DataError):
     """An image that cannot be read or written, or a folder without images."""
 
 

@@ -1,4 +1,4 @@
-"""Work on many images, by several processes or threads."""
+"""Work on many images in several processes or threads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from basicsr.utils.errors import UserError
+
 Item = TypeVar('Item')
 Item_co = TypeVar('Item_co', covariant=True)
 Result = TypeVar('Result')
@@ -23,7 +25,7 @@ Written = TypeVar('Written')
 
 
 class Items(Protocol[Item_co]):
-    """`items[i]` is the work. It raises DataError, whose message comes through from other processes as it is."""
+    """`items[i]` does the work. A UserError that it raises keeps its message between processes."""
 
     def __len__(self) -> int: ...
 
@@ -31,45 +33,50 @@ class Items(Protocol[Item_co]):
 
 
 def processors() -> int:
-    """That this process may run on, which a batch system may have made fewer."""
+    """Processors that this process may use; a batch system may allow only some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def in_parallel(
     items: Items[Item], workers: int, what: str, then: Callable[[Item], Result], unit: str = 'pair'
 ) -> list[Result]:
-    """`then(items[i])` of all items, in order: the items by so many processes, at most one for each processor (0:
-    by this one), a few ahead of `then`, which is always called here. `what` stands before the progress bar.
+    """Returns `then(items[i])` for all i, in order. Worker processes compute the items ahead; this one calls `then`.
 
-    Raises what either raises, and RuntimeError if a process dies.
+    Args:
+        workers: number of processes, at most one per processor; 0: no other processes.
+        what: text before the progress bar.
+
+    Raises what `items` and `then` raise, and UserError if a process dies.
     """
     try:
         return [then(item) for item in _computed(items, workers, what, unit)]
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # or it keeps the processes
+        traceback.clear_frames(error.__traceback__)  # the frames keep the processes alive
+        if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker '):
+            raise UserError(' '.join(str(error).split())) from None
         raise
 
 
 def _computed(items: Items[Item], workers: int, what: str, unit: str) -> Iterator[Item]:
-    loader = DataLoader(
+    loader: DataLoader[Item] = DataLoader(
         items,  # type: ignore[arg-type]
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=min(workers, len(items), processors()),
         worker_init_fn=_start_worker,
     )
     yield from tqdm(iter(loader), total=len(items), desc=what, unit=unit)
 
 
-def _as_it_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
 def _start_worker(_: int) -> None:
-    # Both may come to all processes at once. It is the main one that ends the others.
+    # A terminal or batch system signals all processes at once; the main process ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    cv2.setNumThreads(0)  # as many processes as processors already
+    cv2.setNumThreads(0)  # there is a process per processor already
 
 
 def in_stages(
@@ -79,19 +86,19 @@ def in_stages(
     write: Callable[[Result], Written],
     device: torch.device,
 ) -> Iterator[tuple[Key, Callable[[], Written]]]:
-    """Each key, in order, with a function to call once, before the next key: it gives `write(work(read(key)))`, or
-    raises what one of them raised.
+    """Yields each key, in order, with a function to call once before the next key: it returns
+    `write(work(read(key)))`, or raises what one of them raised.
 
-    While a device other than the CPU works, one thread reads the next item and another writes the one before, so that
-    there are three at a time. `work` is always called here. On a CPU, which has no time to spare and must not run out
-    of memory, everything is done in turn, when the function is called.
+    While a GPU works on an item, one thread reads the next and another writes the previous one; `work` is called in
+    the caller's thread. On a CPU, which has no time to spare and little memory, one item is done at a time, when the
+    function is called.
     """
     if device.type == 'cpu':
         for key in keys:
-            yield key, lambda key=key: write(work(read(key)))
+            yield key, partial(lambda key: write(work(read(key))), key)
         return
     start = partial(ThreadPoolExecutor, 1)
-    if device.type == 'cuda':  # a thread begins with the first GPU as the current one
+    if device.type == 'cuda':  # a new thread starts on GPU 0
         start = partial(start, initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),))
     with start() as reader, start() as writer:
         behind: list[tuple[Key, Callable[[], Written]]] = []
@@ -99,10 +106,11 @@ def in_stages(
             try:
                 result = work(item.result())
             except Exception as error:
-                # Kept nowhere else: its traceback holds the memory of the attempt.
+                # The only reference, as its traceback holds the memory of the attempt.
                 failure = [error]
-                yield from [*behind, (key, partial(_raise, failure))]
+                yield from behind
                 behind = []
+                yield key, partial(_raise, failure)
             else:
                 yield from behind
                 behind = [(key, writer.submit(write, result).result)]

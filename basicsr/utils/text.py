@@ -8,12 +8,12 @@ from typing import Any
 
 
 def show(value: Any) -> str:
-    """As it would stand in a file, shortened."""
+    """A value as JSON, shortened to 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f'{text[:77]}...'
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    """For messages."""
+    """Join names for a message: the first `most`, and the number of the others."""
     names = list(names)
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')

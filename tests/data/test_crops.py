@@ -1,4 +1,4 @@
-"""Crops of frames: the paper's, written out, and what holds for all of them."""
+"""Crops of frames: the paper's, and properties of all."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_the_papers_crops_of_a_720p_frame():
         (4, 1, 1, [0, 1, 2, 3]),
     ],
 )
-def test_rows_and_columns(length, size, stride, starts):
+def test_starts_of_rows_and_columns(length, size, stride, starts):
     side = min(length, size)
     assert crop_windows(length, 1, size, stride) == [(start, 0, side, 1) for start in starts]
     assert crop_windows(1, length, size, stride) == [(0, start, 1, side) for start in starts]
@@ -35,7 +35,7 @@ def test_rows_and_columns(length, size, stride, starts):
 
 @pytest.mark.parametrize('shape', [(20, 33), (16, 16), (7, 40), (7, 9), (17, 15)])
 @pytest.mark.parametrize('stride', [1, 5, 8, 16])
-def test_every_pixel_is_in_a_window_and_no_window_comes_twice(shape, stride):
+def test_windows_cover_every_pixel_without_duplicates(shape, stride):
     covered = np.zeros(shape, int)
     windows = crop_windows(*shape, size=16, stride=stride)
     for top, left, height, width in windows:
@@ -48,7 +48,7 @@ def test_every_pixel_is_in_a_window_and_no_window_comes_twice(shape, stride):
 
 
 @pytest.mark.parametrize(('size', 'stride'), [(0, 1), (1, 0), (-4, 2), (4, -2)])
-def test_a_size_or_stride_that_is_none_is_refused(size, stride):
+def test_sizes_and_strides_below_1_are_refused(size, stride):
     with pytest.raises(ValueError, match=f'found {size} and {stride}; allowed: 1 or more'):
         crop_windows(9, 9, size, stride)
 
@@ -62,7 +62,7 @@ def test_names_count_row_by_row():
     ]
 
 
-def test_the_centre():
+def test_centre_window():
     assert centre_window(720, 1280, size=256) == (232, 512, 256, 256)
     assert centre_window(9, 6, size=4) == (2, 1, 4, 4)
     assert centre_window(3, 5, size=4) == (0, 0, 3, 4)

@@ -1,28 +1,20 @@
-"""The packed set, against Dataset_PairedImage on crops that a loop has cut; and packs that are not whole."""
+"""The packed dataset, against Dataset_PairedImage on crops that a loop cuts; and damaged packs."""
 
-import importlib.util
 import json
 import pickle
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from basicsr.data.pack_format import read_index
+from basicsr.data.pack_format import PackIndex, StoredImage, StoredPair, read_index
 from basicsr.data.packed_image_dataset import Dataset_PackedImage
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
-from basicsr.data.sampler import SampleKey, Stages, TrainingBatches, TrainingOrder
-from basicsr.data.transforms import collate
+from basicsr.data.sampler import SampleKey
 from basicsr.utils.errors import DataError
-
-_spec = importlib.util.spec_from_file_location(
-    'prepare_data', Path(__file__).resolve().parents[2] / 'scripts' / 'prepare_data.py'
-)
-prepare_data = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(prepare_data)
 
 RNG = np.random.default_rng(0)
 
@@ -41,12 +33,24 @@ def folders(root, pairs):
     return {f'dataroot_{kind}': str(root / kind) for kind in ('lq', 'gt')}
 
 
-def packed(roots, *flags):
-    """The root of a pack of these folders."""
-    output = Path(roots['dataroot_lq']).with_name('set.pack')
-    command = ['--input_dir', roots['dataroot_lq'], '--target_dir', roots['dataroot_gt'], '--workers', '0']
-    assert prepare_data.main([*command, '--output', str(output), *flags]) == 0
-    return output
+def packed(roots, channels=3, crop_size=None, stride=None):
+    """The root of a pack of these folders; offsets are even."""
+    files = Dataset_PairedImage(**roots, channels=channels)
+    pixels, pairs = bytearray(), []
+    for index, name in enumerate(files.names):
+        stored = {}
+        for kind, each in files.read(index).items():
+            pixels += bytes(len(pixels) % 2)
+            data = each.astype(each.dtype.newbyteorder('<')).tobytes()
+            stored[kind] = StoredImage(*each.shape[:2], each.dtype.name, len(pixels), zlib.crc32(data))
+            pixels += data
+        pairs.append(StoredPair(name, **stored))
+    root = Path(roots['dataroot_lq']).with_name('set.pack')
+    root.mkdir()
+    (root / 'pixels.bin').write_bytes(pixels)
+    index = PackIndex(channels, crop_size, stride, len(pixels), tuple(pairs))
+    (root / 'index.json').write_bytes(index.encode())
+    return root
 
 
 def cut(pairs, size, stride):
@@ -92,12 +96,12 @@ def refusal(act):
 
 
 @pytest.mark.parametrize('augment', [True, False])
-def test_windows_give_the_samples_of_crops_that_are_files(tmp_path, augment):
-    # One frame's name may be part of another's, or the same number; and frames may be smaller than crops.
+def test_windows_give_the_samples_of_crop_files(tmp_path, augment):
+    # Frames whose names contain each other or are the same number, and frames smaller than crops.
     sizes = {'2': (30, 44), '10': (16, 16), 'a': (17, 40), 'a-1': (40, 17), 'a-1-2': (9, 33), '02': (12, 5)}
     pairs = {name: (image(*size), image(*size)) for name, size in sizes.items()}
     files = Dataset_PairedImage(**folders(tmp_path / 'crops', cut(pairs, 16, 8)), geometric_augs=augment)
-    root = packed(folders(tmp_path / 'frames', pairs), '--crop_size', '16', '--stride', '8')
+    root = packed(folders(tmp_path / 'frames', pairs), crop_size=16, stride=8)
     dataset = Dataset_PackedImage(str(root), geometric_augs=augment)
     assert len(dataset) == len(files) == 15 + 1 + 8 + 8 + 4 + 1
     assert dataset.channels == files.channels == 3
@@ -107,18 +111,18 @@ def test_windows_give_the_samples_of_crops_that_are_files(tmp_path, augment):
 
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('depths', [(np.uint8, np.uint8), (np.uint16, np.uint16), (np.uint8, np.uint16)])
-def test_whole_images_of_every_depth(tmp_path, channels, depths):
+def test_images_of_every_depth(tmp_path, channels, depths):
     sizes = {'0': (9, 11), '1': (7, 7), '2': (1, 1), '3': (21, 33)}  # odd, so that offsets are odd
     pairs = {name: tuple(image(*size, dtype) for dtype in depths) for name, size in sizes.items()}
     roots = folders(tmp_path, pairs)
     files = Dataset_PairedImage(**roots, channels=channels)
-    dataset = Dataset_PackedImage(str(packed(roots, '--channels', str(channels))))
+    dataset = Dataset_PackedImage(str(packed(roots, channels)))
     assert dataset.channels == channels
     assert len(dataset) == 4
     assert_same_samples(dataset, files, [*range(4), *keys(4)])
 
 
-def test_depths_may_be_mixed_in_a_set(tmp_path):
+def test_a_pack_may_mix_depths(tmp_path):
     pairs = {'8': (image(), image()), '16': (image(dtype=np.uint16),) * 2, '9': (image(), image())}
     roots = folders(tmp_path, pairs)
     dataset = Dataset_PackedImage(str(packed(roots)))
@@ -126,8 +130,8 @@ def test_depths_may_be_mixed_in_a_set(tmp_path):
     assert_same_samples(dataset, Dataset_PairedImage(**roots), [*range(3), *keys(3)])
 
 
-def test_a_sample_is_what_its_generator_draws(tmp_path):
-    """Of these numbers, in this order: a run that goes on with a newer version sees the same samples."""
+def test_samples_follow_from_the_numbers_drawn(tmp_path):
+    """These numbers, in this order: a run resumed with a newer version sees the same samples."""
     lq, gt = image(30, 50), image(30, 50)
     dataset = Dataset_PackedImage(str(packed(folders(tmp_path, {'a': (lq, gt)}))))
     drawn = set()
@@ -150,37 +154,20 @@ def test_a_sample_is_what_its_generator_draws(tmp_path):
 def frames(tmp_path_factory):
     pairs = {str(number): (image(40, 48), image(40, 48)) for number in range(3)}
     roots = folders(tmp_path_factory.mktemp('frames'), pairs)
-    return str(packed(roots, '--crop_size', '24', '--stride', '12'))
+    return str(packed(roots, crop_size=24, stride=12))
 
 
-def test_nothing_is_copied_before_the_crop(frames):
+def test_only_the_crop_is_copied(frames):
     dataset = Dataset_PackedImage(frames)
     for window in dataset.read(4).values():
         assert window.shape == (24, 24, 3)
         assert not window.flags.owndata and not window.flags.writeable
         assert window.strides == (48 * 3, 3, 1)
-    dataset[0]['lq'].zero_()  # a sample belongs to whoever asked for it
+    dataset[0]['lq'].zero_()  # a sample is a copy
     assert dataset[0]['lq'].any()
 
 
-@pytest.mark.filterwarnings('ignore:This DataLoader will create')  # more workers than cores
-def test_batches_are_the_same_for_any_number_of_workers(frames):
-    dataset = Dataset_PackedImage(frames)
-
-    def load(workers):
-        stages = Stages(iters=(4, 3), patches=(8, 16), batches=(4, 2))
-        batches = TrainingBatches(TrainingOrder(len(dataset), seed=11), stages, 1, 9)
-        return list(DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers))
-
-    expected = load(0)
-    assert [batch['lq'].shape for batch in expected] == [(4, 3, 8, 8)] * 4 + [(2, 3, 16, 16)] * 5
-    for workers in (1, 2):
-        for one, other in zip(load(workers), expected, strict=True):
-            assert one['name'] == other['name']
-            assert torch.equal(one['lq'], other['lq']) and torch.equal(one['gt'], other['gt'])
-
-
-def test_a_copy_for_another_process_maps_the_file_itself(frames):
+def test_a_pickled_dataset_maps_the_file_again(frames):
     dataset = Dataset_PackedImage(frames)
     dataset[0]
     travelling = pickle.dumps(dataset)
@@ -189,14 +176,14 @@ def test_a_copy_for_another_process_maps_the_file_itself(frames):
     assert_same_samples(copy, dataset, [*range(len(dataset)), *keys(len(dataset), patches=(8,))])
 
 
-def test_several_sets_of_one_pack(frames):
+def test_several_datasets_share_a_pack(frames):
     first, second = (Dataset_PackedImage(frames) for _ in range(2))
     expected = first[0]['lq']
     del first
     assert torch.equal(second[0]['lq'], expected)
 
 
-# What is not whole
+# Damage
 
 
 @pytest.fixture
@@ -208,7 +195,7 @@ def opening(root):
     return refusal(lambda: Dataset_PackedImage(str(root)))
 
 
-def test_what_is_no_pack_is_refused(tmp_path, pack):
+def test_other_folders_are_refused(tmp_path, pack):
     for root in (tmp_path / 'none.pack', tmp_path / 'lq', tmp_path / 'lq' / 'a.png'):
         assert opening(root).startswith(
             f'{root}: cannot be read as a pack (made by python scripts/prepare_data.py): '
@@ -218,24 +205,24 @@ def test_what_is_no_pack_is_refused(tmp_path, pack):
 
 
 @pytest.mark.parametrize('size', [0, 1, 419, 421, 9999])
-def test_pixels_of_another_size_are_refused(pack, size):
+def test_pixels_of_the_wrong_size_are_refused(pack, size):
     pixels = pack / 'pixels.bin'
     whole = pixels.read_bytes()
     assert len(whole) == 423  # four images of 5×7×3 bytes, each where the offset is even
     pixels.write_bytes((whole * 30)[:size])
     assert opening(pack) == (
-        f'{pixels}: found {size} bytes; allowed: 423, as index.json says; '
-        'python scripts/prepare_data.py makes the pack anew'
+        f'{pixels}: found {size} bytes; allowed: 423, as in index.json; '
+        'make the pack again with python scripts/prepare_data.py'
     )
 
 
-def test_pixels_cut_short_since_are_refused_by_the_next_process(pack):
+def test_a_worker_refuses_pixels_that_were_cut_meanwhile(pack):
     travelling = pickle.dumps(Dataset_PackedImage(str(pack)))
-    (pack / 'pixels.bin').write_bytes(b'')  # to read it would be a bus error
+    (pack / 'pixels.bin').write_bytes(b'')  # reading it would be a bus error
     assert 'found 0 bytes' in refusal(lambda: pickle.loads(travelling)[0])
 
 
-def test_no_bit_of_the_index_can_change_unnoticed(pack):
+def test_a_changed_bit_of_the_index_is_noticed(pack):
     index = pack / 'index.json'
     whole = index.read_bytes()
     for place in range(len(whole)):
@@ -246,20 +233,20 @@ def test_no_bit_of_the_index_can_change_unnoticed(pack):
 
 
 @pytest.mark.parametrize('content', [b'', b'{}', b'[]', b'5', b'\xff', b'[' * 100_000, b'{"format": 1}'])
-def test_an_index_that_is_none_is_refused(pack, content):
+def test_a_damaged_index_is_refused(pack, content):
     (pack / 'index.json').write_bytes(content)
     assert opening(pack).startswith(f'{pack / "index.json"}: is damaged; ')
     (pack / 'index.json').write_bytes((pack / 'pixels.bin').read_bytes())
     assert opening(pack).startswith(f'{pack / "index.json"}: is damaged; ')
 
 
-def test_another_format_is_refused(pack):
+def test_an_unknown_format_is_refused(pack):
     index = pack / 'index.json'
     index.write_text(json.dumps({**json.loads(index.read_text()), 'format': 2}))
-    assert opening(pack) == (f'{index}: found format 2; allowed: 1, which python scripts/prepare_data.py makes')
+    assert opening(pack) == (f'{index}: found format 2; allowed: 1, made by python scripts/prepare_data.py')
 
 
-def test_an_index_that_was_formatted_anew_is_as_good(pack):
+def test_the_index_may_be_reformatted(pack):
     index = pack / 'index.json'
     before = read_index(pack)
     index.write_text(json.dumps(json.loads(index.read_text()), indent=2, sort_keys=True))

@@ -1,4 +1,4 @@
-"""Pairs, crops, flips and batches, against transforms and loops written out."""
+"""Pairs, crops, flips and batches, against transforms and loops."""
 
 import pickle
 from collections import Counter
@@ -81,14 +81,14 @@ def test_filename_tmpl_names_the_degraded_image(tmp_path, template):
 
 
 @pytest.mark.parametrize('template', ['blur', '{}{}', '', '{'])
-def test_filename_tmpl_with_other_than_one_place_is_refused(tmp_path, template):
+def test_filename_tmpl_needs_one_placeholder(tmp_path, template):
     roots = folders(tmp_path, {'a.png': image()}, {'a.png': image()})
     assert refusal(lambda: Dataset_PairedImage(**roots, filename_tmpl=template)).startswith(
         f'filename_tmpl: found {template!r}'
     )
 
 
-def test_both_kinds_of_orphan_are_named(tmp_path):
+def test_images_without_a_partner_are_named(tmp_path):
     lq = {f'{number}.png': image() for number in (1, 2, 7)}
     gt = {f'{number}.bmp': image() for number in (1, 2, *range(20, 30))}
     text = refusal(lambda: Dataset_PairedImage(**folders(tmp_path, lq, gt)))
@@ -102,10 +102,10 @@ def test_both_kinds_of_orphan_are_named(tmp_path):
 def test_an_empty_folder_is_named(tmp_path):
     roots = folders(tmp_path, {'a.png': image()}, {})
     (tmp_path / 'gt').mkdir()
-    assert refusal(lambda: Dataset_PairedImage(**roots)) == f'{tmp_path / "gt"}: there is no image in it'
+    assert refusal(lambda: Dataset_PairedImage(**roots)) == f'{tmp_path / "gt"}: contains no images'
 
 
-def test_without_ground_truth_the_names_are_those_of_the_degraded_images(tmp_path):
+def test_names_without_ground_truth_are_those_of_the_degraded_images(tmp_path):
     lq = {'x10_blur.png': image(), 'x9_blur.png': image()}
     dataset = Dataset_PairedImage(folders(tmp_path, lq, {})['dataroot_lq'], filename_tmpl='{}_blur')
     assert [pair['name'] for pair in dataset] == ['x9_blur', 'x10_blur']
@@ -129,10 +129,10 @@ def test_a_meta_info_file_chooses_pairs(tmp_path):
     (tmp_path / 'meta.txt').write_text('4.png\n99.png\n')
     assert (
         refusal(lambda: Dataset_PairedImage(**roots))
-        == f'{tmp_path / "meta.txt"}: names images that are not there: 99'
+        == f'{tmp_path / "meta.txt"}: names images that do not exist: 99'
     )
     (tmp_path / 'meta.txt').write_text('\n')
-    assert refusal(lambda: Dataset_PairedImage(**roots)) == f'{tmp_path / "meta.txt"}: names no image'
+    assert refusal(lambda: Dataset_PairedImage(**roots)) == f'{tmp_path / "meta.txt"}: names no images'
 
 
 def test_an_lmdb_gives_the_samples_of_the_folder(tmp_path):
@@ -166,7 +166,7 @@ def test_an_lmdb_gives_the_samples_of_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize('in_memory', [False, True])
-def test_partners_of_different_size_are_refused(tmp_path, in_memory):
+def test_partners_of_different_sizes_are_refused(tmp_path, in_memory):
     roots = folders(tmp_path, {'a.png': image(20, 30)}, {'a.png': image(30, 20)})
     assert refusal(lambda: Dataset_PairedImage(**roots, in_memory=in_memory)[0]) == (
         f'{tmp_path / "gt" / "a.png"}: found 20x30; allowed: the size of its partner '
@@ -174,12 +174,14 @@ def test_partners_of_different_size_are_refused(tmp_path, in_memory):
     )
 
 
-def test_an_unreadable_image_is_named(tmp_path):
-    roots = folders(tmp_path, {'a.png': image()}, {'a.png': image()})
-    (tmp_path / 'gt' / 'a.png').write_bytes(b'')
-    assert refusal(lambda: Dataset_PairedImage(**roots)[key(0, 8)]) == (
-        f'{tmp_path / "gt" / "a.png"}: is empty, cut short, or not an image'
-    )
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_unreadable_image_is_named_by_a_worker_too(tmp_path, workers):
+    dataset = Dataset_PairedImage(**folders(tmp_path, {'a.png': image()}, {'a.png': image()}))
+    path = tmp_path / 'gt' / 'a.png'
+    whole = path.read_bytes()
+    for data, text in ((b'', 'is empty'), (whole[:99], 'is damaged or cut short (its end is missing)')):
+        path.write_bytes(data)
+        assert refusal(lambda: load(dataset, workers)) == f'{path}: {text}'
 
 
 def test_in_memory_reads_every_file_once(tmp_path):
@@ -190,13 +192,13 @@ def test_in_memory_reads_every_file_once(tmp_path):
     dataset = Dataset_PairedImage(**roots, in_memory=True)
     for path in tmp_path.rglob('*.png'):
         path.unlink()
-    for same in (dataset, pickle.loads(pickle.dumps(dataset))):  # as it travels to a spawned worker
+    for same in (dataset, pickle.loads(pickle.dumps(dataset))):  # as for a spawned worker
         for item, sample in zip(keys, expected, strict=True):
             found = same[item]
             assert found['name'] == sample['name']
             assert torch.equal(found['lq'], sample['lq'])
             assert torch.equal(found['gt'], sample['gt'])
-            found['lq'].zero_()  # a sample belongs to whoever asked for it
+            found['lq'].zero_()  # a sample is a copy
 
 
 def test_grey(tmp_path):
@@ -212,7 +214,7 @@ def test_grey(tmp_path):
 # Depth
 
 
-def test_every_level_of_8_and_16_bit_survives_as_a_float():
+def test_every_level_of_8_and_16_bits_survives_as_a_float():
     for levels in (np.arange(1 << 8, dtype=np.uint8), np.arange(1 << 16, dtype=np.uint16)):
         top = levels[-1]
         tensor = to_float(to_tensor(levels.reshape(16, -1, 1)))
@@ -223,7 +225,7 @@ def test_every_level_of_8_and_16_bit_survives_as_a_float():
         np.testing.assert_array_equal(torch.round(tensor * float(top)).numpy().ravel(), levels)
 
 
-def test_16_bit_files_become_floats_and_may_be_mixed_with_8_bit(tmp_path):
+def test_16_bit_files_become_floats_and_mix_with_8_bits(tmp_path):
     lq = {'a.png': image(), 'b.png': image(dtype=np.uint16), 'c.tif': image(dtype=np.uint16)}
     gt = {name: image() for name in lq}
     dataset = Dataset_PairedImage(**folders(tmp_path, lq, gt))
@@ -245,12 +247,12 @@ def test_16_bit_files_become_floats_and_may_be_mixed_with_8_bit(tmp_path):
 
 
 def coordinates(height, width):
-    """Every pixel says where it is: red its row, green its column."""
+    """An image whose red is the row and whose green is the column."""
     rows, columns = np.indices((height, width))
     return np.stack([rows, columns, np.full_like(rows, 77)], axis=2).astype(np.uint8)
 
 
-# Where the pixel (row, column) of a square of side n comes from, for each symmetry of the square
+# Source of pixel (row, column) in a square of side n, for each symmetry of the square
 SYMMETRIES = {
     'identity': lambda r, c, n: (r, c),
     'mirror left-right': lambda r, c, n: (r, n - 1 - c),
@@ -291,7 +293,7 @@ def chi_square(counts, cells):
     )
 
 
-def test_every_position_and_symmetry_is_equally_likely_and_the_same_for_both(tmp_path):
+def test_positions_and_symmetries_are_equally_likely_and_the_same_for_both_images(tmp_path):
     dataset = coordinate_dataset(tmp_path, height=5, width=6)  # 3 × 4 positions of a patch of 3
     drawn = []
     for number in range(9600):
@@ -305,12 +307,12 @@ def test_every_position_and_symmetry_is_equally_likely_and_the_same_for_both(tmp
     assert {cell[1:] for cell in counts} == {(top, left) for top in range(3) for left in range(4)}
     assert {cell[0] for cell in counts} == set(SYMMETRIES)
     assert chi_square(counts, 96) < 153  # 95 degrees of freedom: p = 1e-4
-    # Samples that follow each other have nothing to do with each other.
+    # Successive samples are independent.
     repeats = sum(one == other for one, other in pairwise(drawn))
     assert 60 < repeats < 145  # 100 expected, standard deviation 10
 
 
-def test_the_same_sample_is_the_same_and_a_later_epoch_or_another_seed_is_not(tmp_path):
+def test_samples_repeat_with_their_key_and_differ_with_epoch_and_seed(tmp_path):
     dataset = coordinate_dataset(tmp_path, height=40, width=50)
     order = TrainingOrder(length=1, seed=0)  # one pair: every sample is an epoch
 
@@ -325,7 +327,7 @@ def test_the_same_sample_is_the_same_and_a_later_epoch_or_another_seed_is_not(tm
     assert sum(one == other for one, other in zip(first, patches(1), strict=True)) == 0
 
 
-def test_without_augmentation_there_are_only_crops(tmp_path):
+def test_crops_without_augmentation(tmp_path):
     dataset = coordinate_dataset(tmp_path, height=5, width=6, geometric_augs=False)
     found = Counter(recognise(dataset[key(number, 3)]['lq'].numpy()) for number in range(600))
     assert set(found) == {('identity', top, left) for top in range(3) for left in range(4)}
@@ -340,7 +342,7 @@ def test_a_crop_is_a_view():
 
 
 def bounce(index, size):
-    """Where a ball is that runs to and fro over the pixels of a row."""
+    """Position of a ball that bounces along a row of pixels."""
     place, step = 0, 1
     for _ in range(index):
         if size > 1:
@@ -352,7 +354,7 @@ def bounce(index, size):
 @pytest.mark.parametrize(
     ('height', 'width'), [(1, 1), (1, 12), (12, 1), (2, 3), (5, 8), (7, 9), (12, 4), (3, 20)]
 )
-def test_small_images_are_reflected_as_often_as_it_takes(height, width):
+def test_small_images_are_reflected_repeatedly(height, width):
     patch, plain = 8, coordinates(height, width)
     lefts = set()
     for seed in range(200):
@@ -400,20 +402,20 @@ def assert_same(found, expected):
 
 
 @pytest.mark.filterwarnings('ignore:This DataLoader will create')  # more workers than cores
-def test_batches_are_the_same_for_any_number_of_workers(small_set):
+def test_batches_do_not_depend_on_the_number_of_workers(small_set):
     dataset = Dataset_PairedImage(**small_set)
     expected = load(dataset, workers=0)
     shapes = [(4, 3, 8, 8)] * 4 + [(2, 3, 16, 16)] * 5
     assert [batch['lq'].shape for batch in expected] == [batch['gt'].shape for batch in expected] == shapes
     for workers in (1, 2):
-        torch.manual_seed(workers)  # nor do the global generators matter
+        torch.manual_seed(workers)  # global generators do not matter
         np.random.seed(workers)
         assert_same(load(dataset, workers), expected)
     assert_same(load(dataset, workers=2, first=4), expected[3:])
 
 
 @pytest.mark.parametrize('processes', [2, 4])
-def test_batches_are_the_same_for_any_number_of_processes(small_set, processes):
+def test_batches_do_not_depend_on_the_number_of_ranks(small_set, processes):
     dataset = Dataset_PairedImage(**small_set)
     stages = Stages(STAGES.iters, STAGES.patches, (4, 4))
     shares = Stages(STAGES.iters, STAGES.patches, (4 // processes,) * 2)
@@ -426,13 +428,3 @@ def test_batches_are_the_same_for_any_number_of_processes(small_set, processes):
         for batch in zip(*ranks, strict=True)
     ]
     assert_same(together, load(dataset, 0, stages=stages))
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_damaged_file_is_told_in_one_sentence_from_a_worker_too(tmp_path, workers):
-    roots = folders(tmp_path, {'a.png': image()}, {'a.png': image()})
-    dataset = Dataset_PairedImage(**roots)
-    (tmp_path / 'lq' / 'a.png').write_bytes((tmp_path / 'lq' / 'a.png').read_bytes()[:99])
-    assert refusal(lambda: load(dataset, workers)) == (
-        f'{tmp_path / "lq" / "a.png"}: is empty, cut short, or not an image'
-    )

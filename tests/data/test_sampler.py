@@ -1,4 +1,4 @@
-"""Which samples an iteration sees, against plain loops."""
+"""The samples of each iteration, against plain loops."""
 
 from collections import Counter
 from itertools import chain
@@ -19,12 +19,12 @@ from basicsr.data.sampler import (
 from basicsr.options.load import load_options
 from basicsr.utils.files import ROOT
 
-# Patch, batch per GPU, iterations: of the paper, motion deblurring on 8 GPUs
+# Patch, batch per GPU, iterations in the paper: motion deblurring on 8 GPUs
 PAPER = [(128, 8, 92000), (160, 5, 64000), (192, 4, 48000), (256, 2, 36000), (320, 1, 36000), (384, 1, 24000)]
 SHORT = Stages(iters=(3, 2, 4), patches=(8, 16, 24), batches=(8, 4, 4))
 
 
-def test_every_iteration_of_the_paper_has_its_stage_patch_batch_and_samples():
+def test_stages_and_samples_of_the_papers_schedule():
     options, _, mistakes = load_options(ROOT / 'options' / 'Deblurring_Restormer.yml')
     assert not mistakes
     stages = stages_of(options.datasets['train'])
@@ -36,14 +36,13 @@ def test_every_iteration_of_the_paper_has_its_stage_patch_batch_and_samples():
             samples += batch
     assert len(expected) == 300_000
     assert samples * 8 == 11_040_000
-    expected.append((5, samples))  # the last stage goes on
-    assert [stages.at(iteration) for iteration in range(1, 300_002)] == [stage for stage, _ in expected]
-    # All that are next to a change of stage are among these.
+    expected.append((5, samples))  # the last stage has no end
+    # These include the iterations around each change of stage.
     for iteration in (i + near for i in range(1000, 300_001, 1000) for near in (-999, -1, 0, 1)):
-        assert stages.samples_before(iteration) == expected[iteration - 1][1]
+        assert (stages.at(iteration), stages.samples_before(iteration)) == expected[iteration - 1]
 
 
-def test_without_progressive_keys_there_is_one_stage():
+def test_one_stage_without_progressive_keys():
     loader = SimpleNamespace(iters=None, gt_sizes=None, mini_batch_sizes=None, gt_size=48, batch_size_per_gpu=3)
     stages = stages_of(loader)
     for iteration in (1, 2, 3, 100_000):
@@ -57,7 +56,7 @@ def test_without_progressive_keys_there_is_one_stage():
 
 @pytest.mark.parametrize('enlarge', [1, 3])
 @pytest.mark.parametrize('shuffle', [True, False])
-def test_every_epoch_visits_every_pair_alike_often(shuffle, enlarge):
+def test_an_epoch_visits_every_pair_equally_often(shuffle, enlarge):
     order = TrainingOrder(11, seed=5, shuffle=shuffle, enlarge=enlarge)
     epochs = [
         [order.index(epoch * 11 * enlarge + place) for place in range(11 * enlarge)] for epoch in range(50)
@@ -66,13 +65,13 @@ def test_every_epoch_visits_every_pair_alike_often(shuffle, enlarge):
         assert Counter(epoch) == dict.fromkeys(range(11), enlarge)
     if shuffle:
         assert len({tuple(epoch) for epoch in epochs}) == 50
-        # Shuffled as a whole: the repeats do not come one after the other.
+        # The repeats are shuffled together, not one after the other.
         assert any(len(set(epoch[:11])) < 11 for epoch in epochs) is (enlarge > 1)
     else:
         assert all(epoch == [*range(11)] * enlarge for epoch in epochs)
 
 
-def test_the_order_follows_from_the_seed_and_all_orders_are_equally_likely():
+def test_the_seed_decides_the_order_and_all_orders_are_equally_likely():
     def first_epoch(seed):
         order = TrainingOrder(4, seed)
         return tuple(order.index(number) for number in range(4))
@@ -83,7 +82,7 @@ def test_the_order_follows_from_the_seed_and_all_orders_are_equally_likely():
     assert first_epoch(7) == first_epoch(7)
 
 
-def test_the_order_does_not_depend_on_what_was_asked_before():
+def test_the_order_has_no_memory():
     order = TrainingOrder(100, seed=1)
     expected = {number: TrainingOrder(100, seed=1).index(number) for number in range(500)}
     for number in np.random.default_rng(0).permutation(500).tolist():
@@ -97,7 +96,7 @@ def numbers_of(batches):
     return [key.number for batch in batches for key in batch]
 
 
-def test_batches_have_their_stages_size_and_patch_and_take_every_sample_once():
+def test_batches_have_the_size_and_patch_of_their_stage():
     order = TrainingOrder(7, seed=3)
     batches = list(TrainingBatches(order, SHORT, 1, 11))
     shapes = [(8, 8)] * 3 + [(4, 16)] * 2 + [(4, 24)] * 6
@@ -108,7 +107,7 @@ def test_batches_have_their_stages_size_and_patch_and_take_every_sample_once():
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
-def test_processes_share_the_global_batch_of_one(processes):
+def test_ranks_share_the_global_batch(processes):
     shares = Stages(SHORT.iters, SHORT.patches, tuple(batch // processes for batch in SHORT.batches))
     alone = list(TrainingBatches(TrainingOrder(7, seed=3), SHORT, 1, 11))
     ranks = [
@@ -122,8 +121,8 @@ def test_processes_share_the_global_batch_of_one(processes):
 
 
 @pytest.mark.parametrize('processes', [1, 2, 4])
-def test_micro_batches_do_not_depend_on_the_process_that_adds_them_up(processes):
-    """Four of a step, on one process after the other, or on several at a time."""
+def test_micro_batches_do_not_depend_on_the_number_of_ranks(processes):
+    """Four per step: accumulated by one rank or shared by several."""
     every = TrainingBatches(TrainingOrder(7, seed=3), SHORT, 1, 11, accumulate=4)
     expected = [[every.micro_batch(iteration, number) for number in range(4)] for iteration in range(1, 12)]
     assert numbers_of(chain.from_iterable(expected)) == list(range(4 * (3 * 8 + 2 * 4 + 6 * 4)))
@@ -137,8 +136,8 @@ def test_micro_batches_do_not_depend_on_the_process_that_adds_them_up(processes)
         assert batches.batch(5) == list(chain.from_iterable(expected[4]))
 
 
-def test_samples_go_on_where_they_were_when_the_batches_become_others():
-    """Two processes until iteration 4, then one: its samples are the next ones, as many as it needs."""
+def test_samples_continue_when_the_number_of_ranks_changes():
+    """Two ranks until iteration 4, then one, which takes the next samples."""
     before = TrainingBatches(TrainingOrder(7, seed=3), SHORT, 1, 4, rank=0, world_size=2)
     seen = before.samples_before(5)
     assert seen == 2 * (3 * 8 + 4)
@@ -150,7 +149,7 @@ def test_samples_go_on_where_they_were_when_the_batches_become_others():
 
 
 @pytest.mark.parametrize(('processes', 'each'), [(1, 8), (2, 4), (4, 2), (8, 1)])
-def test_the_papers_batches_on_fewer_devices(processes, each):
+def test_the_papers_batches_on_fewer_gpus(processes, each):
     options, _, _ = load_options(ROOT / 'options' / 'Deblurring_Restormer.yml')
     assert accumulation(options.train.accumulate, options.num_gpu, processes) == each
     batches = TrainingBatches(
@@ -167,7 +166,7 @@ def test_the_papers_batches_on_fewer_devices(processes, each):
 @pytest.mark.parametrize(
     ('processes', 'nearest'), [(3, '2 or 4'), (5, '4'), (6, '4 or 8'), (7, '8'), (9, '8'), (16, '8')]
 )
-def test_a_number_of_processes_that_cannot_share_the_batch_is_refused(processes, nearest):
+def test_ranks_that_cannot_share_the_batch_are_refused(processes, nearest):
     with pytest.raises(ValueError, match='found 8, on') as caught:
         accumulation('auto', 8, processes)
     assert f'allowed: 1, 2, 4, 8 processes (the nearest: {nearest})' in str(caught.value)
@@ -175,7 +174,7 @@ def test_a_number_of_processes_that_cannot_share_the_batch_is_refused(processes,
 
 
 @pytest.mark.parametrize('rank', [0, 1])
-def test_starting_later_gives_the_tail_of_the_whole_run(rank):
+def test_a_later_start_gives_the_tail_of_the_run(rank):
     def batches(first):
         return TrainingBatches(TrainingOrder(7, seed=3), SHORT, first, 11, rank, 2)
 
@@ -188,7 +187,7 @@ def test_starting_later_gives_the_tail_of_the_whole_run(rank):
 # Randomness
 
 
-def test_streams_are_reproducible_and_of_their_own():
+def test_random_streams_are_reproducible_and_distinct():
     def draws(generator):
         return tuple(generator.integers(1 << 62, size=2).tolist())
 
@@ -203,5 +202,5 @@ def test_streams_are_reproducible_and_of_their_own():
     assert len(set(streams)) == len(streams)
     assert sample(4, 9) == streams[4 * 30 + 9]
     assert draws(mixup_generator(4, 9)) == streams[900 + 4 * 30 + 9]
-    other = SampleKey(index=5, number=9, patch=64, seed=4).generator()  # neither the pair nor the patch matters
+    other = SampleKey(index=5, number=9, patch=64, seed=4).generator()  # pair and patch do not matter
     assert draws(other) == sample(4, 9)

@@ -1,4 +1,4 @@
-"""Pairs that are made when they are asked for, and sets of several kinds in one."""
+"""Synthetic pairs, and mixed datasets."""
 
 import inspect
 import pickle
@@ -71,15 +71,15 @@ def test_a_sample_is_a_pair_of_patches(folder):
             assert sample[kind].dtype == torch.uint8 and sample[kind].shape == (3, 32, 32)
 
 
-def test_the_key_says_all(folder):
+def test_a_sample_depends_only_on_its_key(folder):
     dataset, again = (Dataset_SyntheticBlur(dataroot_gt=folder) for _ in range(2))
-    dataset[KEY._replace(number=3)]  # nothing is remembered
+    dataset[KEY._replace(number=3)]  # there is no state
     assert same(dataset[KEY], again[KEY])
     for other in (KEY._replace(number=6), KEY._replace(seed=8), KEY._replace(index=2)):
         assert differ(dataset[KEY], dataset[other])
 
 
-def test_workers_make_the_same_bytes(folder):
+def test_another_process_makes_the_same_bytes(folder):
     code = (
         'import zlib; from basicsr.data.sampler import SampleKey; '
         'from basicsr.data.synthetic_blur_dataset import Dataset_SyntheticBlur; '
@@ -94,12 +94,12 @@ def test_workers_make_the_same_bytes(folder):
     assert int(there.stdout) == here['checksum']
 
 
-def test_a_whole_pair_depends_on_its_index_alone(folder):
+def test_a_full_size_pair_depends_only_on_its_index(folder):
     dataset, again = (Dataset_SyntheticBlur(dataroot_gt=folder, scale=[1, 1]) for _ in range(2))
     pairs = [dataset[index] for index in range(3)]
     assert all(same(again[index], pairs[index]) for index in (2, 0, 1))
     assert all(pair[kind].shape == (3, 60, 80) for pair in pairs for kind in ('lq', 'gt'))
-    assert list(range(3)) == [index for index, _ in enumerate(dataset)]  # an index too large ends it
+    assert list(range(3)) == [index for index, _ in enumerate(dataset)]  # a large index ends the loop
 
 
 def test_colours_are_in_the_order_of_the_file(tmp_path):
@@ -118,7 +118,7 @@ def test_16_bit_photographs_become_8_bit(tmp_path):
     assert dataset[0]['gt'].unique().tolist() == [120]
 
 
-def test_kept_photographs_give_the_same_samples(folder):
+def test_photographs_in_memory_give_the_same_samples(folder):
     dataset, kept = (Dataset_SyntheticBlur(dataroot_gt=folder, in_memory=keep) for keep in (False, True))
     assert same(dataset[KEY], kept[KEY]) and same(dataset[0], kept[0])
     assert same(pickle.loads(pickle.dumps(kept))[KEY], kept[KEY])
@@ -141,22 +141,22 @@ def test_augmentation_is_one_symmetry_for_both(folder):
     assert turned > 3
 
 
-def test_several_folders_are_one_set(folder, other_folder):
+def test_several_folders_are_one_dataset(folder, other_folder):
     dataset = Dataset_SyntheticBlur(dataroot_gt=[folder, other_folder])
     assert [dataset[index]['name'] for index in range(len(dataset))] == ['a', 'b', 'c', 'd', 'e']
     assert dataset.files(1).endswith('photographs/b.jpg') and dataset.files(4).endswith('others/e.png')
 
 
-def test_mistakes_in_the_folders_are_sentences(tmp_path, folder):
-    with pytest.raises(DataError, match=r'dataroot_gt: found ".*nowhere", where there is no folder; allowed: '):
+def test_invalid_folders_are_refused(tmp_path, folder):
+    with pytest.raises(DataError, match=r'dataroot_gt: found ".*which is not a folder; allowed: '):
         Dataset_SyntheticBlur(dataroot_gt=[folder, str(tmp_path / 'nowhere')])
     with pytest.raises(DataError, match='dataroot_gt: found an empty list; allowed: '):
         Dataset_SyntheticBlur(dataroot_gt=[])
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(DataError, match='empty: there is no image in it'):
+    with pytest.raises(DataError, match='empty: contains no images'):
         Dataset_SyntheticBlur(dataroot_gt=str(tmp_path / 'empty'))
     (tmp_path / 'photographs' / 'b.jpg').write_bytes(b'no image')
-    with pytest.raises(DataError, match=r'b\.jpg: is empty, cut short, or not an image'):
+    with pytest.raises(DataError, match=r'b\.jpg: is not an image; allowed: png'):
         Dataset_SyntheticBlur(dataroot_gt=folder)[1]
 
 
@@ -168,7 +168,7 @@ def test_every_parameter_is_a_key_with_a_description():
     assert described['shake']['default'] == list(parameters['shake'].default)
 
 
-def test_pairs_of_folders_with_the_same_names_have_names_of_their_own(tmp_path, folder):
+def test_names_are_unique_over_several_folders(tmp_path, folder):
     again = write_photographs(tmp_path / 'again', 'b.png', 'b-1.png')
     dataset = Dataset_SyntheticBlur(dataroot_gt=[folder, again])
     names = [dataset[index]['name'] for index in range(5)]
@@ -266,7 +266,7 @@ def bad(**changes):
             r'.*set 1 \(Dataset_SyntheticBlur\): blurr: found an unknown key; allowed: type, weight, shake',
         ),
         (bad(dataroot_gt=None), '.*dataroot_gt: found nothing; allowed: a value'),
-        (bad(dataroot_gt='nowhere'), '.*dataroot_gt: found "nowhere", where there is no folder'),
+        (bad(dataroot_gt='nowhere'), '.*dataroot_gt: found "nowhere", which is not a folder'),
         (bad(shake=[5, 4]), r'.*shake: found \[5, 4\]; allowed: \[lo, hi\] with'),
         (bad(shake=5), r'.*shake: found 5; allowed: tuple\[float, float\]'),
         (bad(in_memory='yes'), '.*in_memory: found "yes"; allowed: bool'),
@@ -346,8 +346,8 @@ def test_both_can_stand_in_an_option_file(tmp_path, folder):
 @pytest.mark.parametrize(
     ('train', 'text'),
     [
-        ('type: Dataset_SyntheticBlur, dataroot_gt: nowhere', 'train.dataroot_gt: found "nowhere", where there is'),
-        ('type: Dataset_SyntheticBlur, dataroot_gt: [nowhere]', 'train.dataroot_gt: found "nowhere", where there is'),
+        ('type: Dataset_SyntheticBlur, dataroot_gt: nowhere', 'train.dataroot_gt: found "nowhere"'),
+        ('type: Dataset_SyntheticBlur, dataroot_gt: [nowhere]', 'train.dataroot_gt: found "nowhere"'),
         ('type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, fov: [9, 2]', r'train.fov: found \[9.*; allowed: \[lo, hi'),
         ('type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, jpeg: x', 'train.jpeg: found "x"; allowed: a number'),
         ('type: Dataset_Mixed, sets: []', r'train.sets: found \[\]; allowed: a list of sets'),
@@ -355,6 +355,6 @@ def test_both_can_stand_in_an_option_file(tmp_path, folder):
          'train.sets: found a mistake in set 1 .*fow: found an unknown key; allowed: '),
     ],
 )  # fmt: skip
-def test_mistakes_in_an_option_file_name_the_key(tmp_path, folder, train, text):
+def test_an_error_in_an_option_file_names_the_key(tmp_path, folder, train, text):
     with pytest.raises(OptionError, match=f'datasets.{text}'):
         options(tmp_path, train.replace('FOLDER', folder))

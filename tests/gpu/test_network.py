@@ -12,7 +12,7 @@ import torch
 from basicsr.archs import restormer_arch
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.strip_engine import StripEngine
-from basicsr.ops import layers
+from basicsr.ops import dispatch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -42,7 +42,7 @@ def images():
 
 @pytest.fixture
 def without_triton(monkeypatch):
-    monkeypatch.setattr(layers, '_runs_on', lambda device: False)
+    monkeypatch.setattr(dispatch, '_runs_on', lambda device: False)
 
 
 def result_and_gradient(net, lq, gt, half=None, memory_format=torch.channels_last):

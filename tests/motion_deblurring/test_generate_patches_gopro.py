@@ -143,8 +143,7 @@ def test_crops_equal_those_of_a_pack(here, capsys):
     assert out.splitlines()[0] == f'{here}/sets/train/GoPro: 24 pairs of crops, of 3 pairs of frames'
     python, script, *arguments = shlex.split(out.splitlines()[1].rpartition(': ')[2])
     assert (python, script) == ('python', 'scripts/prepare_data.py')
-    command = [sys.executable, ROOT / script, *arguments, '--workers', '0']
-    subprocess.run(command, check=True, capture_output=True)
+    assert cli.run('scripts.prepare_data', [*arguments, '--workers', '0']) == 0
     train = here / 'sets/train/GoPro'
     cut = Dataset_PairedImage(str(train / 'input_crops'), str(train / 'target_crops'))
     packed = Dataset_PackedImage(str(here / 'sets/train/GoPro.pack'))

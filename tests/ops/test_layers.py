@@ -1,5 +1,5 @@
-"""A network through Triton's kernels is the network. Without a GPU the kernels run in Triton's interpreter, and PyTorch
-on the CPU around them; tests/gpu/test_network.py has all of it."""
+"""A network that computes with the Triton kernels, which run in Triton's interpreter here (see tests/conftest.py);
+tests/gpu/test_network.py runs them on a GPU."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ import torch
 pytest.importorskip('triton')
 from basicsr.archs import restormer_arch
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.inference import strip_layers
 from basicsr.inference.strip_engine import StripEngine
-from basicsr.ops import kernels, layers
+from basicsr.ops import dispatch, kernels, layers
 
 pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason='tests/gpu/test_network.py tests the real thing'
+    torch.cuda.is_available(), reason='tests/gpu/test_network.py tests this on the GPU'
 )
 
-TINY = {'dim': 4, 'num_blocks': [0, 1, 0, 1], 'num_refinement_blocks': 0, 'heads': [1, 2, 2, 4]}
+TINY = {'dim': 4, 'num_blocks': [0, 1, 0, 0], 'num_refinement_blocks': 0, 'heads': [1, 2, 2, 4]}
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    for module in (layers, restormer_arch, strip_layers):
+    for module in (layers, restormer_arch):
         monkeypatch.setattr(module, 'uses_triton', lambda x: x.dtype != torch.float64)
-    monkeypatch.setattr(layers, 'kernels', kernels)
+    monkeypatch.setattr(dispatch, 'kernels', kernels)
 
 
 def network(**options):
@@ -59,8 +58,8 @@ def test_result_gradients_and_strips(interpreted, options):
     assert (by_strips - wanted).norm() <= 1e-5 * wanted.norm()
 
 
-def test_a_gradient_has_no_gradient(interpreted):
-    """It would be wrong without a word: the kernels are unknown to autograd."""
+def test_gradient_of_a_gradient_raises(interpreted):
+    """Autograd does not know the kernels; it would be wrong silently."""
     net, x = network(), torch.rand(1, 3, 8, 8, requires_grad=True)
     (grad,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
@@ -68,28 +67,18 @@ def test_a_gradient_has_no_gradient(interpreted):
 
 
 @pytest.mark.parametrize(('capability', 'said'), [((9, 0), 'Failed to find C compiler'), ((7, 5), None)])
-def test_where_triton_does_not_run_pytorch_computes(monkeypatch, capability, said):
+def test_pytorch_computes_where_triton_does_not_run(monkeypatch, capability, said):
     warnings = []
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
-    monkeypatch.setattr(layers.get_logger(), 'warning', lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(dispatch.get_logger(), 'warning', lambda text, *values: warnings.append(text % values))
 
     def fail(name):
         raise RuntimeError('Failed to find C compiler. Please specify via CC environment variable.\nand more')
 
-    monkeypatch.setattr(layers.importlib, 'import_module', fail)
-    assert not layers._runs_on.__wrapped__(torch.device('cuda', 0))
+    monkeypatch.setattr(dispatch.importlib, 'import_module', fail)
+    assert not dispatch._runs_on.__wrapped__(torch.device('cuda', 0))
     assert [said in warning and 'and more' not in warning for warning in warnings] == ([True] if said else [])
-
-
-@pytest.mark.parametrize(('N', 'dtype'), [(96, torch.float32), (35, torch.float32), (64, torch.bfloat16)])
-def test_products_of_all_channels(N, dtype):
-    """The way of a GPU: head by head in double precision is the other one."""
-    qk = torch.randn(2, N, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
-    gram, square = layers.products_of_pixels(qk, 3)
-    q, k = qk.double().unflatten(2, (2, 3, 4)).unbind(2)
-    assert torch.allclose(gram.double(), torch.einsum('bnhi,bnhj->bhij', q, k), atol=1e-4)
-    assert torch.allclose(square.double(), qk.double().square().sum(1), atol=1e-4)
 
 
 def test_convolution_to_few_channels():

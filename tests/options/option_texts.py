@@ -33,8 +33,8 @@ logger:
 
 
 def cases(text):
-    """(inputs, expected lines) of each case. Inputs are lines, or parts of a line between ` | `, in which `\\n` is a line
-    break. Expected lines are indented; there may be none."""
+    """(inputs, expected lines) of each case. Inputs are lines, or parts of a line between ` | `; `\\n` breaks a line in
+    them. Expected lines are indented; there may be none."""
     found = re.findall(r'((?:^\S.*\n)+)((?:^    .*\n)*)', text, re.MULTILINE)
     return [
         (

@@ -1,6 +1,5 @@
-"""The exported model against PyTorch, and that a failed export is a sentence and leaves older files alone."""
+"""scripts/export_onnx.py: the model against PyTorch; failed exports are one sentence and keep older files."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,12 +13,14 @@ from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.restorer import restore_tensor
 from basicsr.tasks import default_weights
 from basicsr.utils.checkpoint import save_checkpoint
+from basicsr.utils.cli import run
 from basicsr.utils.files import ROOT
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 
-SCRIPT = ROOT / 'scripts' / 'export_onnx.py'
+from scripts import export_onnx  # noqa: E402
+
 SMALL = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
 KINDS = [
     {},
@@ -30,14 +31,8 @@ KINDS = [
 ]
 
 
-def _load():
-    spec = importlib.util.spec_from_file_location('export_onnx', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-export_onnx = _load()
+def export(*arguments):
+    return run('scripts.export_onnx', list(map(str, arguments)))
 
 
 def network(**options):
@@ -82,39 +77,37 @@ def old(tmp_path):
 
 @pytest.fixture(scope='module', params=KINDS, ids=str)
 def exported(request, tmp_path_factory):
-    """A network, and the file that the script makes of its weights, and the same loaded."""
+    """A network, the exported file, and the same loaded."""
     folder = tmp_path_factory.mktemp('onnx')
     net = network(**request.param)
     save(folder / 'net.pth', net, **request.param)
-    assert export_onnx.main(['--weights', str(folder / 'net.pth'), '--output', str(folder / 'net.onnx')]) == 0
+    assert export('--weights', folder / 'net.pth', '--output', folder / 'net.onnx') == 0
     return net, folder / 'net.onnx', session(folder / 'net.onnx')
 
 
-def test_it_gives_what_the_network_gives(exported):
-    """For one and for several images, tall, wide, small, and none of the size that was traced."""
+def check(model, net, size, expected):
+    image = torch.rand(size[0], net.patch_embed.proj.in_channels, *size[1:])
+    with torch.inference_mode():
+        expected = expected(image).numpy()
+    (restored,) = model.run(None, {'image': image.numpy()})
+    assert (restored.shape, restored.dtype) == (expected.shape, np.float32)
+    np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-4, err_msg=str(size))
+
+
+def test_model_equals_the_network_at_any_batch_and_size(exported):
     net, _, model = exported
-    for batch, *size in [(1, 40, 56), (3, 72, 16), (2, 8, 200), (1, 8, 8)]:
-        image = torch.rand(batch, net.patch_embed.proj.in_channels, *size)
-        with torch.inference_mode():
-            expected = net(image).numpy()
-        (restored,) = model.run(None, {'image': image.numpy()})
-        assert (restored.shape, restored.dtype) == (expected.shape, np.float32)
-        np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-4)
+    for size in [(1, 40, 56), (3, 72, 16), (2, 8, 200), (1, 8, 8)]:
+        check(model, net, size, net)
 
 
-def test_it_pads_as_the_demo_does(exported):
-    """A side of 9 reflects seven of its eight pixels; one of 4 lacks one to reflect four, and repeats the last."""
+def test_model_pads_like_the_demo(exported):
+    """A side of 9 reflects seven of its eight pixels; a side of 4 has too few to reflect, and repeats the last."""
     net, _, model = exported
     for size in [(41, 43), (39, 104), (48, 100), (9, 15), (5, 61), (4, 12), (3, 5), (17, 1), (1, 1)]:
-        image = torch.rand(1, net.patch_embed.proj.in_channels, *size)
-        with torch.inference_mode():
-            expected = restore_tensor(net, image).numpy()
-        (restored,) = model.run(None, {'image': image.numpy()})
-        assert restored.shape == expected.shape
-        np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-4, err_msg=str(size))
+        check(model, net, (1, *size), lambda image: restore_tensor(net, image))
 
 
-def test_it_says_what_it_is(exported):
+def test_model_describes_itself(exported):
     net, path, _ = exported
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -142,51 +135,47 @@ def test_it_says_what_it_is(exported):
 # --- the check ----------------------------------------------------------------------------------------------
 
 
-def test_the_model_is_checked(weights, tmp_path, capsys):
-    assert export_onnx.main(['--weights', str(weights), '--output', str(tmp_path / 'net.onnx')]) == 0
+def test_check_is_reported(weights, tmp_path, capsys, monkeypatch):
+    assert export('--weights', weights, '--output', tmp_path / 'net.onnx') == 0
     first, *_ = capsys.readouterr().out.splitlines()
     start = 'checked: onnxruntime and PyTorch differ by at most '
     assert first.startswith(start) and float(first.removeprefix(start)) < 1e-5
 
-
-def test_without_onnxruntime_it_says_that_it_was_not_checked(weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    assert export_onnx.main(['--weights', str(weights), '--output', str(tmp_path / 'net.onnx')]) == 0
+    monkeypatch.setattr(export_onnx, 'onnxruntime', None)
+    assert export('--weights', weights, '--output', tmp_path / 'net.onnx') == 0
     assert 'not checked: ' in capsys.readouterr().out
     session(tmp_path / 'net.onnx')
 
 
 @pytest.mark.parametrize('wrong', ['another network', 'broken weights'])
-def test_a_wrong_model_is_not_written(weights, old, capsys, monkeypatch, wrong):
+def test_wrong_model_is_not_written(weights, old, capsys, monkeypatch, wrong):
     if wrong == 'another network':
-        export = export_onnx.to_onnx
-        other = export_onnx.any_size(network(bias=True))
-        monkeypatch.setattr(export_onnx, 'to_onnx', lambda net, *rest: export(other, *rest))
+        to_onnx = export_onnx.to_onnx
+        other = export_onnx.AnySize(network(bias=True)).eval()
+        monkeypatch.setattr(export_onnx, 'to_onnx', lambda net, *rest: to_onnx(other, *rest))
     else:
         net = network()
         net.output.weight.data.fill_(float('nan'))
         save(weights, net)
-    with pytest.raises(SystemExit) as caught:
-        export_onnx.main(['--weights', str(weights), '--output', str(old)])
-    assert caught.value.code == 1
+    assert export('--weights', weights, '--output', old) == 1
     out, err = capsys.readouterr()
     assert out == '' and len(err.splitlines()) == 1
     assert f'{old} is not written: onnxruntime and PyTorch differ by ' in err
 
 
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
-def test_an_older_file_outlives_a_failed_export(weights, old, monkeypatch, error):
+def test_older_file_survives_a_failed_export(weights, old, monkeypatch, error):
     def fail(net, example, file, **options):
         file.write(b'the first bytes')
         raise error('of the exporter')
 
     monkeypatch.setattr(torch.onnx, 'export', fail)
-    command = ['--weights', str(weights), '--output', str(old)]
+    command = ['--weights', weights, '--output', old]
     if error is KeyboardInterrupt:
-        assert export_onnx.main(command) == 130
+        assert export(*command) == 130
     else:
         with pytest.raises(RuntimeError, match='of the exporter'):
-            export_onnx.main(command)
+            export(*command)
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -195,7 +184,7 @@ def test_an_older_file_outlives_a_failed_export(weights, old, monkeypatch, error
 @pytest.mark.parametrize(
     ('arguments', 'says'),
     [
-        (['--weights', '{tmp}/none.pth'], 'none.pth: there is no such weights file'),
+        (['--weights', '{tmp}/none.pth'], 'none.pth: '),
         (['--weights', '{tmp}/out/net.onnx'], 'net.onnx is text, not weights'),
         (['--output', '{tmp}/none/net.onnx'], 'none/net.onnx cannot be written: No such file or directory'),
         (['--output', '{tmp}/out/' + 300 * 'x'], 'xxx cannot be written: '),
@@ -205,55 +194,37 @@ def test_an_older_file_outlives_a_failed_export(weights, old, monkeypatch, error
     ],
     ids=lambda value: ' '.join(value)[:40] if isinstance(value, list) else '',
 )
-def test_a_wrong_argument_is_one_sentence_and_status_2(weights, old, tmp_path, capsys, arguments, says):
+def test_wrong_arguments(weights, old, tmp_path, capsys, arguments, says):
     before = weights.read_bytes()
     given = [argument.replace('{tmp}', str(tmp_path)) for argument in arguments]
-    with pytest.raises(SystemExit) as caught:
-        export_onnx.main(['--weights', str(weights), *given])
-    assert caught.value.code == 2
+    assert export('--weights', weights, *given) == 2
     out, err = capsys.readouterr()
-    last = err.splitlines()[-1]
-    assert 'error: ' in last and says in last and out == ''
+    assert says in err.splitlines()[-1] and out == ''
     assert weights.read_bytes() == before
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write everywhere')
-def test_a_folder_without_the_right_to_write(weights, old, capsys):
+def test_folder_without_write_permission(weights, old, capsys):
     old.parent.chmod(0o500)
     try:
-        with pytest.raises(SystemExit) as caught:
-            export_onnx.main(['--weights', str(weights), '--output', str(old)])
+        assert export('--weights', weights, '--output', old) == 2
     finally:
         old.parent.chmod(0o700)
-    assert caught.value.code == 2
-    assert f'--output {old} cannot be written: Permission denied' in capsys.readouterr().err
+    assert f'{old} cannot be written: Permission denied' in capsys.readouterr().err
 
 
-def test_without_onnx_it_says_what_to_install(weights, old, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'onnx', None)
-    with pytest.raises(SystemExit) as caught:
-        export_onnx.main(['--weights', str(weights), '--output', str(old)])
-    assert caught.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert 'the package onnx is needed' in last and last.endswith('; pip install onnx')
+def test_missing_onnx_is_a_sentence(weights, old, capsys, monkeypatch):
+    monkeypatch.setattr(export_onnx, 'onnx', None)
+    assert export('--weights', weights, '--output', old) == 2
+    assert capsys.readouterr().err.endswith('the package onnx is required; pip install onnx\n')
 
 
-def test_help_does_not_wait_for_torch(capsys, monkeypatch):
-    for name in ('torch', 'onnx', 'onnxruntime'):
-        monkeypatch.setitem(sys.modules, name, None)  # importing it is an error
-    with pytest.raises(SystemExit) as caught:
-        _load().main(['--help'])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert '--weights' in text and '--output' in text
-
-
+@pytest.mark.slow
 def test_as_a_program_without_arguments_from_another_folder(tmp_path):
-    """The demo's weights, a name of their own, and no warnings."""
-    done = subprocess.run(
-        [sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
-    )
-    # ONNX Runtime may complain of a graphics card that it does not know.
+    """The demo's weights, a default name, and no warnings."""
+    command = [sys.executable, ROOT / 'scripts' / 'export_onnx.py']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    # ONNX Runtime may complain about a graphics card that it does not know.
     said = [line for line in done.stderr.splitlines() if 'onnxruntime:Default' not in line]
     assert (done.returncode, said) == (0, [])
     name = f'{default_weights("motion_deblurring").stem}.onnx'

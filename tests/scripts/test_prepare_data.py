@@ -1,6 +1,5 @@
-"""Packs: what is in them, against the images and a reader of its own; and that there is a whole one or none."""
+"""scripts/prepare_data.py: what a pack holds, by an independent reader; and that there is a complete pack or none."""
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -9,21 +8,21 @@ import subprocess
 import sys
 import time
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from basicsr.data.packed_image_dataset import Dataset_PackedImage
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.utils import cli
+from basicsr.utils.files import ROOT
+from scripts import prepare_data
 
-SCRIPT = Path(__file__).resolve().parents[2] / 'scripts' / 'prepare_data.py'
-_spec = importlib.util.spec_from_file_location('prepare_data', SCRIPT)
-prepare_data = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(prepare_data)
-
+SCRIPT = ROOT / 'scripts' / 'prepare_data.py'
 RNG = np.random.default_rng(0)
 ARGUMENTS = ['--input_dir', 'lq', '--target_dir', 'gt', '--output', 'my.pack', '--workers', '0']
+NAMES = ['2', '7', '8', '9', '10', '11', '12']
 
 
 def image(height=9, width=13, dtype=np.uint8):
@@ -37,35 +36,45 @@ def write(path, rgb):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The working directory, with a few pairs: '2', of 16 bit, and 7 to 12."""
+    """The working directory, with a few pairs: '2', with 16 bits, and 7 to 12."""
     monkeypatch.chdir(tmp_path)
-    for number in (2, *range(7, 13)):
+    for name in NAMES:
         for kind in ('lq', 'gt'):
-            write(tmp_path / kind / f'{number}.png', image(dtype=np.uint16 if number == 2 else np.uint8))
+            write(tmp_path / kind / f'{name}.png', image(dtype=np.uint16 if name == '2' else np.uint8))
     return tmp_path
 
 
 def run(*arguments):
-    return prepare_data.main([*ARGUMENTS, *arguments])
+    return cli.run('scripts.prepare_data', [*ARGUMENTS, *arguments])
 
 
 def refusal(capsys, *arguments, status=1):
-    """The one sentence that is said of a command that fails."""
+    """The error message of a command that fails."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        prepare_data.main(list(arguments) or ARGUMENTS)
-    assert caught.value.code == status
+    assert cli.run('scripts.prepare_data', list(arguments) or ARGUMENTS) == status
     out, error = capsys.readouterr()
     assert out == '' and 'Traceback' not in error
     return error.splitlines()[-1].partition(': ')[2]
+
+
+def verify(capsys):
+    return refusal(capsys, '--verify', 'my.pack')
 
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob('*')) if path.is_file()}
 
 
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def read_index(folder):
+    return json.loads((folder / 'my.pack' / 'index.json').read_text())
+
+
 def stored(pack, image, channels):
-    """The bytes of an image, and the image, by the description of the format alone."""
+    """The bytes of an image and its pixels, read by the description of the format alone."""
     data = (pack / 'pixels.bin').read_bytes()[image['offset'] :]
     kind = {'uint8': 'u1', 'uint16': '<u2'}[image['dtype']]
     shape = image['height'], image['width'], channels
@@ -73,27 +82,26 @@ def stored(pack, image, channels):
     return pixels.tobytes(), pixels
 
 
-# What is in a pack
+# --- content of a pack --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_every_pixel_is_where_the_index_says(here, channels):
-    assert run('--channels', str(channels)) == 0
-    assert sorted(path.name for path in (here / 'my.pack').iterdir()) == ['index.json', 'pixels.bin']
-    index = json.loads((here / 'my.pack' / 'index.json').read_text())
-    assert {name: index[name] for name in ('format', 'channels', 'crop_size', 'stride')} == {
-        **{'format': 1, 'channels': channels},
-        **{'crop_size': None, 'stride': None},
-    }
-    assert [pair['name'] for pair in index['pairs']] == ['2', '7', '8', '9', '10', '11', '12']
+    for path in (here / 'lq').iterdir():
+        path.rename(path.with_stem(f'{path.stem}_blur'))
+    assert run('--channels', str(channels), '--filename_tmpl', '{}_blur') == 0
+    assert listing(here / 'my.pack') == ['index.json', 'pixels.bin']
+    index = read_index(here)
+    assert [index[name] for name in ('format', 'channels', 'crop_size', 'stride')] == [1, channels, None, None]
+    assert [pair['name'] for pair in index['pairs']] == NAMES
     end = 0
     for pair in index['pairs']:
-        for kind in ('lq', 'gt'):  # in this order
+        for kind, suffix in (('lq', '_blur'), ('gt', '')):  # in this order
             assert end <= pair[kind]['offset'] < end + 2
             data, pixels = stored(here / 'my.pack', pair[kind], channels)
             end = pair[kind]['offset'] + len(data)
             assert pair[kind]['crc32'] == zlib.crc32(data)
-            file = cv2.imread(f'{kind}/{pair["name"]}.png', cv2.IMREAD_UNCHANGED)
+            file = cv2.imread(f'{kind}/{pair["name"]}{suffix}.png', cv2.IMREAD_UNCHANGED)
             expected = file[..., ::-1] if channels == 3 else cv2.cvtColor(file, cv2.COLOR_BGR2GRAY)[..., None]
             np.testing.assert_array_equal(pixels, expected)
             assert pixels.dtype.itemsize == (2 if pair['name'] == '2' else 1)
@@ -101,35 +109,26 @@ def test_every_pixel_is_where_the_index_says(here, channels):
 
 
 def test_frames_of_720p_are_stored_once_and_trained_on_in_the_papers_crops(tmp_path, monkeypatch, capsys):
-    from basicsr.data.packed_image_dataset import Dataset_PackedImage
-
     monkeypatch.chdir(tmp_path)
     columns, rows = np.meshgrid(np.arange(1280), np.arange(720))
     frame = np.stack([columns // 256 * 8 + rows // 256, columns % 256, rows % 256], axis=2).astype(np.uint8)
     for kind in ('lq', 'gt'):
         write(tmp_path / kind / 'GOPR0372_07_00-000047.png', frame)
-    assert run('--crop_size', '512', '--stride', '256') == 0
-    assert capsys.readouterr().out == '1 pairs, 8 training crops, 0.00553 GB, in my.pack\n'
-    assert (tmp_path / 'my.pack' / 'pixels.bin').stat().st_size == 2 * 720 * 1280 * 3
-    dataset = Dataset_PackedImage(str(tmp_path / 'my.pack'))
+    assert run('--crop_size', '512', '--stride', '256', '--output', 'new/folder/my.pack') == 0
+    assert capsys.readouterr().out == '1 pairs, 8 training crops, 0.00553 GB, in new/folder/my.pack\n'
+    pack = tmp_path / 'new' / 'folder' / 'my.pack'
+    assert (pack / 'pixels.bin').stat().st_size == 2 * 720 * 1280 * 3
     corners = [(row, column) for row in (0, 208) for column in (0, 256, 512, 768)]
-    for number, (pair, (row, column)) in enumerate(zip(dataset, corners, strict=True), 1):
+    for number, (pair, (row, column)) in enumerate(
+        zip(Dataset_PackedImage(str(pack)), corners, strict=True), 1
+    ):
         assert pair['name'] == f'GOPR0372_07_00-000047-{number}'
         expected = frame[row : row + 512, column : column + 512].transpose(2, 0, 1)
         np.testing.assert_array_equal(pair['gt'].numpy(), expected)
 
 
-def test_names_of_degraded_images_by_template(here):
-    for path in (here / 'lq').iterdir():
-        path.rename(path.with_stem(f'{path.stem}_blur'))
-    assert run('--filename_tmpl', '{}_blur') == 0
-    index = json.loads((here / 'my.pack' / 'index.json').read_text())
-    assert [pair['name'] for pair in index['pairs']] == ['2', '7', '8', '9', '10', '11', '12']
-
-
-@pytest.mark.parametrize('workers', [1, 2])
-def test_any_number_of_workers_makes_the_same_pack(here, workers, capsys):
-    assert run() == run('--output', 'other.pack', '--workers', str(workers)) == 0
+def test_any_number_of_workers_makes_the_same_pack(here, capsys):
+    assert run() == run('--output', 'other.pack', '--workers', '2') == 0
     assert contents(here / 'my.pack') == contents(here / 'other.pack')
     assert '7/7' in capsys.readouterr().err
 
@@ -159,33 +158,27 @@ def test_only_a_few_images_are_decoded_ahead(tmp_path, monkeypatch):
     assert len(written) == 30 and 1 < max(ahead) <= 4
 
 
-# Checking
+# --- verification -------------------------------------------------------------------------------------------
 
 
-def test_a_whole_pack_is_whole(here, capsys):
+def test_verify_names_every_damaged_pair(here, capsys):
     run('--crop_size', '8', '--stride', '4')
     capsys.readouterr()
-    assert prepare_data.main(['--verify', 'my.pack']) == 0
-    assert capsys.readouterr().out == 'my.pack is whole: 7 pairs, 42 training crops, 5.63e-06 GB\n'
+    assert cli.run('scripts.prepare_data', ['--verify', 'my.pack']) == 0
+    assert capsys.readouterr().out == 'my.pack is undamaged: 7 pairs, 42 training crops, 5.63e-06 GB\n'
 
-
-def test_every_damaged_pair_is_named(here, capsys):
-    run()
     pixels = here / 'my.pack' / 'pixels.bin'
-    index = json.loads((here / 'my.pack' / 'index.json').read_text())
+    index = read_index(here)
     data = bytearray(pixels.read_bytes())
-    data[0] ^= 1  # the first byte there is, two in one pair, and the last one
+    data[0] ^= 1  # the first byte, two in one pair, and the last one
     data[index['pairs'][3]['lq']['offset'] + 5] ^= 128
     data[index['pairs'][3]['gt']['offset'] + 7] ^= 4
     data[-1] ^= 1
     pixels.write_bytes(data)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        prepare_data.main(['--verify', 'my.pack'])
+    assert cli.run('scripts.prepare_data', ['--verify', 'my.pack']) == 1
     out, error = capsys.readouterr()
-    assert caught.value.code == 1 and out == ''
     lines = [line for line in error.splitlines() if line.strip() and 'verifying' not in line]
-    assert lines[:3] == [
+    assert out == '' and lines[:3] == [
         'my.pack:2: is damaged: lq',
         'my.pack:9: is damaged: lq, gt',
         'my.pack:12: is damaged: gt',
@@ -193,109 +186,88 @@ def test_every_damaged_pair_is_named(here, capsys):
     assert lines[3].endswith(': my.pack: 3 of 7 pairs are damaged') and len(lines) == 4
 
 
-def test_each_single_byte_is_checked(tmp_path, monkeypatch, capsys):
+def test_verify_checks_each_byte(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for kind in ('lq', 'gt'):
         write(tmp_path / kind / 'a.png', image(2, 3))
     run()
     pixels = tmp_path / 'my.pack' / 'pixels.bin'
-    whole = pixels.read_bytes()
-    for place in range(len(whole)):
-        pixels.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert refusal(capsys, '--verify', 'my.pack') == 'my.pack: 1 of 1 pairs are damaged'
+    intact = pixels.read_bytes()
+    for place in range(len(intact)):
+        pixels.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
+        assert verify(capsys) == 'my.pack: 1 of 1 pairs are damaged'
 
 
-def test_a_pack_that_cannot_be_opened_is_not_whole(here, capsys):
+def test_verify_refuses_what_cannot_be_opened(here, capsys):
     run()
     pixels, index = (here / 'my.pack' / name for name in ('pixels.bin', 'index.json'))
     pixels.write_bytes(pixels.read_bytes()[:-1])
-    said = refusal(capsys, '--verify', 'my.pack')
-    assert said.startswith(f'{pixels}: found 5626 bytes; allowed: 5627')
+    assert verify(capsys).startswith(f'{pixels}: found 5626 bytes; allowed: 5627')
     index.write_bytes(index.read_bytes().replace(b'uint8', b'uint9', 1))
-    assert refusal(capsys, '--verify', 'my.pack').startswith(f'{index}: is damaged')
+    assert verify(capsys).startswith(f'{index}: is damaged')
     assert refusal(capsys, '--verify', 'no.pack').startswith(f'{here / "no.pack"}: cannot be read as a pack')
 
 
-# A pack or none
+# --- a complete pack or none --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def untouched(here):
-    """Nothing but what was there before is there after the test."""
+    """Fails if the test adds, changes or removes a file."""
     before = contents(here), sorted(here.iterdir())
     yield
-    after = contents(here), sorted(here.iterdir())
-    assert after == before
+    assert (contents(here), sorted(here.iterdir())) == before
 
 
-def test_what_is_there_already_is_refused(here, capsys):
+def test_existing_output_is_refused(here, capsys):
     (here / 'my.pack').mkdir()
     (here / 'file.pack').write_bytes(b'precious')
     (here / 'link.pack').symlink_to('nowhere')
     before = contents(here), sorted(here.iterdir())
     for name in ('my.pack', 'file.pack', 'link.pack'):
-        assert refusal(capsys, *ARGUMENTS, '--output', name) == (
-            f'--output: found {name}, which is there already; allowed: a new name'
-        )
-        assert (contents(here), sorted(here.iterdir())) == before
+        said = refusal(capsys, *ARGUMENTS, '--output', name, status=2)
+        assert said == f'--output: {name} exists; allowed: a new name'
+    assert (contents(here), sorted(here.iterdir())) == before
 
 
 @pytest.mark.parametrize('workers', ['0', '1'])
 class TestNothingIsLeftBehindBy:
-    def test_images_without_partners(self, here, capsys, workers):
-        (here / 'gt' / '9.png').unlink()
-        said = refusal(capsys, *ARGUMENTS, '--workers', workers)
-        assert said == f'1 degraded image has no partner of the same name: {here / "lq" / "9.png"}'
-        assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq']
-
-    def test_pairs_of_different_size(self, here, capsys, workers):
-        write(here / 'gt' / '12.png', image(8, 13))
-        said = refusal(capsys, *ARGUMENTS, '--workers', workers)
-        assert said == (
-            f'{here / "gt" / "12.png"}: found 13x8; allowed: the size of its partner '
-            f'{here / "lq" / "12.png"}, 13x9'
-        )
-        assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq']
-
-    def test_an_unreadable_image(self, here, capsys, workers):
-        (here / 'lq' / '12.png').write_bytes(b'no image')
-        said = refusal(capsys, *ARGUMENTS, '--workers', workers)
-        assert said == f'{here / "lq" / "12.png"}: is empty, cut short, or not an image'
-        assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq']
+    def test_wrong_images(self, here, capsys, workers):
+        lq, gt = here / 'lq' / '12.png', here / 'gt' / '12.png'
+        for spoil, said in (
+            (lambda: write(gt, image(8, 13)), f'{gt}: found 13x8; allowed: the size of its partner {lq}, 13x9'),
+            (lambda: lq.write_bytes(b'no image'), f'{lq}: '),
+            (gt.unlink, f'1 degraded image has no partner of the same name: {lq}'),
+        ):
+            spoil()
+            assert refusal(capsys, *ARGUMENTS, '--workers', workers).startswith(said)
+            assert listing(here) == ['gt', 'lq']
 
     def test_a_full_disk(self, here, capsys, workers, untouched, small_files):
         with small_files(4000):
             said = refusal(capsys, *ARGUMENTS, '--workers', workers)
         assert said == 'my.pack: cannot be written: File too large'
 
-    @pytest.mark.parametrize('place', ['first', 'last'])
-    def test_ctrl_c(self, here, monkeypatch, workers, place, untouched):
-        stop_at(monkeypatch, '2' if place == 'first' else '12', signal.SIGINT)
-        assert run('--workers', workers) == 130
+    @pytest.mark.parametrize(
+        ('name', 'number', 'status'),
+        [('2', signal.SIGINT, 130), ('12', signal.SIGINT, 130), ('9', signal.SIGTERM, 143)],
+    )
+    def test_a_signal(self, monkeypatch, workers, name, number, status, untouched):
+        write_pair = prepare_data.write_pair
 
-    def test_being_terminated(self, here, monkeypatch, workers, untouched):
+        def write_then_stop(file, pair, images):
+            result = write_pair(file, pair, images)
+            if pair == name:
+                os.kill(os.getpid(), number)
+            return result
+
         before = signal.getsignal(signal.SIGTERM)
-        stop_at(monkeypatch, '9', signal.SIGTERM)
-        with pytest.raises(SystemExit) as caught:
-            run('--workers', workers)
-        assert caught.value.code == 143
+        monkeypatch.setattr(prepare_data, 'write_pair', write_then_stop)
+        assert run('--workers', workers) == status
         assert signal.getsignal(signal.SIGTERM) is before
 
 
-def stop_at(monkeypatch, name, number):
-    """The process gets a signal after a pair of this name is written."""
-    write_pair = prepare_data.write_pair
-
-    def write_then_stop(file, pair, images):
-        result = write_pair(file, pair, images)
-        if pair == name:
-            os.kill(os.getpid(), number)
-        return result
-
-    monkeypatch.setattr(prepare_data, 'write_pair', write_then_stop)
-
-
-def test_nothing_is_left_behind_by_a_decoding_process_that_dies(here, monkeypatch, capsys, untouched):
+def test_dead_worker_leaves_nothing_behind(monkeypatch, capsys, untouched):
     main = os.getpid()
 
     def die(dataset, index):
@@ -306,31 +278,24 @@ def test_nothing_is_left_behind_by_a_decoding_process_that_dies(here, monkeypatc
     assert refusal(capsys, *ARGUMENTS, '--workers', '1').startswith('DataLoader worker (pid')
 
 
-def test_nothing_is_left_behind_by_a_folder_without_images(here, capsys):
+def test_wrong_folders_leave_nothing_behind(here, capsys):
     (here / 'none').mkdir()
-    said = refusal(capsys, *ARGUMENTS, '--input_dir', 'none')
-    assert said == f'{here / "none"}: there is no image in it'
-    assert refusal(capsys, *ARGUMENTS, '--input_dir', 'nowhere').startswith(
-        f'{here / "nowhere"}: cannot be read as a folder'
-    )
+    assert refusal(capsys, *ARGUMENTS, '--input_dir', 'none').startswith(f'{here / "none"}: ')
+    assert refusal(capsys, *ARGUMENTS, '--input_dir', 'nowhere').startswith(f'{here / "nowhere"}: ')
     assert refusal(capsys, *ARGUMENTS, '--input_dir', 'none', '--output', 'new/folder/my.pack')
     said = refusal(capsys, *ARGUMENTS, '--output', 'lq/9.png/my.pack')
     assert said.startswith('lq/9.png/my.pack: cannot be written: ')
-    assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq', 'none']
+    assert refusal(capsys, *ARGUMENTS, '--filename_tmpl', 'x').startswith("filename_tmpl: found 'x'; allowed: ")
+    assert listing(here) == ['gt', 'lq', 'none']
 
 
-def test_the_folder_of_the_pack_is_made(here):
-    assert run('--output', 'new/folder/my.pack') == 0
-    assert [path.name for path in (here / 'new' / 'folder').iterdir()] == ['my.pack']
-
-
-def test_what_a_killed_command_has_left_is_removed_by_the_next_one(here):
+def test_next_command_removes_what_a_killed_one_left(here):
     left = here / '.my.pack.tmp'
     left.mkdir()
     (left / 'pixels.bin').write_bytes(b'half of it')
     (here / '.my.pack.lock').touch()
     assert run() == 0
-    assert sorted(path.name for path in here.iterdir()) == ['gt', 'lq', 'my.pack']
+    assert listing(here) == ['gt', 'lq', 'my.pack']
 
 
 def test_two_commands_do_not_make_one_pack(here, capsys):
@@ -340,14 +305,13 @@ def test_two_commands_do_not_make_one_pack(here, capsys):
         [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=here
     ) as other:
         assert other.stdout.readline() == b'held\n'
-        assert refusal(capsys, *ARGUMENTS) == 'my.pack: another process is at work on it'
+        assert refusal(capsys, *ARGUMENTS).startswith('my.pack: another process')
         other.communicate(b'\n')
-    assert sorted(path.name for path in here.iterdir()) == ['.my.pack.lock', 'gt', 'lq']
+    assert listing(here) == ['.my.pack.lock', 'gt', 'lq']
 
 
-@pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_nothing_is_left_behind_by_a_command_that_is_ended_while_it_packs(tmp_path, number, status):
-    """With all its processes at once, as a terminal does it."""
+def test_program_that_is_interrupted_with_its_workers_leaves_nothing_behind(tmp_path):
+    """Ctrl-C in a terminal reaches all processes at once."""
     frame = cv2.imencode('.png', image(512, 512))[1].tobytes()
     for kind in ('lq', 'gt'):
         (tmp_path / kind).mkdir()
@@ -361,21 +325,21 @@ def test_nothing_is_left_behind_by_a_command_that_is_ended_while_it_packs(tmp_pa
         while not any(path.stat().st_size for path in tmp_path.glob('.*.tmp/pixels.bin')):
             assert process.poll() is None
             time.sleep(0.01)
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGINT)
         error = process.communicate()[1]
-    assert process.returncode == status
+    assert process.returncode == 130
     assert 'Traceback' not in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['gt', 'lq']
+    assert listing(tmp_path) == ['gt', 'lq']
 
 
-# Command line
+# --- command line -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
-        ([], 'found no --input_dir, --target_dir, --output; allowed: '),
-        (['--input_dir', 'lq', '--output', 'my.pack'], 'found no --target_dir; allowed: '),
+        ([], '--input_dir, --target_dir and --output are required, or --verify'),
+        (['--input_dir', 'lq', '--output', 'my.pack'], '--input_dir, --target_dir and --output are required'),
         ([*ARGUMENTS, '--output', 'my.bin'], '--output: found my.bin; allowed: a name that ends in .pack'),
         ([*ARGUMENTS, '--crop_size', '8'], 'found one of --crop_size and --stride; allowed: both or neither'),
         ([*ARGUMENTS, '--stride', '8'], 'found one of --crop_size and --stride; allowed: both or neither'),
@@ -386,19 +350,6 @@ def test_nothing_is_left_behind_by_a_command_that_is_ended_while_it_packs(tmp_pa
         (['--verify', 'a.pack', '--output', 'b.pack'], '--verify: found --output beside it; allowed: '),
     ],
 )
-def test_wrong_arguments(here, capsys, untouched, arguments, said):
-    with pytest.raises(SystemExit) as caught:
-        prepare_data.main(arguments)
-    assert caught.value.code == 2
-    assert f'error: {said}' in capsys.readouterr().err
-
-
-def test_a_template_without_a_place_for_the_name(here, capsys, untouched):
-    assert refusal(capsys, *ARGUMENTS, '--filename_tmpl', 'x').startswith("filename_tmpl: found 'x'; allowed: ")
-
-
-def test_help_starts_anywhere(tmp_path):
-    result = subprocess.run(
-        [sys.executable, SCRIPT, '--help'], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert all(flag in result.stdout for flag in ('--input_dir', '--crop_size', '--stride', '--verify'))
+def test_wrong_arguments(capsys, untouched, arguments, said):
+    assert cli.run('scripts.prepare_data', arguments) == 2
+    assert said in capsys.readouterr().err

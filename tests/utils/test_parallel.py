@@ -11,13 +11,16 @@ import torch
 
 from basicsr.utils.parallel import in_stages
 
-CPU, OTHER = torch.device('cpu'), torch.device('meta')  # the latter is as good as a GPU: nothing is done there
+CPU, OTHER = (
+    torch.device('cpu'),
+    torch.device('meta'),
+)  # the latter stands in for a GPU, as no test computes there
 PATIENCE = 30  # seconds
 both = pytest.mark.parametrize('device', [CPU, OTHER], ids=str)
 
 
 class Item:
-    """That can be counted while it is in memory."""
+    """Counted while it is in memory."""
 
     def __init__(self, key):
         self.key = key
@@ -33,7 +36,7 @@ def spoiled(stage, item):
 
 @both
 @pytest.mark.parametrize('count', [0, 1, 2, 7])
-def test_every_result_in_order(device, count):
+def test_results_come_in_order(device, count):
     main, threads = threading.current_thread(), set()
 
     def read(key):
@@ -55,7 +58,7 @@ def test_every_result_in_order(device, count):
 
 
 @both
-def test_what_is_raised_is_raised_for_its_own_key(device):
+def test_an_error_is_raised_for_its_own_key(device):
     spoil = {1: 'read', 2: 'work', 4: 'write', 5: 'write', 6: 'read', 7: 'work'}
 
     def stage(name, key):
@@ -72,7 +75,7 @@ def test_what_is_raised_is_raised_for_its_own_key(device):
     assert found == {key: (spoil[key], key) if key in spoil else key for key in range(9)}
 
 
-def test_the_next_is_read_and_the_one_before_is_written_while_the_device_works():
+def test_the_next_item_is_read_and_the_last_one_written_while_the_device_works():
     read, working = ([threading.Event() for _ in range(6)] for _ in range(2))
 
     def work(key):
@@ -88,7 +91,7 @@ def test_the_next_is_read_and_the_one_before_is_written_while_the_device_works()
     assert [outcome() for _, outcome in stages] == list(range(5))
 
 
-def test_on_a_cpu_everything_is_done_in_turn():
+def test_a_cpu_does_one_thing_at_a_time():
     log = []
 
     def stage(name, key):
@@ -103,7 +106,7 @@ def test_on_a_cpu_everything_is_done_in_turn():
 
 
 @pytest.mark.parametrize(('device', 'most'), [(CPU, 1), (OTHER, 3)])
-def test_items_in_memory(device, most):
+def test_at_most_three_items_are_in_memory(device, most):
     alive, counts, reading = weakref.WeakSet(), [], []
 
     def read(key):
@@ -111,7 +114,7 @@ def test_items_in_memory(device, most):
         item = Item(key)
         alive.add(item)
         counts.append(len(alive))
-        assert reading == [key]  # a data set need not serve several threads
+        assert reading == [key]  # a dataset need not be thread-safe
         reading.pop()
         return item
 
@@ -124,7 +127,7 @@ def test_items_in_memory(device, most):
 
 
 @both
-def test_a_failure_holds_no_memory_while_the_next_one_is_at_work(device):
+def test_a_failed_attempt_frees_its_memory_before_the_next(device):
     temporaries = []
 
     def work(key):
@@ -140,7 +143,7 @@ def test_a_failure_holds_no_memory_while_the_next_one_is_at_work(device):
 
 
 @pytest.mark.parametrize('stop', [KeyboardInterrupt, SystemExit])
-def test_an_interruption_waits_for_what_is_being_written(stop):
+def test_an_interruption_waits_for_the_file_being_written(stop):
     at_work, written = threading.Event(), []
 
     def work(key):
@@ -159,7 +162,7 @@ def test_an_interruption_waits_for_what_is_being_written(stop):
     assert written == [0]
 
 
-def test_whoever_stops_asking_stops_it():
+def test_it_stops_when_the_caller_stops():
     read, written = [], []
     for key, outcome in in_stages(range(9), lambda key: read.append(key) or key, int, written.append, OTHER):
         outcome()

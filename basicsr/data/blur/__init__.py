@@ -1,1 +1,1 @@
-"""Realistic motion blur for sharp photographs."""
+"""Synthetic motion blur of sharp photographs."""

@@ -17,37 +17,37 @@ def _chance(value: float) -> Any:
 
 @dataclass
 class BlurParameters:
-    """What synthetic blur is like. A range [lo, hi] is drawn from uniformly, for every picture. Raises ValueError.
+    """Parameters of synthetic blur. A value is drawn uniformly from each range [lo, hi] for every image.
 
-    Lengths are in % of the picture's longer side, as a hand shakes by an angle: frames of 1280 and of 320 pixels of
-    the same camera then have the same blur.
+    Lengths are in % of the longer side of the image, as a hand shakes by an angle: frames of 1280 and of 320 pixels
+    from the same camera then have the same blur. Raises ValueError.
 
     Args:
-        shake: how far the view of the camera travels in one exposure, along its path and on average over the picture,
-            in %; [0, 0]: the camera stands still. It never turns by more than 0.2 radians.
-        exposure: time of exposure; the longer, the more often the path changes its direction (Boracchi & Foi 2012:
-            1 is their unit; below 0.3 paths are nearly straight).
-        fov: horizontal angle of view, in degrees; wide angles make the blur vary more.
-        roll: turning about the optical axis, relative to that about the others; the blur grows with the distance from
-            the middle (Whyte et al., IJCV 2012).
-        depth: distance of the scene; at 1 moving the camera blurs as much as turning it, far away turning alone does.
-        scale: the photograph is scaled by this factor first: below 1 that hides its own blur, noise and compression;
-            above 1 it becomes as soft as the frames of a video are.
-        foreground: chance of an object that moves by itself in front of the scene.
-        foreground_size: what such an object has across, roughly, in %.
-        foreground_shift: how far it travels in one exposure, beside what the camera does, in %.
+        shake: distance that the image travels in one exposure, along its path and on average over its pixels, in %;
+            [0, 0]: a camera at rest. The camera never turns by more than 0.2 radians.
+        exposure: simulated exposure time; longer paths change direction more often (Boracchi & Foi 2012: 1 is their
+            unit; below 0.3 paths are almost straight).
+        fov: horizontal field of view, in degrees; blur varies more across wide fields.
+        roll: rotation about the optical axis relative to the other two; its blur grows with the distance from the
+            centre (Whyte et al., IJCV 2012).
+        depth: distance to the scene; at 1 translation blurs as much as rotation, far away only rotation blurs.
+        scale: factor to resize the photograph by first: below 1 hides its own blur, noise and compression; above 1
+            makes it as soft as video frames.
+        foreground: chance of an object that moves in front of the scene.
+        foreground_size: approximate diameter of the object, in %.
+        foreground_shift: distance that the object travels in one exposure, in addition to the camera's motion, in %.
         gain: brightness, before the sensor saturates.
-        highlights: chance that what is white in the photograph was brighter than white, and leaves streaks
-            (Rim et al., ECCV 2022).
-        highlight_gain: how many times brighter than white.
-        shot_noise: standard deviation of the sensor's noise at full light that grows as the root of light, in full
-            scales (Foi et al., IEEE TIP 2008).
-        read_noise: standard deviation of the noise that is there without light, in full scales of linear light.
-        video: chance that a pair is made as those of GoPro: the mean of a few frames of a video, as it is shown and not
-            in linear light, so without saturation, highlights and noise (Nah et al., CVPR 2017).
-        video_frames: how many frames.
-        jpeg: chance that the blurred picture is compressed.
-        jpeg_quality: of the compression, 1 to 100.
+        highlights: chance that white areas of the photograph were brighter than white, and leave streaks (Rim et al.,
+            ECCV 2022).
+        highlight_gain: factor by which they were brighter than white.
+        shot_noise: standard deviation of signal-dependent noise at saturation, as a fraction of full scale; it grows
+            with the square root of light (Foi et al., IEEE TIP 2008).
+        read_noise: standard deviation of signal-independent noise, as a fraction of full scale in linear light.
+        video: chance that a pair is made as in GoPro: the mean of a few video frames in sRGB instead of linear light,
+            without saturation, highlights and noise (Nah et al., CVPR 2017).
+        video_frames: number of frames.
+        jpeg: chance that the blurred image is compressed.
+        jpeg_quality: JPEG quality, 1 to 100.
     """
 
     shake: tuple[float, float] = _range(0, 6, 0, 50)
@@ -74,19 +74,18 @@ class BlurParameters:
             value = getattr(self, option.name)
             least, most = option.metadata['allowed']
             if option.type == 'float':
-                right, allowed = _ascends(least, value, most), f'a chance from {least:g} to {most:g}'
+                valid, allowed = _ascends(least, value, most), f'a chance from {least:g} to {most:g}'
             else:
                 value = list(value) if isinstance(value, tuple | list) else value
-                right = isinstance(value, list) and len(value) == 2 and _ascends(least, *value, most)
+                valid = isinstance(value, list) and len(value) == 2 and _ascends(least, *value, most)
                 allowed = f'[lo, hi] with {least:g} ≤ lo ≤ hi ≤ {most:g}'
                 if option.type == 'tuple[int, int]':
-                    right = right and all(isinstance(each, int) for each in value)
-                    allowed += ', whole numbers'
-            if not right:
+                    valid = valid and all(isinstance(each, int) for each in value)
+                    allowed += ', integers'
+            if not valid:
                 raise ValueError(f'{option.name}: found {value}; allowed: {allowed}')
 
 
-def _ascends(*values: Any) -> bool:
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return False
-    return all(low <= high for low, high in pairwise(values))  # False for NaN
+def _ascends(*values: object) -> bool:
+    numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
+    return len(numbers) == len(values) and all(low <= high for low, high in pairwise(numbers))  # False for NaN

@@ -1,0 +1,174 @@
+"""Restores the images of a folder, or one image.
+
+    python demo.py --task motion_deblurring --input_dir my_photos --result_dir sharp_photos
+
+Results are PNG files, <result_dir>/<task>/<name>.png. Exit status: 0 if every image was restored, 1 if some were not
+(each is named), 2 on a wrong argument, 130 after Ctrl-C, 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from basicsr.archs.from_weights import build_network
+from basicsr.images.listing import left_alone, list_images, output_names
+from basicsr.images.reader import Image, read_image
+from basicsr.images.writer import write_png
+from basicsr.inference.restorer import Restorer
+from basicsr.tasks import TASKS, default_weights, find_task
+from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.cli import add_tlc, usage_errors
+from basicsr.utils.errors import ImageFileError, UsageError, UserError
+from basicsr.utils.files import ROOT, expanded
+from basicsr.utils.parallel import in_stages
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description='Restore the images of a folder, or one image.')
+    p.add_argument(
+        '--task',
+        default='motion_deblurring',
+        help=f'what to restore: {", ".join(TASKS)} (in any letter case); default: %(default)s',
+    )
+    p.add_argument(
+        '--input_dir',
+        type=_path,
+        default=ROOT / 'demo' / 'degraded',
+        metavar='FILE_OR_FOLDER',
+        help='an image, or a folder of images (png, jpg, bmp, tif, webp; without subfolders); default: %(default)s',
+    )
+    p.add_argument(
+        '--result_dir',
+        type=_path,
+        default=ROOT / 'demo' / 'restored',
+        metavar='FOLDER',
+        help='write results to <FOLDER>/<task>/, as PNG with the depth, alpha and colour profile of the input; '
+        'older results are replaced; default: %(default)s',
+    )
+    p.add_argument(
+        '--weights',
+        type=_path,
+        metavar='FILE',
+        help="a checkpoint, from this repository's training or a published one; default: the task's published "
+        'weights if you have downloaded them, else those that come with the repository',
+    )
+    p.add_argument(
+        '--device',
+        default='auto',
+        help='auto (a GPU if there is one), cpu, cuda, cuda:<number> or mps; default: %(default)s',
+    )
+    p.add_argument(
+        '--precision',
+        default='auto',
+        help='fp32 (most exact), bf16 (faster), fp16 (on a GPU), or auto: bf16 if the GPU or the processor computes '
+        'in it, else fp32; default: %(default)s',
+    )
+    add_tlc(p)
+    p.add_argument(
+        '--tile',
+        type=int,
+        metavar='N',
+        help='restore tiles of N×N pixels one by one and blend them: less memory, but not quite the same result; a '
+        'multiple of 8; default: the image at once, exactly, in as much memory as is free',
+    )
+    p.add_argument(
+        '--tile_overlap',
+        type=int,
+        metavar='M',
+        help='pixels that neighbouring tiles share; default: 32, or half a tile',
+    )
+    p.add_argument(
+        '--compare',
+        action='store_true',
+        help='also write before | after, side by side, to <FOLDER>/<task>/compare/',
+    )
+    return p
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError('found an empty name; allowed: a file or folder')
+    return expanded(text)
+
+
+def main(args: argparse.Namespace) -> int:
+    with usage_errors():
+        task = find_task(args.task)
+        inputs = list_images(args.input_dir)
+        weights = load_weights(args.weights or default_weights(task.name))
+        source = f'{weights.path}' + (f' ({weights.key})' if weights.key else '')
+        tlc = weights.with_tlc(args.tlc)
+        net = build_network(weights)
+        del weights  # the network has a copy
+        restorer = Restorer(
+            net, args.device, args.precision, tlc=tlc, tile=args.tile, tile_overlap=args.tile_overlap
+        )
+        restorer.check_channels()
+    folder = args.result_dir / task.name
+    compare = folder / 'compare'
+    targets = [folder, compare] if args.compare else [folder]
+    _make_writable(targets, args.result_dir)
+
+    print(f'weights: {source}')
+    print(f'device: {restorer.device}, {restorer.precision}' + (', TLC' if tlc else ''), flush=True)
+    if others := left_alone(args.input_dir, folder):
+        print(f'left alone in {args.input_dir}: {others}', file=sys.stderr)
+
+    names = output_names(inputs)
+    protected = {_identity(path) for path in inputs} - {None}
+    written: set[Path] = set()
+
+    def read(path: Path) -> tuple[Path, Image]:
+        for target in targets:
+            if _identity(target / names[path]) in protected:
+                raise ImageFileError(f'{path}: its result would overwrite the input {target / names[path]}')
+        return path, read_image(path)
+
+    def restore(item: tuple[Path, Image]) -> tuple[Path, Image, np.ndarray]:
+        return *item, restorer(item[1].pixels)
+
+    def write(item: tuple[Path, Image, np.ndarray]) -> None:
+        path, before, after = item
+        write_png(folder / names[path], after, before.icc_profile, before.colour_chunks)
+        written.add(path)
+        if args.compare:
+            both = np.concatenate([before.pixels, after], axis=1)
+            write_png(compare / names[path], both, before.icc_profile, before.colour_chunks)
+
+    failed = 0
+    stages = in_stages(inputs, read, restore, write, restorer.device)
+    for path, outcome in tqdm(stages, total=len(inputs), unit='image', disable=None):
+        try:
+            outcome()
+        except (UserError, OSError, MemoryError) as error:
+            failed += 1
+            what = 'not compared' if path in written else 'not restored'
+            message = str(error) if isinstance(error, ImageFileError) else f'{path}: {error or "out of memory"}'
+            tqdm.write(f'{what}: {message}', file=sys.stderr)
+    print(f'{len(written)} of {len(inputs)} images restored, in {folder}')
+    return 1 if failed else 0
+
+
+def _make_writable(folders: list[Path], result_dir: Path) -> None:
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f'--result_dir {result_dir}: cannot be created: {error.strerror or error}') from None
+    if not all(os.access(folder, os.W_OK | os.X_OK) for folder in folders):
+        raise UsageError(f'--result_dir {result_dir}: is not writable')
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Equal for all names and links of one file; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
