@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from basicsr.data.types import Batch
 from basicsr.evaluation.evaluate import Evaluation
 from basicsr.training.run_directory import RunDirectory
 from basicsr.utils.dist import Rank
@@ -25,7 +25,7 @@ class StepTimer:
     def _reset(self) -> None:
         self._steps, self._data_time, self._start = 0, 0.0, time.perf_counter()
 
-    def micro_batches(self, loader: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    def micro_batches(self, loader: Iterator[Batch], count: int) -> Iterator[Batch]:
         """The micro-batches of one step."""
         self._steps += 1
         for _ in range(count):

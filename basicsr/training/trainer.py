@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from basicsr.data.loader import build_dataset, training_loader, validation_sets
 from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
+from basicsr.data.types import PairedDataset
 from basicsr.evaluation.evaluate import Evaluation, Restore, build_metrics, evaluate, files_of
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.options.sections import RunOptions
@@ -44,7 +45,7 @@ class Trainer:
         self.total = options.train.total_iter
         self.loader_options = options.datasets['train']
         self.stages = stages_of(self.loader_options)
-        self.train_set = build_dataset(self.loader_options)
+        self.train_set: PairedDataset = build_dataset(self.loader_options)
         self.validation_sets = validation_sets(options)
         self.metrics = build_metrics(options.val.metrics)
         self.model: ImageCleanModel = MODEL_REGISTRY.get(options.model_type)(options, device, rank)
