@@ -60,16 +60,22 @@ class Stages:
 class StageOptions(Protocol):
     """The keys of a training dataset that describe its stages."""
 
-    iters: Sequence[int] | None
-    gt_sizes: Sequence[int] | None
-    mini_batch_sizes: Sequence[int] | None
-    gt_size: int
-    batch_size_per_gpu: int
+    @property
+    def iters(self) -> Sequence[int] | None: ...
+    @property
+    def gt_sizes(self) -> Sequence[int] | None: ...
+    @property
+    def mini_batch_sizes(self) -> Sequence[int] | None: ...
+    @property
+    def gt_size(self) -> int | None: ...
+    @property
+    def batch_size_per_gpu(self) -> int | None: ...
 
 
 def stages_of(options: StageOptions) -> Stages:
     """One stage without the progressive keys."""
     if options.iters is None:
+        assert options.gt_size is not None and options.batch_size_per_gpu is not None  # checked for train.py
         return Stages((1,), (options.gt_size,), (options.batch_size_per_gpu,))
     return Stages(tuple(options.iters), tuple(options.gt_sizes or ()), tuple(options.mini_batch_sizes or ()))
 

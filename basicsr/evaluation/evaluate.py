@@ -45,7 +45,7 @@ class Evaluation:
 
     figures: dict[int, Figures] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
-    # 'lq', 'restored' and 'gt' (if any) of the first image, (H, W, C) uint8; in the main process only
+    # 'lq', 'restored' and 'gt' (if any) of the first image, (H, W, C) uint8; on the main rank only
     sample: dict[str, np.ndarray] | None = None
 
     @property

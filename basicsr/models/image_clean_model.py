@@ -18,6 +18,7 @@ from basicsr.archs.from_weights import load_pretrained
 from basicsr.archs.restormer_arch import Restormer, TransformerBlock
 from basicsr.data.sampler import accumulation, mixup_generator
 from basicsr.data.transforms import to_float
+from basicsr.data.types import Batch
 from basicsr.inference import Restorer
 from basicsr.inference.restorer import build_restorer
 from basicsr.models.recorded import RecordedGradient
@@ -135,7 +136,7 @@ class ImageCleanModel:
     def learning_rate(self, iteration: int) -> float:
         return learning_rate(self.scheduler, iteration, self.base_lr, self.train_options.warmup_iter)
 
-    def step(self, micro_batches: Iterable[dict[str, Any]], iteration: int, stage: int = 0) -> None:
+    def step(self, micro_batches: Iterable[Batch], iteration: int, stage: int = 0) -> None:
         """Makes one update from `accumulate` micro-batches {'lq', 'gt'} of (B, C, H, W) images, uint8 or in [0, 1]."""
         train = self.train_options
         self.optimizer.zero_grad()
@@ -156,7 +157,7 @@ class ImageCleanModel:
         self.norm_sum += norm.nan_to_num(0.0, 0.0) if self.scaler.is_enabled() else norm
         self.steps_summed += 1
 
-    def gradient(self, micro_batches: Iterable[dict[str, Any]], iteration: int, stage: int) -> Tensor:
+    def gradient(self, micro_batches: Iterable[Batch], iteration: int, stage: int) -> Tensor:
         """Adds the gradient of the mean loss of the micro-batches, times the loss scale and averaged over ranks, to the
         gradients that `optimizer.zero_grad` cleared.
 
@@ -166,7 +167,7 @@ class ImageCleanModel:
             setattr(self.net, 'checkpointing', self.checkpointing(stage))  # noqa: B010 - no declared attribute
         losses: list[Tensor] = []
         for number, batch in enumerate(micro_batches, self.rank.index * self.accumulate):
-            lq, gt = (self.to_device(batch[kind]) for kind in ('lq', 'gt'))
+            lq, gt = self.to_device(batch['lq']), self.to_device(batch['gt'])
             lq, gt = self._mixup(lq, gt, iteration, number)
             if self.records and not losses:  # all micro-batches of a step have one shape
                 self._record(lq, gt, stage)

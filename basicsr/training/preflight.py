@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import traceback
 from math import gcd
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from basicsr.data.sampler import SampleKey, Stages, TrainingBatches
 from basicsr.data.transforms import collate
+from basicsr.data.types import Batch, PairedDataset
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.options.sections import RunOptions
 from basicsr.utils.errors import PreflightError
@@ -26,15 +26,8 @@ _STEP_PER_SAVED = 1.25
 _UPDATE_COPIES = 4  # of all parameters, at most, in an update: Muon's stacks, steps of the averaged weights
 
 
-class TrainingSet(Protocol):
-    """A dataset to train on."""
-
-    def __getitem__(self, key: SampleKey, /) -> dict[str, Any]:
-        """{'lq', 'gt', 'name'}: (C, H, W) images, uint8 or in [0, 1]."""
-
-
 def check_memory(
-    model: ImageCleanModel, stages: Stages, batches: TrainingBatches, train_set: TrainingSet
+    model: ImageCleanModel, stages: Stages, batches: TrainingBatches, train_set: PairedDataset
 ) -> None:
     """Runs one step of the largest remaining stage, without its update: the run's state does not change.
 
@@ -50,7 +43,7 @@ def check_memory(
         get_logger().info('Stage %d takes the most memory%s: it fits.', stage + 1, need)
 
 
-def _load(train_set: TrainingSet, keys: list[SampleKey]) -> dict[str, Any]:
+def _load(train_set: PairedDataset, keys: list[SampleKey]) -> Batch:
     """Raises PreflightError if a user's dataset does not take a SampleKey or return a training sample."""
     try:
         return collate([train_set[key] for key in keys])
@@ -79,7 +72,7 @@ def _largest(model: ImageCleanModel, stages: Stages, batches: TrainingBatches) -
     return sorted(largest.values())
 
 
-def _rehearse(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
+def _rehearse(model: ImageCleanModel, batch: Batch, stage: int) -> tuple[str | None, str]:
     """Returns what is missing, if anything, and for the log what the stage takes, if known."""
     buffers = [buffer.clone() for buffer in model.net.buffers()]  # such as statistics of batch norms
     free = free_memory(model.device)  # before: a step that fails may still hold memory
@@ -105,7 +98,7 @@ def _rehearse(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tupl
             torch.cuda.empty_cache()
 
 
-def _step(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> None:
+def _step(model: ImageCleanModel, batch: Batch, stage: int) -> None:
     """Without gradient synchronisation, as another rank may fail here."""
     model.optimizer.zero_grad()
     with model.no_sync():
@@ -119,7 +112,7 @@ def _later(model: ImageCleanModel) -> int:
     return size * (2 * (not model.optimizer.state) + (model.accumulate > 1))
 
 
-def _run_on_cpu(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
+def _run_on_cpu(model: ImageCleanModel, batch: Batch, stage: int) -> tuple[str | None, str]:
     """Estimates first, as Linux may kill a process that runs out of memory; except with activation checkpointing, where
     the estimate does not apply."""
     need = ''
@@ -135,7 +128,7 @@ def _run_on_cpu(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tu
     return None, need
 
 
-def _run_on_gpu(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tuple[str | None, str]:
+def _run_on_gpu(model: ImageCleanModel, batch: Batch, stage: int) -> tuple[str | None, str]:
     device = model.device
     free = free_memory(device)
     assert free is not None
@@ -152,7 +145,7 @@ def _run_on_gpu(model: ImageCleanModel, batch: dict[str, Any], stage: int) -> tu
     return shortage, f', {_size(need)} of {_size(free)}'
 
 
-def _estimate(model: ImageCleanModel, batch: dict[str, Any]) -> int:
+def _estimate(model: ImageCleanModel, batch: Batch) -> int:
     """Bytes of a step on a CPU, from what small patches save for backward, which grows linearly with their area."""
     samples, patch = len(batch['lq']), batch['lq'].shape[-1]
     small, large = _SMALL_PATCHES
@@ -163,7 +156,7 @@ def _estimate(model: ImageCleanModel, batch: dict[str, Any]) -> int:
     return int(_STEP_PER_SAVED * samples * (few + slope * (patch**2 - small**2)))
 
 
-def _saved(model: ImageCleanModel, batch: dict[str, Any], patch: int) -> int:
+def _saved(model: ImageCleanModel, batch: Batch, patch: int) -> int:
     """Bytes that the forward pass of one patch saves for backward."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.net.parameters()}
     sizes: dict[int, int] = {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from basicsr.data.types import Batch
 from basicsr.evaluation.evaluate import Evaluation
 from basicsr.training.run_directory import RunDirectory
 from basicsr.utils.dist import Rank
@@ -25,7 +25,7 @@ class StepTimer:
     def _reset(self) -> None:
         self._steps, self._data_time, self._start = 0, 0.0, time.perf_counter()
 
-    def micro_batches(self, loader: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    def micro_batches(self, loader: Iterator[Batch], count: int) -> Iterator[Batch]:
         """The micro-batches of one step."""
         self._steps += 1
         for _ in range(count):
@@ -71,20 +71,16 @@ class RunLog:
             f'iter {iteration}, stage {stage}, loss {values["loss"]:.6f}, grad norm {values["grad_norm"]:.4f}, lr '
             f'{values["lr"]:.4e}, {times["step_time"]:.3f} s/step, {waiting:.1f} % of it waiting for data'
         )
-        self._record('train', iteration, {**values, 'stage': stage, **times})
-
-    def baseline(self, name: str, means: dict[str, float]) -> None:
-        """Metrics of a validation set's unrestored input."""
-        self._record(f'input_{name}', 0, means)
+        self.record('train', iteration, {**values, 'stage': stage, **times})
 
     def validation(self, iteration: int, name: str, result: Evaluation) -> None:
-        self._record(f'val_{name}', iteration, result.means)
+        self.record(f'val_{name}', iteration, result.means)
         if self.tensorboard and result.sample:
             self.tensorboard.add_image(
                 f'val_{name}/input_restored_truth', _side_by_side(result.sample), iteration, dataformats='HWC'
             )
 
-    def _record(self, kind: str, iteration: int, values: dict[str, float]) -> None:
+    def record(self, kind: str, iteration: int, values: dict[str, float]) -> None:
         if self.rank.is_main:
             self.directory.append_history({'iter': iteration, 'kind': kind, **values})
         if self.tensorboard:
@@ -98,10 +94,6 @@ class RunLog:
     def close(self) -> None:
         if self.tensorboard:
             self.tensorboard.close()
-
-
-def listed(means: dict[str, float]) -> str:
-    return ', '.join(f'{metric} {value:.4f}' for metric, value in means.items()) or 'no metrics'
 
 
 def _side_by_side(sample: dict[str, np.ndarray], height: int = 360) -> np.ndarray:

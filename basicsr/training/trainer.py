@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from basicsr.data.loader import build_dataset, training_loader, validation_sets
 from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
+from basicsr.data.types import PairedDataset
 from basicsr.evaluation.evaluate import Evaluation, Restore, build_metrics, evaluate, files_of
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.options.sections import RunOptions
 from basicsr.training.preflight import check_memory
 from basicsr.training.run_directory import RunDirectory, read_state
-from basicsr.training.run_log import RunLog, StepTimer, listed
+from basicsr.training.run_log import RunLog, StepTimer
 from basicsr.utils.checkpoint import read_checkpoint
 from basicsr.utils.dist import Rank
 from basicsr.utils.errors import CheckpointError, TrainingError
@@ -44,7 +45,7 @@ class Trainer:
         self.total = options.train.total_iter
         self.loader_options = options.datasets['train']
         self.stages = stages_of(self.loader_options)
-        self.train_set = build_dataset(self.loader_options)
+        self.train_set: PairedDataset = build_dataset(self.loader_options)
         self.validation_sets = validation_sets(options)
         self.metrics = build_metrics(options.val.metrics)
         self.model: ImageCleanModel = MODEL_REGISTRY.get(options.model_type)(options, device, rank)
@@ -187,24 +188,27 @@ class Trainer:
     # -------------------------------------------------------------- validation
 
     def _measure_baseline(self) -> None:
+        """Measures the unrestored input."""
         for name in self.validation_sets:
-            result = self._evaluate(lambda lq: lq, name, torch.device('cpu'), f'measuring {name}')
-            self.log.baseline(name, result.means)
+            result = self._evaluate(name, lambda lq: lq, torch.device('cpu'), title=f'{name}, not restored')
+            self.log.record(f'input_{name}', self.iteration, result.means)
 
     def _validate(self) -> None:
         """If validation fails, saves first; the resumed run repeats the validation."""
         self.model.raise_if_bad()
         try:
-            restore, results = self.model.restorer().restore, {}
-            for name in self.validation_sets:
-                folder = self.directory.visualization / name / str(self.iteration)
-                results[name] = self._evaluate(
-                    restore,
+            restorer = self.model.restorer()
+            folder = self.directory.visualization if self.options.val.save_img else None
+            results = {
+                name: self._evaluate(
                     name,
+                    restorer.restore,
                     self.device,
-                    f'validating on {name}',
-                    folder if self.options.val.save_img else None,
+                    title=name,
+                    folder=folder and folder / name / str(self.iteration),
                 )
+                for name in self.validation_sets
+            }
             for name, result in results.items():  # record all sets, or none if one fails
                 self.log.validation(self.iteration, name, result)
             self._keep_if_best(next(iter(results.values())))
@@ -218,10 +222,10 @@ class Trainer:
         self.unvalidated = False
 
     def _evaluate(
-        self, restore: Restore, name: str, device: torch.device, title: str, folder: Path | None = None
+        self, name: str, restore: Restore, device: torch.device, title: str, folder: Path | None = None
     ) -> Evaluation:
-        """Measures a validation set, and logs also the figures measured before an exception. Raises DataError if an
-        image was left out, as means of other images do not compare."""
+        """Logs the figures of a validation set, also those measured before an exception. Raises DataError if any image
+        fails: means of the others do not compare."""
         dataset, result = self.validation_sets[name], Evaluation()
         try:
             evaluate(
@@ -236,10 +240,12 @@ class Trainer:
                 result=result,
             )
         finally:
+            figures = (
+                ', '.join(f'{metric} {value:.4f}' for metric, value in result.means.items()) or 'no metrics'
+            )
             done = len(result.images)
             part = '' if done == len(dataset) else f' ({done} of {len(dataset)} images)'
-            what = '' if self.iteration else ', not restored'
-            self.logger.info('iter %d, %s%s%s: %s', self.iteration, name, what, part, listed(result.means))
+            self.logger.info(f'iter {self.iteration}, {title}: {figures}{part}')
         result.raise_if_failed()
         return result
 
@@ -280,8 +286,6 @@ class Trainer:
             yield
         except NonFiniteError as error:
             raise TrainingError(self._explain(error)) from None
-        except FloatingPointError as error:  # a restored image is not finite
-            raise TrainingError(str(error)) from None
         except RuntimeError as error:
             where = f'iteration {self.iteration + 1}'
             if is_out_of_memory(error):

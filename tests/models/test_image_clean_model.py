@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from kill_and_resume import options
+from kill_and_resume import TOTAL, options
 
 from basicsr.archs.from_weights import network_options
 from basicsr.data.sampler import mixup_generator
@@ -35,7 +35,9 @@ def make(tmp_path):
     def make(val=None, path=None, network_g=None, **train):
         content = options(tmp_path, 'unit', **{'mixing_augs': {'mixup': False}, 'ema_decay': 0, **train})
         content['val'].update(val or {})
-        content['network_g'].update(network_g or {})
+        if network_g:
+            content['network_g'] = {} if 'type' in network_g else content['network_g']
+            content['network_g'].update(network_g)
         content['path'] = path or {}
         file = tmp_path / 'options.yml'
         file.write_text(yaml.safe_dump(content))
@@ -82,7 +84,7 @@ def test_steps_are_adamw_with_a_clipped_gradient(make, clip):
         gradients = torch.autograd.grad(loss, list(plain.parameters()))
         norm = sum(float((g**2).sum()) for g in gradients) ** 0.5
         factor = min(1.0, 0.01 / (norm + 1e-6)) if clip else 1.0
-        rate = 1e-6 + 0.5 * (1e-3 - 1e-6) * (1 + np.cos(np.pi * (iteration - 1) / 20))
+        rate = 1e-6 + 0.5 * (1e-3 - 1e-6) * (1 + np.cos(np.pi * (iteration - 1) / TOTAL))
         with torch.no_grad():
             for p, g, (first, second) in zip(plain.parameters(), gradients, moments, strict=True):
                 g = g * factor
@@ -97,7 +99,7 @@ def test_steps_are_adamw_with_a_clipped_gradient(make, clip):
 
 
 @pytest.mark.parametrize('kind', ['AdamW', 'Adam', 'Muon'])
-def test_from_the_first_bad_step_on_nothing_changes(make, kind):
+def test_nothing_changes_from_the_first_nonfinite_step_on(make, kind):
     model = make(optim_g={'type': kind, 'lr': 1e-3}, ema_decay=0.5)
     model.step([batch(1)], 1)
     before = snapshot(model)
@@ -114,7 +116,7 @@ def test_from_the_first_bad_step_on_nothing_changes(make, kind):
 
 
 def test_a_step_does_not_wait_for_the_device(make, monkeypatch):
-    """On a GPU each of these would stop the CPU until the GPU is done."""
+    """On a GPU each of these makes the CPU wait."""
 
     def forbidden(*_):
         raise AssertionError('a value was read from the device')
@@ -126,7 +128,7 @@ def test_a_step_does_not_wait_for_the_device(make, monkeypatch):
     model.step([batch(2)], 2)
 
 
-def test_averaged_weights(make):
+def test_averaged_weights_are_an_exponential_moving_average(make):
     model = make(ema_decay=0.75)
     history = [[p.detach().clone() for p in model.net.parameters()]]
     for iteration in (1, 2, 3):
@@ -147,7 +149,7 @@ def test_averaged_weights(make):
 
 
 @pytest.mark.parametrize('val', [{'tlc': 8}, {'tile': 16, 'tile_overlap': 4}, {'tile': 16}])
-def test_validation_restores_as_the_options_say(make, val):
+def test_validation_follows_its_options(make, val):
     model = make(val=val)
     x = torch.rand(1, 3, 40, 32)
     found = model.restorer().restore(x)
@@ -155,7 +157,7 @@ def test_validation_restores_as_the_options_say(make, val):
     assert not torch.allclose(found, Restorer(model.net, CPU, 'fp32').restore(x), atol=1e-5)
 
 
-def test_training_starts_from_the_weights_that_are_asked_for(make, tmp_path):
+def test_training_starts_from_pretrained_weights(make, tmp_path):
     first = make()
     with torch.no_grad():
         for parameter in first.parameters:
@@ -172,7 +174,7 @@ def test_training_starts_from_the_weights_that_are_asked_for(make, tmp_path):
     assert all(torch.equal(larger[name], tensor) for name, tensor in first.net.state_dict().items())
 
 
-def test_a_network_that_cannot_be_copied_is_built_again(make, monkeypatch):
+def test_a_network_that_deepcopy_refuses_is_built_again(make, monkeypatch):
     model = make(ema_decay=0.5)
     model.step([batch(1)], 1)
     x = torch.rand(1, 3, 16, 16)
@@ -203,7 +205,7 @@ def test_checkpoints_hold_plain_values_of_the_option_file(tmp_path, make, monkey
     assert stored == {**content['network_g'], 'size': (3, 4)}
 
 
-def test_a_parameter_of_two_names_is_averaged_under_both(make, monkeypatch):
+def test_a_shared_parameter_is_averaged_under_both_names(make, monkeypatch):
     class Tied(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -214,8 +216,8 @@ def test_a_parameter_of_two_names_is_averaged_under_both(make, monkeypatch):
         def forward(self, x):
             return self.second(self.first(x))
 
-    monkeypatch.setattr(ARCH_REGISTRY, 'build', lambda section: Tied())
-    model = make(ema_decay=0.5)
+    monkeypatch.setitem(ARCH_REGISTRY._entries, 'Tied', Tied)
+    model = make(ema_decay=0.5, network_g={'type': 'Tied'})
     model.step([batch(1)], 1)
     params, ema = model.weights()
     assert torch.equal(ema['first.weight'], ema['second.weight'])
@@ -223,7 +225,7 @@ def test_a_parameter_of_two_names_is_averaged_under_both(make, monkeypatch):
     assert torch.equal(model.restorer().network.second.weight, ema['first.weight'])
 
 
-def test_mixup_is_a_convex_combination_that_the_iteration_decides(make):
+def test_mixup_is_a_convex_combination_seeded_by_the_iteration(make):
     model = make(mixing_augs={'mixup': True, 'mixup_beta': 1.2, 'use_identity': True})
     data = batch(1, dtype=torch.float32)
     identities, weights = 0, []
@@ -241,7 +243,7 @@ def test_mixup_is_a_convex_combination_that_the_iteration_decides(make):
             expected = weight * image.numpy() + (1 - weight) * image.numpy()[order]
             np.testing.assert_allclose(mixed.numpy(), expected, atol=1e-6)
         weights.append(weight)
-    # Half of them are left alone (and some permutations of four are the identity).
+    # Half of the batches stay as they are (and some permutations of four are the identity).
     assert 160 < identities < 250
     # Beta(1.2, 1.2): mean 1/2, variance 1 / (4 · 3.4).
     assert abs(np.mean(weights) - 0.5) < 0.06 and abs(np.var(weights) - 1 / 13.6) < 0.02
@@ -254,7 +256,7 @@ def test_mixed_precision_keeps_single_precision_weights(make):
     assert np.isfinite(model.read_log()['loss'])
 
 
-def test_restores_any_size(make):
+def test_the_restorer_takes_any_size(make):
     model = make()
     x = torch.rand(1, 3, 13, 27)
     y = model.restorer().restore(x)
@@ -262,7 +264,7 @@ def test_restores_any_size(make):
 
 
 def accumulated(make, micro_batches, **train):
-    """What one step adds up, for each parameter, and its loss."""
+    """The gradients of one step, and its loss."""
     model = make(precision='fp64', accumulate=len(micro_batches), use_grad_clip=False, **train)
     loss = model.gradient(micro_batches, 1, 0)
     return [parameter.grad for parameter in model.net.parameters()], loss
@@ -273,12 +275,12 @@ def test_accumulation_is_the_mean_over_micro_batches(make):
     whole = {kind: torch.cat([each[kind] for each in batches]) for kind in ('lq', 'gt')}
     gradients, loss = accumulated(make, batches)
     expected, expected_loss = accumulated(make, [whole])
-    assert loss == pytest.approx(float(expected_loss), rel=1e-12)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-12)
     for mine, other in zip(gradients, expected, strict=True):
         assert torch.allclose(mine, other, rtol=1e-9, atol=1e-12)
 
 
-def test_mixup_stays_within_a_micro_batch_that_has_its_own_numbers(make):
+def test_each_micro_batch_has_its_own_mixup(make):
     model = make(mixing_augs={'mixup': True, 'use_identity': False}, accumulate=2)
     seen = []
     model.forward = lambda lq: (seen.append(lq), model.net(lq))[1]
@@ -293,7 +295,7 @@ def test_mixup_stays_within_a_micro_batch_that_has_its_own_numbers(make):
 
 
 @pytest.mark.parametrize('asked', [True, [False, True]])
-def test_activations_computed_again_give_the_same_gradients_for_less_memory(make, asked):
+def test_activation_checkpointing_gives_the_same_gradients_for_less_memory(make, asked):
     def kept(model, stage):
         sizes = {}
 
@@ -315,11 +317,12 @@ def test_activations_computed_again_give_the_same_gradients_for_less_memory(make
 
 
 def test_compiled_and_plain_steps_are_the_same(make, monkeypatch):
-    """Traced as for any compiler, forward and backward, and run without one: not every machine has it."""
-    plain = make(precision='fp64')
+    """Traced as for any compiler, forward and backward, and run without one: not every machine has one."""
+    small = {'precision': 'fp64', 'network_g': {'num_blocks': [0, 0, 0, 1]}}  # one block to compile
+    plain = make(**small)
     compile_ = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda net, **how: compile_(net, backend='aot_eager', **how))
-    compiled = make(precision='fp64', compile=True)
+    compiled = make(**small, compile=True)
     for iteration in (1, 2):
         for model in (plain, compiled):
             model.step([batch(iteration)], iteration)
@@ -329,10 +332,57 @@ def test_compiled_and_plain_steps_are_the_same(make, monkeypatch):
     assert all(torch.allclose(weights[name], theirs[name], atol=1e-9) for name in weights)
 
 
+TERMS = {'pixel_opt': {'type': 'L1Loss'}, 'losses': {'squares': {'type': 'MSELoss', 'loss_weight': 3}}}
+
+
+def test_loss_terms_are_summed_and_logged_by_name(make):
+    batches = [batch(1, size=2), batch(2, size=2)]
+    gradients, losses = accumulated(make, batches, **TERMS)
+    parts = [
+        accumulated(make, batches, pixel_opt=section)
+        for section in (TERMS['pixel_opt'], TERMS['losses']['squares'])
+    ]
+    terms = [float(loss) for _, loss in parts]
+    assert losses.tolist() == pytest.approx([sum(terms), *terms], rel=1e-12)
+    for mine, one, other in zip(gradients, parts[0][0], parts[1][0], strict=True):
+        assert torch.allclose(mine, one + other, rtol=1e-9, atol=1e-12)
+
+    model = make(precision='fp64', accumulate=2, **TERMS)
+    model.step(batches, 1)
+    log = model.read_log()
+    assert list(log) == ['loss', 'grad_norm', 'loss_pixel_opt', 'loss_squares']
+    assert [log['loss'], log['loss_pixel_opt'], log['loss_squares']] == pytest.approx(
+        losses.tolist(), rel=1e-12
+    )
+
+
+def test_a_single_term_needs_no_pixel_opt_and_has_no_name(make):
+    model, plain = make(pixel_opt=None, losses={'only': {'type': 'L1Loss'}}), make()
+    for each in (model, plain):
+        each.step([batch(1)], 1)
+    assert same(model.state(), plain.state())
+    assert model.read_log() == plain.read_log() and 'term_sums' not in plain.state()
+
+
+def test_means_of_terms_survive_a_resume_unless_terms_are_added(make):
+    model, again, before = make(**TERMS), make(**TERMS), make()
+    for each in (model, before):
+        each.step([batch(1)], 1)
+    again.load_state(copy.deepcopy(model.state()))
+    for each in (model, again):
+        each.step([batch(2)], 2)
+    assert again.read_log() == model.read_log()
+
+    again.load_state(copy.deepcopy(before.state()))  # without the second term
+    again.step([batch(2)], 2)
+    log = again.read_log()
+    assert log['loss'] == pytest.approx(log['loss_pixel_opt'] + log['loss_squares'])
+
+
 @pytest.fixture
 def make_fp16(make, monkeypatch):
-    """fp16 is refused on a CPU, as it is slow there, and not always there at all: here the products stay in fp32,
-    and the scaler, whose arithmetic is that of a GPU, sees the gradients that the tests give it."""
+    """fp16 is refused on a CPU. Here the products stay in fp32, and the scaler, whose arithmetic is that of a GPU, sees
+    the gradients that the tests give it."""
 
     def make_one(**train):
         with monkeypatch.context() as patch:
@@ -368,7 +418,7 @@ def test_the_scaled_loss_gives_the_same_steps(make, make_fp16):
     assert scaled.read_log() == pytest.approx(plain.read_log(), rel=1e-6)
 
 
-def test_a_step_whose_scaled_gradient_overflows_is_left_out_and_no_other(make_fp16):
+def test_only_a_step_whose_scaled_gradient_overflows_is_skipped(make_fp16):
     model = make_fp16(ema_decay=0.5)
     spoil_gradients(model, {2})
     model.step([batch(1)], 1)
@@ -379,7 +429,7 @@ def test_a_step_whose_scaled_gradient_overflows_is_left_out_and_no_other(make_fp
     assert not same(snapshot(model), before)
     assert np.isfinite(model.read_log()['grad_norm'])
 
-    # The factor, and how many steps were left out, are part of the state.
+    # The loss scale and the number of skipped steps are part of the state.
     again = make_fp16(ema_decay=0.5)
     again.load_state(copy.deepcopy(model.state()))
     for each in (model, again):
@@ -387,7 +437,7 @@ def test_a_step_whose_scaled_gradient_overflows_is_left_out_and_no_other(make_fp
     assert same(snapshot(again), snapshot(model)) and again.scaler.get_scale() == 32768
 
 
-def test_gradients_that_stay_infinite_end_the_run(make_fp16):
+def test_forty_infinite_gradients_in_a_row_end_the_run(make_fp16):
     model = make_fp16()
     spoil_gradients(model, set(range(2, 100)))
     model.step([batch(1)], 1)
@@ -409,7 +459,7 @@ def test_fp16_is_refused_on_a_cpu(make):
 
 
 class Pretended(RecordedGradient):
-    """Its graph computes what was recorded when it is replayed."""
+    """Its graph runs the recorded function again."""
 
     made = 0
 
@@ -421,7 +471,7 @@ class Pretended(RecordedGradient):
             before = [parameter.grad for parameter in parameters]
             for parameter in parameters:
                 parameter.grad = None
-            self.loss.copy_(backward(self.lq, self.gt))
+            self.losses.copy_(backward(self.lq, self.gt))
             for parameter, grad, kept in zip(self.parameters, self.grads, before, strict=True):
                 grad.copy_(parameter.grad)  # where the recording left it
                 parameter.grad = kept
@@ -455,10 +505,10 @@ def small(data, patch):
     return {key: value[..., :patch, :patch] if key != 'name' else value for key, value in data.items()}
 
 
-@pytest.mark.parametrize('accumulate', [1, 3])
-def test_recorded_steps_are_the_steps(make, recording, accumulate):
+@pytest.mark.parametrize(('accumulate', 'terms'), [(1, {}), (3, TERMS)])
+def test_recorded_and_plain_steps_are_the_same(make, recording, accumulate, terms):
     models = [
-        make(precision='fp64', accumulate=accumulate, ema_decay=0.5, mixing_augs={'mixup': True})
+        make(precision='fp64', accumulate=accumulate, ema_decay=0.5, mixing_augs={'mixup': True}, **terms)
         for _ in range(2)
     ]
     recording(models[0])
@@ -472,7 +522,7 @@ def test_recorded_steps_are_the_steps(make, recording, accumulate):
     assert Pretended.made == 4  # at first, after the restorer, and twice when the patches change
 
 
-def test_a_step_that_cannot_be_recorded_is_done_all_the_same(make, recording, monkeypatch):
+def test_a_step_that_cannot_be_recorded_runs_kernel_by_kernel(make, recording, monkeypatch):
     def fail(*args, **how):
         raise RuntimeError('CUDA error: out of memory\nand more')
 

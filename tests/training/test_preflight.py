@@ -1,4 +1,4 @@
-"""Whether the largest stage is found, tried without a trace, and refused with advice if it does not fit."""
+"""The memory check finds the largest stage, leaves no trace, and refuses with advice."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import psutil
 import pytest
 import torch
 import yaml
-from kill_and_resume import ROOT, command, options, run
+from kill_and_resume import ROOT, options
 
-from basicsr import train as entry
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.options.load import load_options
 from basicsr.training import preflight
 from basicsr.training.preflight import check_memory
+from basicsr.utils.cli import run
 from basicsr.utils.dist import Rank
 from basicsr.utils.errors import PreflightError
 from basicsr.utils.logger import get_logger
@@ -60,8 +60,8 @@ def prepare(runs, tmp_path):
         (17, [False, True, False, True], [3]),
     ],
 )
-def test_the_largest_stage_to_come_is_tried_of_each_kind(prepare, monkeypatch, first, checkpointing, largest):
-    """Stages of 8, 12, 9 and 4 thousand pixels or so."""
+def test_the_largest_remaining_stage_of_each_kind_is_tried(prepare, monkeypatch, first, checkpointing, largest):
+    """Stages of about 8, 12, 9 and 4 thousand pixels."""
     model, *rest = prepare(
         first,
         stages=[(16, 32, 5), (32, 12, 6), (48, 4, 5), (64, 1, 4)],
@@ -73,8 +73,8 @@ def test_the_largest_stage_to_come_is_tried_of_each_kind(prepare, monkeypatch, f
     assert tried == largest
 
 
-def test_of_two_equal_stages_the_one_with_larger_patches_is_tried(prepare, monkeypatch):
-    """In the paper's recipe 4·192² = 1·384²: only the first could do with fewer patches."""
+def test_of_equal_stages_the_one_with_larger_patches_is_tried(prepare, monkeypatch):
+    """In the paper's recipe 4·192² = 1·384²: only the first could use fewer patches."""
     model, *rest = prepare(stages=[(32, 4, 5), (64, 1, 5), (16, 8, 5)])
     tried = []
     monkeypatch.setattr(preflight, '_rehearse', lambda _, batch, stage: (tried.append(stage), ''))
@@ -82,17 +82,17 @@ def test_of_two_equal_stages_the_one_with_larger_patches_is_tried(prepare, monke
     assert tried == [1]
 
 
-def test_a_run_that_goes_on_with_larger_batches_has_no_samples_before_its_own(prepare):
-    """Iteration 4 of stage 1 begins with sample 12: as if those before had been larger, it would be 48."""
+def test_a_run_resumed_with_larger_batches_starts_with_its_next_sample(prepare):
+    """Iteration 4 begins with sample 12; if earlier batches had been as large, it would be 48."""
     model, stages, _, data = prepare()
-    batches = TrainingBatches(TrainingOrder(6, 5), stages, 4, 9, accumulate=4, first_sample=12)
+    batches = TrainingBatches(TrainingOrder(6, 5), stages, 4, 5, accumulate=4, first_sample=12)
     seen = []
     check_memory(model, stages, batches, Recorder(data, seen))
     assert seen == [12, 13, 14, 15]
 
 
 class Recorder:
-    """A dataset that remembers the numbers of its samples."""
+    """A dataset that records the numbers of its samples."""
 
     def __init__(self, data, seen):
         self.data, self.seen = data, seen
@@ -102,7 +102,7 @@ class Recorder:
         return self.data[key]
 
 
-def test_processes_of_one_machine_share_its_memory(prepare, monkeypatch):
+def test_ranks_of_one_node_share_its_memory(prepare, monkeypatch):
     model, *rest = prepare()
     monkeypatch.setattr(preflight, '_estimate', lambda *_: 300)
     monkeypatch.setattr(preflight, '_later', lambda _: 0)
@@ -115,7 +115,7 @@ def test_processes_of_one_machine_share_its_memory(prepare, monkeypatch):
         check_memory(model, *rest)
 
 
-def test_a_network_that_cannot_be_compiled_is_a_sentence(prepare, monkeypatch):
+def test_a_network_that_cannot_be_compiled_is_refused(prepare, monkeypatch):
     def refuse(*_):
         raise RuntimeError('no compiler')
 
@@ -127,7 +127,7 @@ def test_a_network_that_cannot_be_compiled_is_a_sentence(prepare, monkeypatch):
         check_memory(*prepare(compile=True))
 
 
-def test_nothing_of_the_run_changes(prepare):
+def test_the_state_of_the_run_does_not_change(prepare):
     model, *rest = prepare(ema_decay=0.9)
     model.net.register_buffer('seen', torch.zeros(2))  # as a batch norm would
     real = model.net.forward
@@ -141,9 +141,10 @@ def test_nothing_of_the_run_changes(prepare):
     assert all(parameter.grad is None for parameter in model.parameters)
 
 
-@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='memory is measured by way of /proc')
-def test_the_estimate_on_a_cpu_is_near_what_a_step_takes(prepare):
-    """Against the growth of a process that does nothing else."""
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='memory is read from /proc')
+@pytest.mark.alone
+def test_the_cpu_estimate_is_close_to_a_step(prepare):
+    """Compared with the growth of a process that does nothing else."""
     script = f"""
 import sys; sys.path[:0] = ['{ROOT}', '{ROOT / 'tests'}']
 import torch
@@ -185,17 +186,18 @@ print(peak() - before)
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_advice(prepare, monkeypatch, train, advice):
+def test_a_stage_that_does_not_fit_is_refused_with_advice(prepare, monkeypatch, train, advice):
     monkeypatch.setattr(preflight, 'free_memory', lambda _: 5_000_000)
     with pytest.raises(PreflightError) as caught:
         check_memory(*prepare(**train))
     said = str(caught.value)
-    assert said.startswith('Stage 2, with 2 patches of 48 pixels at a time, does not fit into memory: it takes')
+    start = f'Stage 2, with 2 patches of {48 if "stages" in train else 32} pixels at a time, does not fit into memory'
+    assert said.startswith(f'{start}: it takes')
     assert '5 MB are free' in said and '\n' not in said
     assert all(way in said for way in advice) and ('bf16' in said) is ('bf16' in advice)
 
 
-def test_an_allocator_that_fails_is_the_same(prepare, monkeypatch):
+def test_a_failing_allocator_is_refused_with_advice(prepare, monkeypatch):
     model, *rest = prepare()
 
     def forward(_):
@@ -209,7 +211,7 @@ def test_an_allocator_that_fails_is_the_same(prepare, monkeypatch):
 
 
 class Indexed:
-    """A set that knows nothing of samples."""
+    """A set that takes integers."""
 
     def __getitem__(self, index):
         return {'lq': [1, 2][index]}
@@ -221,7 +223,7 @@ class Nameless:
 
 
 @pytest.mark.parametrize(('data', 'error'), [(Indexed(), 'TypeError'), (Nameless(), 'KeyError')])
-def test_a_set_that_is_none_to_train_on_is_a_sentence(prepare, data, error):
+def test_a_set_without_training_samples_is_refused(prepare, data, error):
     model, stages, batches, _ = prepare()
     name = type(data).__name__
     with pytest.raises(
@@ -230,7 +232,7 @@ def test_a_set_that_is_none_to_train_on_is_a_sentence(prepare, data, error):
         check_memory(model, stages, batches, data)
 
 
-def test_other_errors_are_not_taken_for_it(prepare, monkeypatch):
+def test_other_errors_are_raised(prepare, monkeypatch):
     model, *rest = prepare()
 
     def forward(_):
@@ -241,27 +243,31 @@ def test_other_errors_are_not_taken_for_it(prepare, monkeypatch):
         check_memory(model, *rest)
 
 
-def test_a_run_that_does_not_fit_ends_in_a_sentence_before_its_first_iteration(runs):
+def test_a_run_that_does_not_fit_ends_before_its_first_iteration(runs, caplog):
     """A real one, with patches of 4,096 pixels."""
     if psutil.virtual_memory().available > 1e11:
-        pytest.skip('on this machine it may well fit')
+        pytest.skip('it may fit on this machine')
     name, path = runs.option_file()
     content = yaml.safe_load(path.read_text())
     content['datasets']['train'].update(gt_size=4096, gt_sizes=[32, 4096])
     path.write_text(yaml.safe_dump(content))
-    done = run(command(path))
-    assert done.returncode == 1
-    assert 'does not fit into memory: it takes about' in done.stdout and 'Traceback' not in done.stdout
+    assert logged(caplog, path) == 1
+    assert 'does not fit into memory: it takes about' in caplog.text and 'Traceback' not in caplog.text
     assert not (ROOT / 'experiments' / name).exists()  # the name is free for another try
 
 
-def test_the_log_says_what_it_takes(runs, caplog):
+def test_the_log_says_how_much_memory_a_step_takes(runs, caplog):
     _, path = runs.option_file(total_iter=2)
+    assert logged(caplog, path) == 0
+    assert 'Stage 1 takes the most memory, about' in caplog.text
+
+
+def logged(caplog, path):
+    """Status of a run whose log goes to caplog."""
     logger = get_logger()
     logger.addHandler(caplog.handler)
     try:
         with caplog.at_level(logging.INFO):
-            assert entry.main(['-opt', str(path)]) == 0
+            return run('basicsr.train', ['-opt', str(path)])
     finally:
         logger.removeHandler(caplog.handler)
-    assert 'Stage 1 takes the most memory, about' in caplog.text

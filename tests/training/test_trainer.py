@@ -415,7 +415,7 @@ def test_a_failed_validation_is_repeated_after_a_resume(runs, monkeypatch, said,
     evaluate = trainer.evaluate
 
     def fail(*arguments, title, **options):
-        if title == 'validating on val_2':
+        if title == 'val_2':
             raise RestoreError('no memory for it')
         return evaluate(*arguments, title=title, **options)
 
