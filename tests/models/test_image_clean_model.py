@@ -214,7 +214,12 @@ def test_a_parameter_of_two_names_is_averaged_under_both(make, monkeypatch):
         def forward(self, x):
             return self.second(self.first(x))
 
-    monkeypatch.setattr(ARCH_REGISTRY, 'build', lambda section: Tied())
+    build = image_clean_model.build
+    monkeypatch.setattr(
+        image_clean_model,
+        'build',
+        lambda registry, section: Tied() if registry is ARCH_REGISTRY else build(registry, section),
+    )
     model = make(ema_decay=0.5)
     model.step([batch(1)], 1)
     params, ema = model.weights()
