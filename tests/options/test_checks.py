@@ -304,7 +304,7 @@ train:pixel_opt=~ | train:losses=5
 train:pixel_opt=~ | train:losses={smooth: {typ: L1Loss}}
     train.losses.smooth.type: found nothing; allowed: "CharbonnierLoss"
 train:losses={pixel_opt: {type: L1Loss}}
-    train.losses.pixel_opt: found a loss called "pixel_opt"; allowed: another name
+    train.losses.pixel_opt: found a loss called "pixel_opt"; allowed: another name than
 train:pixel_opt:reduction=none
 train:losses={smooth: {type: CharbonnierLoss, eps: 0}, sum: {type: L1Loss, reduction: none}}
     train.pixel_opt.reduction: found "none"; allowed: "mean" or "sum"

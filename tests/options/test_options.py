@@ -478,6 +478,36 @@ def test_users_datasets_losses_and_metrics(load, module):
     assert 'did you mean window?' in mistakes[2]
 
 
+def test_users_optimizers_and_schedulers(load, module):
+    imports = module("""
+        from basicsr.utils.registry import OPTIMIZER_REGISTRY, SCHEDULER_REGISTRY
+
+        @OPTIMIZER_REGISTRY.register()
+        def my_optimizer(params, lr: float, nesterov: bool = False, fused=None):
+            return params, lr, nesterov, fused
+
+        @SCHEDULER_REGISTRY.register()
+        class Constant:
+            def __init__(self, factor: float = 1.0): ...
+    """)
+    settings = [
+        'train:optim_g:type=my_optimizer',
+        'train:optim_g:nesterov=true',
+        'train:scheduler={type: Constant}',
+    ]
+    train = load(imports + SMALL, *settings).train
+    assert registry.OPTIMIZER_REGISTRY.build(train.optim_g, 'weights', fused=True) == (
+        'weights',
+        3e-4,
+        True,
+        True,
+    )
+    (mistake,) = load(imports + SMALL, *settings, 'train:scheduler:factr=2')
+    assert mistake.startswith(
+        '--force_yml: train.scheduler.factr: found an unknown key (did you mean factor?); '
+    )
+
+
 @pytest.mark.parametrize(
     ('source', 'said'),
     [
