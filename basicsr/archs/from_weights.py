@@ -62,7 +62,9 @@ def _restormer_options(params: dict[str, Tensor]) -> dict[str, Any] | None:
 
     def heads(*levels: str) -> int:
         temperatures = (params.get(f'{level}.0.attn.temperature') for level in levels)
-        return next((len(t) for t in temperatures if t is not None and t.ndim), 1)  # without blocks, any number fits
+        return next(
+            (len(t) for t in temperatures if t is not None and t.ndim), 1
+        )  # without blocks, any number fits
 
     hidden = {
         (w.shape[1], w.shape[0] // 2)

@@ -2,8 +2,8 @@
 
 All that a transformer block needs of the rest of the image is sums over pixels (the attention statistics) and one row
 above and below (the 3×3 depthwise convolutions). So each half of a block runs on horizontal strips: sum the statistics
-over all strips, compute the small attention matrices, apply them strip by strip. Unlike tiles, strips leave no seams and
-change no statistics.
+over all strips, compute the small attention matrices, apply them strip by strip. Unlike tiles, strips leave no seams
+and change no statistics.
 
 Strips are also fast on a CPU: temporaries stay near the caches, and are small enough that the allocator reuses their
 memory, where touching a fresh page costs more than the arithmetic on it. Pixels are channels-last, so that every 1×1
@@ -48,11 +48,13 @@ STRIP_BYTES = 256_000_000
 _TEMPORARIES = 10  # simultaneous temporaries of a strip, in sizes of the largest one
 _ROW_TEMPORARIES = 12  # the same for strips of one row, which have more halo than rows
 _IMAGES = 3  # at full size: input, padded input, output
-_CELL_MATRICES = 6  # simultaneous matrices of a cell or window: Gram matrices, their sums, the steps of the softmax
+_CELL_MATRICES = (
+    6  # simultaneous matrices of a cell or window: Gram matrices, their sums, the steps of the softmax
+)
 _SLACK = 96_000_000  # bytes that the libraries and the allocator keep
 
-# Record CUDA graphs for images of up to this many pixels (Full HD). Launching takes a small part of the time beyond, and
-# a graph has memory of its own.
+# Record CUDA graphs for images of up to this many pixels (Full HD). Beyond, launching takes a small part of the time,
+# and a graph has memory of its own.
 _RECORDED_PIXELS = 2**21
 
 
@@ -335,7 +337,7 @@ class StripEngine:
 
 
 class _Recorded:
-    """The kernels for one image size as a CUDA graph. On a small image, launching some thousand kernels one by one takes
+    """The kernels for one image size as a CUDA graph. On a small image, launching a thousand kernels one by one takes
     longer than a fast GPU takes to run them. Recorded when a size occurs twice in a row, dropped at another size."""
 
     def __init__(self) -> None:

@@ -347,7 +347,7 @@ class _Checks:
         given = _at(self.data, 'val') or {}
         val = ValOptions(**{name: given[name] for name in names if name in given})
         try:
-            check_arguments(type(net), val.window_size, val.tlc, val.tile, val.tile_overlap)
+            check_arguments(net, val.window_size, val.tlc, val.tile, val.tile_overlap)
         except ValueError as error:
             name, _, text = str(error).partition(': ')
             if name != 'multiple':  # said above, for the sides of training patches, too

@@ -33,7 +33,11 @@ def test_cosine_similarity_is_that_of_normalised_queries_and_keys():
 
 
 def test_merged_projection_is_the_projection_of_the_attended_values():
-    attention, v, project_out = random(2, 3, 4, 4).softmax(-1), random(2, 12, 5, 7), nn.Conv2d(12, 12, 1).double()
+    attention, v, project_out = (
+        random(2, 3, 4, 4).softmax(-1),
+        random(2, 12, 5, 7),
+        nn.Conv2d(12, 12, 1).double(),
+    )
     expected = project_out((attention @ v.reshape(2, 3, 4, 35)).reshape(2, 12, 5, 7))
     assert torch.allclose(attend_and_project(attention, v, project_out), expected)
 
