@@ -364,7 +364,7 @@ def check_network(draft: Draft) -> None:
     net, val = draft.module(ARCH_REGISTRY, 'network_g'), draft.val
     if net is not None and not val.window_size % _multiple(type(net)):
         with draft.refusals(('val',), val):
-            check_arguments(type(net), val.window_size, val.tlc, val.tile, val.tile_overlap)
+            check_arguments(net, val.window_size, val.tlc, val.tile, val.tile_overlap)
     section = draft.component(ARCH_REGISTRY, Component, 'network_g') if net is not None else None
     for name in ('inp_channels', 'out_channels'):
         value = getattr(section, name, None)

@@ -436,7 +436,7 @@ def test_images_without_partners_are_named(check, published, tmp_path):
     assert 'lq/3.png' in found and found.endswith('; allowed: pairs of images')
     published['datasets']['val'].update(write_pairs(tmp_path / 'none', count=0))
     (found,) = check(published)
-    assert 'there is no image in it' in found
+    assert 'contains no images' in found
     published['datasets']['val'].update(write_pairs(tmp_path / 'named', lq='{}_blur'), filename_tmpl='{}_blur')
     assert check(published) == []
 
