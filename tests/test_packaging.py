@@ -19,6 +19,7 @@ DISTRIBUTIONS = {
     'skimage': 'scikit-image',
     'PIL': 'pillow',
     'typing_extensions': 'pydantic',  # which needs it itself
+    'pydantic_core': 'pydantic',  # which pins its version
     'triton': 'torch',  # whose builds for CUDA bring it; basicsr.ops does without it elsewhere
 }
 OWN = {'basicsr', 'scripts'}

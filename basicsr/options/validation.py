@@ -106,9 +106,10 @@ def _known_keys(data: dict[str, Any]) -> Iterator[Key]:
         if '$ref' in schema:
             schema = definitions[schema['$ref'].rpartition('/')[2]]
         given = data if isinstance(data, dict) else {}
-        by_type = schema.get('discriminator', {}).get('mapping', {})
-        reference = by_type.get(show(given.get('type')).strip('"'))
-        members = [{'$ref': reference}] if reference else [*schema.get('oneOf', ()), *schema.get('anyOf', ())]
+        references = schema.get('discriminator', {}).get('mapping', {})
+        members = [member for kind in ('oneOf', 'anyOf', 'allOf') for member in schema.get(kind, ())]
+        if reference := references.get(str(given.get('type'))):
+            members = [{'$ref': reference}]
         for member in members:
             yield from keys(member, data, prefix)
         below = dict(schema.get('properties', {}))

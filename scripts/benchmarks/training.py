@@ -167,7 +167,7 @@ def measure(args: argparse.Namespace, task: Task) -> Row:
 def plain_steps(args: argparse.Namespace, run: Run) -> Row:
     """Times the network and its training as they are usually written. On a CPU the loader yields the largest batch of
     the largest patches of all stages; the step takes the first samples, and the same crop of each."""
-    network, options = measuring.load_network(args)
+    network, _ = measuring.load_network(args)
     network.to(run.device).train()
     restore = measuring.plain(network, run.mode)
     parameters = list(network.parameters())

@@ -119,6 +119,7 @@ def test_machine_has_a_rate_for_each_precision(monkeypatch):
     assert list(rates) == ['fp32', 'bf16'] and min(rates.values()) > 0
 
 
+@pytest.mark.alone
 def test_memory_includes_a_peak_in_the_past():
     memory = measuring.Memory(torch.device('cpu'))
     with mmap.mmap(-1, 50_000_000) as fresh:  # other allocations may reuse memory that the process has
@@ -348,6 +349,7 @@ def test_default_number_of_repeats():
 # --- rows that fail -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_dead_process_costs_one_row_and_each_row_comes_at_once(monkeypatch, tmp_path):
     script = tmp_path / 'rows.py'
     script.write_text(
@@ -435,6 +437,7 @@ def test_wrong_arguments_are_one_sentence(capsys, command, arguments, said):
 # --- data ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_samples_from_a_pack_are_cheaper_than_from_png(capsys):
     run('data', '--patches', 16, 24, '--samples', 9, '--json')
     rows = json.loads(capsys.readouterr().out)['rows']
