@@ -36,7 +36,7 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 @dataclass
@@ -124,10 +124,10 @@ def evaluate(
     result = Evaluation() if result is None else result
     indices = range(rank.index, min(len(dataset), limit or len(dataset)), rank.world_size)
 
-    def read(index: int) -> tuple[int, dict[str, Any]]:
+    def read(index: int) -> tuple[int, Mapping[str, Any]]:
         return index, dataset[index]
 
-    def work(item: tuple[int, dict[str, Any]]) -> tuple[int, dict[str, Any], Tensor]:
+    def work(item: tuple[int, Mapping[str, Any]]) -> tuple[int, Mapping[str, Any], Tensor]:
         index, pair = item
         restored = pair['restored'] if restore is None else restore(to_float(pair['lq'])[None])[0]
         restored = to_float(restored).float()
@@ -135,7 +135,7 @@ def evaluate(
             raise RestoreError('the restored image is not finite')
         return index, pair, restored.clamp(0, 1).cpu()
 
-    def write(item: tuple[int, dict[str, Any], Tensor]) -> Future[Figures]:
+    def write(item: tuple[int, Mapping[str, Any], Tensor]) -> Future[Figures]:
         index, pair, restored = item
         if folder is not None:
             path = folder / f'{pair["name"]}.png'
