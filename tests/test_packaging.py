@@ -18,13 +18,14 @@ DISTRIBUTIONS = {
     'yaml': 'pyyaml',
     'skimage': 'scikit-image',
     'PIL': 'pillow',
-    'typing_extensions': 'pydantic',  # which needs it itself
+    'typing_extensions': 'pydantic',  # which needs both itself
+    'pydantic_core': 'pydantic',
     'pydantic_core': 'pydantic',  # which pins its version
     'triton': 'torch',  # whose builds for CUDA bring it; basicsr.ops does without it elsewhere
 }
 OWN = {'basicsr', 'scripts'}
 # Of the extras `onnx` and `download`: scripts/export_onnx.py and download_data.py say so where they are missing.
-OPTIONAL = {'onnx', 'onnxruntime', 'gdown', 'matplotlib'}
+OPTIONAL = {'onnx', 'onnxruntime', 'gdown', 'pillow_heif'}
 PATTERNS = (
     'basicsr/**/*.py',
     'scripts/**/*.py',
