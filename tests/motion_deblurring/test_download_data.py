@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from basicsr.data import download
 from basicsr.tasks import MOTION_DEBLURRING
@@ -61,6 +62,8 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('no_proxy', '*')
     monkeypatch.setattr(sys, 'argv', ['download_data.py'])
+    # A signal may leave the lock of all progress bars taken, which a process forked by a later test would wait for.
+    monkeypatch.setattr(tqdm, '_lock', threading.RLock(), raising=False)
     return tmp_path
 
 
