@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
     folder = ROOT / 'results' / options.name
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
     net: nn.Module = ARCH_REGISTRY.build(options.network_g)
+    assert options.path.pretrain_network_g  # read_options has checked it
     load_pretrained(net, options.path.pretrain_network_g, options.path.strict_load_g)
     restorer = build_restorer(net, device, options.val)
     metrics = build_metrics(options.val.metrics)

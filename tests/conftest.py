@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import kill_and_resume
 
+from basicsr.utils.logger import get_logger
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
@@ -48,6 +50,16 @@ def forked_workers():
     """What a test has changed is so in its workers, too. Python 3.14 does not fork by itself."""
     if 'fork' in multiprocessing.get_all_start_methods():
         multiprocessing.set_start_method('fork', force=True)
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+    """What a program has set up for logging ends with the test."""
+    logger = get_logger()
+    handlers, propagate, level = [*logger.handlers], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture

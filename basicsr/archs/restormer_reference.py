@@ -48,7 +48,7 @@ def window_starts(length: int, window: int) -> list[int]:
     size = min(length, window)
     count = (length - 1) // size + 1
     step = size if count == 1 else math.ceil((length - size) / (count - 1) - 1e-8)
-    starts = []
+    starts: list[int] = []
     while len(starts) * step + size < length:
         starts.append(len(starts) * step)
     return [*starts, length - size]
@@ -113,8 +113,8 @@ def restormer(params: Params, image: Tensor, window: int | None = None, block: B
         blocks: dict[int, dict[str, Tensor]] = {}
         for name, tensor in params.items():
             if name.startswith(f'{stage}.'):
-                _, index, rest = name.split('.', 2)
-                blocks.setdefault(int(index), {})[rest] = tensor
+                _, number, rest = name.split('.', 2)
+                blocks.setdefault(int(number), {})[rest] = tensor
         here = window and window * x.shape[-1] // image.shape[-1]
         for index in range(len(blocks)):
             x = block(blocks[index], x, here)

@@ -10,9 +10,9 @@ import numpy as np
 from basicsr.data.crops import Window
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sources import FolderSource
-from basicsr.images.decode import decode
+from basicsr.images.reader import decode_image
 from basicsr.images.writer import write_png
-from basicsr.utils.errors import DataError, InUseError
+from basicsr.utils.errors import DataError, ImageFileError, InUseError
 from basicsr.utils.files import lock_file, remove_leftovers
 from basicsr.utils.parallel import in_parallel
 from basicsr.utils.text import listed
@@ -82,12 +82,12 @@ class Cutter:
 def is_written(path: Path, crop: np.ndarray) -> bool:
     """Whether a file holds the crop; False for a damaged file. Raises DataError if it holds another image."""
     try:
-        found = decode(path.read_bytes(), str(path), channels=3)
+        found = decode_image(path.read_bytes(), str(path), channels=3).pixels
     except FileNotFoundError:
         return False
     except OSError as error:
         raise DataError(f'{path}: cannot be read: {error.strerror}') from None
-    except DataError:
+    except ImageFileError:
         return False
     if found.dtype != crop.dtype or not np.array_equal(found, crop):
         raise DataError(

@@ -57,8 +57,9 @@ class Dataset_Mixed(Dataset):
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         if isinstance(key, SampleKey):
-            # Far away in the key's random numbers, of which the set takes the first.
-            choice = np.random.Generator(key.generator().bit_generator.jumped())
+            # Jump ahead in the random stream; the dataset uses its beginning.
+            stream: Any = key.generator().bit_generator
+            choice = np.random.Generator(stream.jumped())
             dataset = self._drawn(choice)
             return dataset[key._replace(index=key.index % len(dataset))]
         index = range(len(self))[key]

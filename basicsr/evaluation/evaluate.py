@@ -21,7 +21,7 @@ from basicsr.images.writer import write_png
 from basicsr.metrics.metric import Metric
 from basicsr.options.sections import MetricOptions
 from basicsr.utils.dist import Rank
-from basicsr.utils.errors import DataError, RestoreError
+from basicsr.utils.errors import DataError, ImageFileError, RestoreError, RunError
 from basicsr.utils.parallel import in_stages
 from basicsr.utils.registry import METRIC_REGISTRY
 
@@ -36,7 +36,7 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 @dataclass
@@ -105,7 +105,7 @@ def evaluate(
     """Restores and measures the images of a set, each uncropped.
 
     An image that cannot be read, restored or measured, or whose result is not finite, is named on stderr and left out.
-    Raises ImageFileError if a result cannot be written.
+    Raises RunError if a result cannot be written.
 
     Args:
         restore: (1, C, H, W) in [0, 1] → the same size; None: the set gives 'restored'.
@@ -124,10 +124,10 @@ def evaluate(
     result = Evaluation() if result is None else result
     indices = range(rank.index, min(len(dataset), limit or len(dataset)), rank.world_size)
 
-    def read(index: int) -> tuple[int, dict[str, Any]]:
+    def read(index: int) -> tuple[int, Mapping[str, Any]]:
         return index, dataset[index]
 
-    def work(item: tuple[int, dict[str, Any]]) -> tuple[int, dict[str, Any], Tensor]:
+    def work(item: tuple[int, Mapping[str, Any]]) -> tuple[int, Mapping[str, Any], Tensor]:
         index, pair = item
         restored = pair['restored'] if restore is None else restore(to_float(pair['lq'])[None])[0]
         restored = to_float(restored).float()
@@ -135,12 +135,15 @@ def evaluate(
             raise RestoreError('the restored image is not finite')
         return index, pair, restored.clamp(0, 1).cpu()
 
-    def write(item: tuple[int, dict[str, Any], Tensor]) -> Future[Figures]:
+    def write(item: tuple[int, Mapping[str, Any], Tensor]) -> Future[Figures]:
         index, pair, restored = item
         if folder is not None:
             path = folder / f'{pair["name"]}.png'
             path.parent.mkdir(parents=True, exist_ok=True)  # keys of an LMDB may contain slashes
-            write_png(path, _without_axis(_levels(restored, _is_deep(pair['lq']))))
+            try:
+                write_png(path, _without_axis(_levels(restored, _is_deep(pair['lq']))))
+            except ImageFileError as error:  # the next ones cannot be written either
+                raise RunError(str(error)) from None
         if index == 0:
             images = {**pair, 'restored': restored}
             kinds = [kind for kind in ('lq', 'restored', 'gt') if kind in images]

@@ -1,4 +1,4 @@
-"""Restoration of images by one network."""
+"""Restoration of images with one network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from basicsr.archs.from_weights import build_network
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.images.writer import check_pixels
-from basicsr.inference.strip_engine import StripEngine
+from basicsr.inference.strip_engine import StripEngine, runs_in_strips
 from basicsr.inference.tiles import checked_overlap, restore_tiles
 from basicsr.inference.tlc import DEFAULT_WINDOW
 from basicsr.ops import no_autocast
@@ -38,16 +38,21 @@ _TENSOR_TYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.uint16): torch.uin
 
 
 def restore_tensor(network: Callable[[Tensor], Tensor], x_BCHW: Tensor, multiple: int | None = None) -> Tensor:
-    """The network's output for images of any size: padded on the right and at the bottom to a multiple of
-    `multiple` (by default the network's own attribute of that name, else 8), and cropped after.
+    """The network's output for images of any size: padded on the right and at the bottom, and cropped afterwards.
 
-    (B, C, H, W) in and out, values in [0, 1] in, not clamped out.
+    (B, C, H, W) in and out, input values in [0, 1], output not clamped. Sides are padded to a multiple of `multiple`;
+    None for the network's attribute of that name, or 8 without one.
     """
-    multiple = multiple or getattr(network, 'multiple', 8)
+    multiple = multiple or _multiple_of(network)
     H, W = x_BCHW.shape[-2:]
     x = _pad_right(x_BCHW, -W % multiple)
     x = _pad_right(x.mT, -H % multiple).mT
     return network(x)[..., :H, :W]
+
+
+def _multiple_of(network: Callable[[Tensor], Tensor]) -> int:
+    multiple: int = getattr(network, 'multiple', 8)
+    return multiple
 
 
 def _pad_right(x_BCHW: Tensor, pad: int) -> Tensor:
@@ -58,36 +63,34 @@ def _pad_right(x_BCHW: Tensor, pad: int) -> Tensor:
 
 
 class Restorer:
-    """Restores images with one network, on one device.
+    """Restores images with one network on one device.
 
     >>> restorer = Restorer.from_checkpoint('net_g_300000.pth', device='cuda')
-    >>> sharp = restorer(blurred)  # (H, W), (H, W, 3) or (H, W, 4), uint8 or uint16, RGB; the same comes out
-
-    (H, W, 2), grey with alpha, is an image, too.
+    >>> sharp = restorer(blurred)  # uint8 or uint16, (H, W) or (H, W, 3) RGB, alpha allowed; same shape and type
 
     Args:
-        net: takes and returns (B, C, H, W). It is moved to the device and set to eval mode; a Restormer's
-            weights are taken as they are now.
+        net: takes and returns (B, C, H, W). It is moved to the device and set to eval mode; a Restormer's weights are
+            taken as they are now.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', …
         precision: 'auto', 'fp32', 'bf16', 'fp16'; see `resolve_precision`.
-        memory_limit: bytes of working memory, for a Restormer; None: what is free when an image comes. Strips are
-            made small enough, with the same result (the last bits of a rounding apart); an image for which none
-            are is refused before it is begun.
-        tlc: True or the side of a window, a multiple of 8: TLC, attention over local windows (arXiv 2112.04491);
-            True is a window of 384. For a Restormer only.
-        tile: side of tiles that are restored by themselves and blended; None: the image as a whole.
-        tile_overlap: pixels that neighbouring tiles share, 0 ≤ tile_overlap < tile; None: 32, or half a tile.
-        multiple: sides are padded to a multiple of this; None: to what the network says it needs.
-        fixed_strips: strips do not depend on what is free: the same image gives the same bits again. (On a GPU
-            without room for them they become smaller all the same, and that is said.)
+        memory_limit: bytes of working memory for a Restormer; None for the memory that is free when an image comes.
+            Smaller strips keep the limit and give the same result, up to rounding; an image that does not fit with any
+            strips is refused before work starts.
+        tlc: attention over local windows (TLC, arXiv 2112.04491): True for windows of 384 pixels, or their side, a
+            multiple of 8. For a Restormer only.
+        tile: side of tiles that are restored separately and blended; None for the image as a whole.
+        tile_overlap: pixels that neighbouring tiles share, 0 ≤ tile_overlap < tile; None for 32, or half a tile.
+        multiple: sides are padded to a multiple of this; None for what the network says it needs.
+        fixed_strips: choose strips independently of free memory, so that an image always gives the same bits. (If they
+            do not fit on a GPU, strips shrink all the same, with a warning.)
 
-    A grey image goes through a 3-channel network as three equal channels, and their plain mean comes out
-    (weights of 1/3: no channel is nearer to a grey scene than another). The channels of a colour image go
-    through a 1-channel network one by one. Alpha comes out as it was. Results are rounded half to even.
+    A grey image passes a 3-channel network as three equal channels, and their mean is the result (weights of 1/3: no
+    channel is closer to a grey scene than another). The channels of a colour image pass a 1-channel network one by one.
+    Alpha is copied. Results are rounded half to even.
 
-    Several threads may call one Restorer; each call takes the memory of one.
+    Several threads may call one Restorer; each call takes memory of its own.
 
-    Raises DeviceError; ValueError on arguments that do not fit; RestoreError if the network does not fit in memory.
+    Raises DeviceError; ValueError on invalid arguments; RestoreError if the network does not fit in memory.
     """
 
     def __init__(
@@ -107,21 +110,28 @@ class Restorer:
         self.dtype = resolve_precision(precision, self.device)
         self.precision = precision_name(self.dtype)
         self.memory_limit, self.fixed_strips = memory_limit, fixed_strips
-        self.multiple = multiple or getattr(net, 'multiple', 8)
+        self.multiple = multiple or _multiple_of(net)
         if memory_limit is not None and memory_limit < 1:
             raise ValueError(f'memory_limit: found {memory_limit}; allowed: a number of bytes above 0, or None')
-        window = check_arguments(type(net), self.multiple, tlc, tile, tile_overlap)
+        window = check_arguments(net, self.multiple, tlc, tile, tile_overlap)
         self.tile = tile
         self.tile_overlap = 0 if tile is None else checked_overlap(tile, tile_overlap, self.multiple)
         self.channels = _image_channels(net)
         self.weights_dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
-        with _memory_sentence(f'the network does not fit into the memory of {self.device}'):
-            net = net.to(self.device, memory_format=torch.channels_last).eval()
-            # Not for subclasses: nobody knows what they do differently.
-            self.engine = StripEngine(net, self.dtype, window) if type(net) is Restormer else None
-            self.network: Callable[[Tensor], Tensor] = self.engine or net
+        self.engine: StripEngine | None = None
+        with _out_of_memory_raises(f'the network does not fit into the memory of {self.device}'):
+            net = net.to(device=self.device).to(memory_format=torch.channels_last).eval()
+            if runs_in_strips(net):
+                self.engine = StripEngine(net, self.dtype, window)
+            elif isinstance(net, Restormer):
+                get_logger().warning(
+                    '%s changes the forward pass or the parts of Restormer: it restores images without strips, '
+                    'which takes more memory',
+                    type(net).__name__,
+                )
+        self.network: Callable[[Tensor], Tensor] = self.engine or net
         self.strip_bytes = self.engine.strip_bytes if self.engine is not None else 0
-        self.told = False  # that strips became smaller
+        self.warned = False  # that strips became smaller
 
     @classmethod
     def from_checkpoint(
@@ -129,28 +139,30 @@ class Restorer:
         path: str | os.PathLike[str] | None = None,
         device: str | torch.device = 'auto',
         precision: str = 'auto',
+        *,
+        tlc: bool | int | None = None,
         **options: Any,
     ) -> Restorer:
-        """With the weights of a file, by default those for motion deblurring; `options` are the class's own. If `tlc`
-        is not among them, or None, it is what the weights were validated with, as the file says: those that come with
-        the repository with TLC. Raises CheckpointError, too."""
-        path = path or default_weights('motion_deblurring')
-        weights = load_weights(path)
-        options['tlc'] = weights.with_tlc(options.get('tlc'))
-        return cls(build_network(weights), device, precision, **options)
+        """Restorer of the network in a weights file; None for the default weights for motion deblurring.
+
+        `options` are the other arguments of the class. If `tlc` is None, the file decides: it says whether its weights
+        were validated with TLC, as those that come with the repository were. Raises CheckpointError, too.
+        """
+        weights = load_weights(path or default_weights('motion_deblurring'))
+        return cls(build_network(weights), device, precision, tlc=weights.with_tlc(tlc), **options)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Raises ValueError on an array of another shape or type, or if the network is not for images of 1 or
-        3 channels; RestoreError if memory does not suffice or the result is not finite."""
+        """Restore an array. Raises ValueError on other shapes and types, and on a network that is not for images of 1
+        or 3 channels; RestoreError if memory is too small or the result is not finite."""
         self.check_channels()
         image = np.asarray(image)
         check_pixels(image)
         H, W = image.shape[:2]
-        with torch.inference_mode(), _memory_sentence(_too_large(H, W, self.device)):
-            self._check_room(H, W)
-            return self._restored(image)
+        with torch.inference_mode(), _out_of_memory_raises(_too_large(H, W, self.device)):
+            self._check_memory(H, W)
+            return self._restore_array(image)
 
-    def _restored(self, image: np.ndarray) -> np.ndarray:
+    def _restore_array(self, image: np.ndarray) -> np.ndarray:
         H, W = image.shape[:2]
         full_scale = np.iinfo(image.dtype).max
         colours = 3 if image.ndim == 3 and image.shape[2] > 2 else 1
@@ -164,7 +176,7 @@ class Restorer:
                 'too low for them (fp32 and bf16 have the range)'
             )
         y_HWC = y_BCHW[0].permute(1, 2, 0).clamp_(0, 1).mul_(full_scale).round_()
-        if self.device.type == 'cuda':  # a quarter or a half of the bytes have to come back
+        if self.device.type == 'cuda':  # copy back a quarter or a half of the bytes
             y_HWC = y_HWC.to(_TENSOR_TYPES[image.dtype])
         restored = y_HWC.cpu().numpy().astype(image.dtype, copy=False)
         if image.ndim == 2:
@@ -173,14 +185,14 @@ class Restorer:
 
     def _upload(self, pixels_HWC: np.ndarray) -> Tensor:
         """In single precision, on the device."""
-        if self.device.type != 'cuda':  # others may have no 16-bit integers without a sign
+        if self.device.type != 'cuda':  # other devices may lack unsigned 16-bit integers
             return torch.from_numpy(pixels_HWC.astype(np.float32)).to(self.device)
         pinned = torch.empty(pixels_HWC.shape, dtype=_TENSOR_TYPES[pixels_HWC.dtype], pin_memory=True)
         pinned.numpy()[...] = pixels_HWC
         return pinned.to(self.device, non_blocking=True).float()
 
     def check_channels(self) -> None:
-        """Raises ValueError if the network is not one for images, of 1 or 3 channels."""
+        """Raises ValueError if the network is not for images, of 1 or 3 channels."""
         if self.channels not in (1, 3):
             raise ValueError(
                 f'network: found one that takes {self.channels} channels; allowed: 1 or 3, as images have'
@@ -197,37 +209,38 @@ class Restorer:
             return self.restore(x_BCHW)
         if C == 1:
             return self.restore(x_BCHW.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
-        # One by one, not as a batch: a third of the memory.
+        # One by one instead of as a batch: a third of the memory.
         return torch.cat([self.restore(x_B1HW) for x_B1HW in x_BCHW.split(1, dim=1)], dim=1)
 
-    @torch.no_grad()  # not inference_mode, whose tensors a caller could not go on with
+    @torch.no_grad()  # not inference_mode, whose tensors have restrictions
     def restore(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] of any size and on any device; the same size comes out, in single precision
-        (double for a network in double), not clamped. Raises ValueError on another tensor, RestoreError if memory
-        does not suffice."""
+        """Restore a tensor (B, C, H, W) in [0, 1] of any size and on any device.
+
+        The result is on this Restorer's device, in single precision (double for a network in double), not clamped.
+        Raises ValueError on other tensors, RestoreError if memory is too small.
+        """
         if x_BCHW.ndim != 4 or 0 in x_BCHW.shape or not x_BCHW.is_floating_point():
             raise ValueError(
                 f'image: found a tensor of {tuple(x_BCHW.shape)} {x_BCHW.dtype}; allowed: (B, C, H, W), float'
             )
         H, W = x_BCHW.shape[-2:]
         exactly = nullcontext() if self.dtype else without_tf32(self.device)
-        with _memory_sentence(_too_large(H, W, self.device)), repeatable(self.device), exactly:
+        with _out_of_memory_raises(_too_large(H, W, self.device)), repeatable(self.device), exactly:
             x_BCHW = x_BCHW.to(self.device)
             if self.tile is None:
                 return self._restore(x_BCHW)
-            self._check_room(H, W, len(x_BCHW))
+            self._check_memory(H, W, len(x_BCHW))
             return restore_tiles(self._restore, x_BCHW, self.tile, self.tile_overlap)
 
     def _restore(self, x_BCHW: Tensor) -> Tensor:
         if self.engine is None:
-            with (
-                no_autocast(self.device) if self.dtype is None else torch.autocast(self.device.type, self.dtype)
-            ):
+            kind = self.device.type
+            with no_autocast(self.device) if self.dtype is None else torch.autocast(kind, self.dtype):
                 x_BCHW = x_BCHW.to(self.weights_dtype, memory_format=torch.channels_last)
                 y_BCHW = restore_tensor(self.network, x_BCHW, self.multiple)
             return y_BCHW.to(torch.promote_types(y_BCHW.dtype, torch.float32))
         before = self.strip_bytes
-        engine = self._fit(*x_BCHW.shape[-2:])
+        engine = self._fitting(self.engine, *x_BCHW.shape[-2:])
         while True:
             try:
                 return restore_tensor(engine, x_BCHW, self.multiple)
@@ -235,53 +248,51 @@ class Restorer:
                 if engine.strip_bytes <= _SMALLEST_STRIP_BYTES:
                     self.strip_bytes = before  # the next image may fit
                     raise
-            # Out here, where no traceback holds the memory of the attempt that failed.
-            self._take_smaller_strips(engine)
+            # Outside `except`, where no traceback holds the memory of the failed attempt.
+            self._warn_of_smaller_strips()
+            self.strip_bytes = engine.strip_bytes = engine.strip_bytes // 4
+            torch.cuda.empty_cache()
 
-    def _check_room(self, H: int, W: int, B: int = 1) -> None:
-        """Refuses what cannot be done before anything is: Linux would kill, not raise."""
+    def _check_memory(self, H: int, W: int, B: int = 1) -> None:
+        """Raise before work starts if memory is too small: Linux would kill the process instead of raising."""
         if self.engine is None:
             return
         if self.tile is None:
-            self._fit(H, W)
-        else:  # beside a tile there are at full size the image, the sum of the tiles, and that of their weights
-            whole = B * H * W * (2 * self.channels + 1) * self.engine.full_dtype.itemsize
-            self._fit(min(H, self.tile), min(W, self.tile), whole, f'an image of {W}×{H} pixels in tiles')
+            self._fitting(self.engine, H, W)
+            return
+        # Besides a tile, memory holds at full size the image, the sum of the tiles, and that of their weights.
+        whole = B * H * W * (2 * self.channels + 1) * self.engine.full_dtype.itemsize
+        side = self.tile
+        self._fitting(self.engine, min(H, side), min(W, side), whole, f'an image of {W}×{H} pixels in tiles')
 
-    def _fit(self, H: int, W: int, beside: int = 0, what: str = '') -> StripEngine:
-        """The engine with strips that fit, beside so many bytes of something else. Raises RestoreError if none do, of
-        `what`. It is a copy, as other threads may be at work."""
-        engine = copy.copy(self.engine)
-        assert engine is not None
-        padded = [side + -side % self.multiple for side in (H, W)]
+    def _fitting(self, engine: StripEngine, H: int, W: int, beside: int = 0, what: str = '') -> StripEngine:
+        """A copy of the engine (other threads may use it) with strips that fit beside that many other bytes. Raises
+        RestoreError, naming `what`, if no strips do."""
+        engine = copy.copy(engine)
+        padded = H + -H % self.multiple, W + -W % self.multiple
         engine.strip_bytes = self.strip_bytes
         limit = self.memory_limit if self.memory_limit is not None else free_memory(self.device)
         if limit is None or (self.fixed_strips and engine.memory(*padded) <= limit - beside):
             return engine
-        fixed = self.fixed_strips and self.device.type == 'cpu'  # a GPU takes smaller ones all the same
+        fixed = self.fixed_strips and self.device.type == 'cpu'  # on a GPU, strips shrink all the same
         if fixed or not engine.fit(*padded, limit - beside):
             engine.strip_bytes = self.strip_bytes if fixed else 1
-            there = 'are free' if self.memory_limit is None else 'are allowed'
+            available = 'are free' if self.memory_limit is None else 'are allowed'
             half = '' if engine.dtype.itemsize < 4 or beside else 'precision bf16 needs about half of it, '
             kind, smaller = ('an image', 'tiles') if self.tile is None else ('a tile', 'smaller tiles')
             less = '' if beside > limit else f'; {half}{smaller} still less'
             raise RestoreError(
                 f'{what or f"{kind} of {W}×{H} pixels"} needs {(engine.memory(*padded) + beside) / 1e9:.2f} GB of '
-                f'memory on {self.device}, and {limit / 1e9:.2f} GB {there}{less}'
+                f'memory on {self.device}, and {limit / 1e9:.2f} GB {available}{less}'
             )
         if self.fixed_strips:
-            self._tell_of_smaller_strips()
+            self._warn_of_smaller_strips()
         return engine
 
-    def _tell_of_smaller_strips(self) -> None:
-        if not self.told:
-            get_logger().warning('%s is out of memory: going on with smaller strips', self.device)
-            self.told = True
-
-    def _take_smaller_strips(self, engine: StripEngine) -> None:
-        self._tell_of_smaller_strips()
-        self.strip_bytes = engine.strip_bytes = engine.strip_bytes // 4
-        torch.cuda.empty_cache()
+    def _warn_of_smaller_strips(self) -> None:
+        if not self.warned:
+            get_logger().warning('%s is out of memory: continuing with smaller strips', self.device)
+            self.warned = True
 
 
 def _too_large(H: int, W: int, device: torch.device) -> str:
@@ -289,10 +300,10 @@ def _too_large(H: int, W: int, device: torch.device) -> str:
 
 
 def check_arguments(
-    net: type[nn.Module], multiple: int, tlc: bool | int | None, tile: int | None, tile_overlap: int | None
+    net: nn.Module, multiple: int, tlc: bool | int | None, tile: int | None, tile_overlap: int | None
 ) -> int | None:
-    """The side of TLC's window, None without TLC. Raises ValueError if a Restorer of such a network would."""
-    if net is Restormer and multiple % Restormer.multiple:
+    """The side of TLC's windows, or None without TLC. Raises ValueError on arguments that a Restorer would refuse."""
+    if isinstance(net, Restormer) and multiple % Restormer.multiple:
         raise ValueError(
             f'multiple: found {multiple}; allowed: a multiple of {Restormer.multiple}, for Restormer'
         )
@@ -302,8 +313,8 @@ def check_arguments(
         raise ValueError(f'tile_overlap: found {tile_overlap} without tile; allowed: together with tile')
     if tlc is None or tlc is False:
         return None
-    if net is not Restormer:
-        raise ValueError(f'tlc: found {tlc} for the network {net.__name__}; allowed: for Restormer alone')
+    if not runs_in_strips(net):
+        raise ValueError(f'tlc: found {tlc} for the network {type(net).__name__}; allowed: for Restormer alone')
     window = DEFAULT_WINDOW if tlc is True else tlc
     if not isinstance(window, int) or window < Restormer.multiple or window % Restormer.multiple:
         raise ValueError(f'tlc: found {tlc}; allowed: a window of a positive multiple of {Restormer.multiple}')
@@ -311,25 +322,34 @@ def check_arguments(
 
 
 def _image_channels(net: nn.Module) -> int:
-    """Channels that the network takes: its first convolution is the one that sees the image."""
+    """Input channels of the network: those of its first convolution."""
     return next((module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)), 3)
 
 
 @contextmanager
-def _memory_sentence(sentence: str) -> Iterator[None]:
-    """Turns running out of memory into a RestoreError."""
+def _out_of_memory_raises(message: str) -> Iterator[None]:
+    """Turn the many errors for too little memory into a RestoreError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise RestoreError(sentence) from error
+            raise RestoreError(message) from error
         raise
 
 
-def build_restorer(net: nn.Module, device: torch.device, val: Any) -> Restorer:
-    """As the `val` section of an option file says. Figures repeat bit for bit: the strips do not depend on what
-    memory happens to be free (but on a GPU without room for them, which is said). Raises ValueError on what does not
-    fit the network, RestoreError, DeviceError."""
+class ValidationOptions(Protocol):
+    """The keys of an option file's `val` section that a Restorer needs."""
+
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16']
+    tlc: bool | int
+    tile: int | None
+    tile_overlap: int | None
+    window_size: int
+
+
+def build_restorer(net: nn.Module, device: torch.device, val: ValidationOptions) -> Restorer:
+    """Restorer for validation and testing. Results repeat bit for bit, as strips do not depend on free memory (except
+    on a GPU that is too small for them, with a warning). Raises ValueError, RestoreError, DeviceError."""
     return Restorer(
         net,
         device,

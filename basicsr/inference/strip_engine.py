@@ -2,8 +2,8 @@
 
 All that a transformer block needs of the rest of the image is sums over pixels (the attention statistics) and one row
 above and below (the 3×3 depthwise convolutions). So each half of a block runs on horizontal strips: sum the statistics
-over all strips, compute the small attention matrices, apply them strip by strip. Unlike tiles, strips leave no seams and
-change no statistics.
+over all strips, compute the small attention matrices, apply them strip by strip. Unlike tiles, strips leave no seams
+and change no statistics.
 
 Strips are also fast on a CPU: temporaries stay near the caches, and are small enough that the allocator reuses their
 memory, where touching a fresh page costs more than the arithmetic on it. Pixels are channels-last, so that every 1×1
@@ -53,8 +53,8 @@ _CELL_MATRICES = (
 )
 _SLACK = 96_000_000  # bytes that the libraries and the allocator keep
 
-# Record CUDA graphs for images of up to this many pixels (Full HD). Launching takes a small part of the time beyond, and
-# a graph has memory of its own.
+# Record CUDA graphs for images of up to this many pixels (Full HD). Beyond, launching takes a small part of the time,
+# and a graph has memory of its own.
 _RECORDED_PIXELS = 2**21
 
 
@@ -337,7 +337,7 @@ class StripEngine:
 
 
 class _Recorded:
-    """The kernels for one image size as a CUDA graph. On a small image, launching some thousand kernels one by one takes
+    """The kernels for one image size as a CUDA graph. On a small image, launching a thousand kernels one by one takes
     longer than a fast GPU takes to run them. Recorded when a size occurs twice in a row, dropped at another size."""
 
     def __init__(self) -> None:

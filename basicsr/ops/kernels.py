@@ -1,12 +1,15 @@
 """Triton kernels for CUDA: layer norm, 3×3 depthwise convolution, and the latter with the GDFN's gate.
 
-PyTorch's layer norm reads at a tenth of a GPU's bandwidth where there are few channels, and cuDNN's depthwise gradients
-at a quarter; one kernel for convolution and gate also saves the convolution's result, the largest tensor of a block.
+For few channels, PyTorch's layer norm reaches a tenth of a GPU's bandwidth, and cuDNN's depthwise gradients a quarter;
+one kernel for convolution and gate also saves the convolution's result, the largest tensor of a block.
 
 Features are channels-last and contiguous, (B, H, W, K), in float32, bfloat16 or float16; weights may be of another of
 these types. All arithmetic is in float32. A program of a depthwise kernel walks down `ROWS` rows of `BW` columns and
 `BK` channels and reads every row once for each of the three columns of the filter, instead of nine times.
 """
+
+# The functions with `@triton.jit` are in Triton's language, which has no types for mypy.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows, columns and channels of a program of a depthwise kernel, and its warps: few channels for each thread, which
-# holds nine weights of each.
+# Rows, columns, channels and warps of a program of a depthwise kernel: few channels for each thread, which holds nine
+# weights of each.
 ROWS = 16
 FORWARD = {'BW': 8, 'BK': 64, 'num_warps': 4}
 GATED = {'BW': 4, 'BK': 64, 'num_warps': 4}
@@ -30,8 +33,8 @@ Result = TypeVar('Result')
 
 
 def _where_x_is(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Triton launches on the current device, which need not be that of the first argument. (Compiled code sees to it
-    by itself.)"""
+    """Launch on the device of the first argument; Triton takes the current device. (torch.compile takes care of it in
+    compiled code.)"""
 
     @functools.wraps(function)
     def launch(x: Tensor, *args: object, **how: object) -> Result:
@@ -93,7 +96,7 @@ def _layer_norm_backward(
     BN: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Each program adds up its rows' part of the parameters' gradients, (programs, C)."""
+    """Each program sums its rows' part of the parameters' gradients, (programs, C)."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BC)[None, :]
     weight = tl.load(weight_ptr + column, mask=column < C, other=0.0).to(tl.float32)
@@ -166,7 +169,7 @@ def _depthwise(
     BW: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """HALO: the rows above the first and below the last are in memory; else they are zeros."""
+    """HALO: the rows above the first and below the last are in memory; otherwise they are zeros."""
     parts = tl.cdiv(K, BK)
     channel = tl.program_id(0) % parts * BK + tl.arange(0, BK)
     column = tl.program_id(0) // parts * BW + tl.arange(0, BW)
@@ -216,8 +219,8 @@ def _gated_depthwise(
     BW: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """x has 2·K channels, gates and then values. y is gelu(gate) · value of their convolutions, (…, K); with BACKWARD
-    the gradient of the convolutions' results, (…, 2·K), from that of the former."""
+    """x has 2K channels, gates then values. y is gelu(gate) · value of their convolutions, (…, K); with BACKWARD, the
+    gradient of the convolutions' results, (…, 2K), from the gradient of gelu(gate) · value."""
     parts = tl.cdiv(K, BK)
     channel = tl.program_id(0) % parts * BK + tl.arange(0, BK)
     column = tl.program_id(0) // parts * BW + tl.arange(0, BW)
@@ -310,7 +313,7 @@ def _depthwise_backward(
         a, b, c = _row(
             grad_ptr + image + row * W * K + place, K, left & known_row, centre & known_row, right & known_row
         )
-        # Only x of this program's own rows counts here: the others are other programs'.
+        # Only this program's rows of x count here; other programs add the others.
         mine = centre & (index + 1 < ROWS) & (row + 1 < H)
         below = tl.load(x_ptr + image + (row + 1) * W * K + place, mask=mine, other=0.0).to(tl.float32)
         g0 += above * c
@@ -346,14 +349,14 @@ def _depthwise_backward(
 
 
 def _rows_at_once(C: int) -> tuple[int, int]:
-    """Rows of a program, and channels up to a power of 2: some 2048 numbers."""
+    """Rows of a program, and channels rounded up to a power of 2: about 2048 numbers."""
     channels = triton.next_power_of_2(C)
     return max(1, 2048 // channels), channels
 
 
 @_where_x_is
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """(…, C), contiguous. Without a bias the mean is not subtracted either."""
+    """(…, C), contiguous. Without a bias, the mean is not subtracted."""
     C = x.shape[-1]
     N = x.numel() // C
     y = torch.empty_like(x)
@@ -384,8 +387,8 @@ def _grid(B: int, H: int, W: int, K: int, block: dict[str, int]) -> tuple[int, i
 
 @_where_x_is
 def depthwise(x_BHWK: Tensor, weight: Tensor, bias: Tensor | None, halo: bool = False) -> Tensor:
-    """(B, H, W, K), contiguous; weight (K, 1, 3, 3). `halo`: x is a part of a larger tensor, and its rows above and
-    below are those of the image; else they are zeros."""
+    """(B, H, W, K), contiguous; weight (K, 1, 3, 3). `halo`: x is part of a larger tensor, whose rows above and below
+    are used; otherwise those rows are zeros."""
     B, H, W, K = x_BHWK.shape
     y = torch.empty_like(x_BHWK)
     grid = _grid(B, H, W, K, FORWARD)
@@ -407,7 +410,7 @@ def depthwise_backward(x_BHWK: Tensor, weight: Tensor, grad_BHWK: Tensor) -> tup
 
 @_where_x_is
 def gated_depthwise(x_BHWK: Tensor, weight: Tensor, bias: Tensor | None, halo: bool = False) -> Tensor:
-    """(B, H, W, 2·K) → (B, H, W, K): gelu of the convolved first half, times the convolved second half."""
+    """(B, H, W, 2K) → (B, H, W, K): GELU of the convolved first half, times the convolved second half."""
     B, H, W, double = x_BHWK.shape
     K = double // 2
     y = x_BHWK.new_empty(B, H, W, K)
@@ -420,7 +423,7 @@ def gated_depthwise(x_BHWK: Tensor, weight: Tensor, bias: Tensor | None, halo: b
 
 @_where_x_is
 def gate_backward(x_BHWK: Tensor, weight: Tensor, bias: Tensor | None, grad_BHWK: Tensor) -> Tensor:
-    """The gradient of the convolution's result, (B, H, W, 2·K), from that of `gated_depthwise`, (B, H, W, K)."""
+    """Gradient of the convolution's result, (B, H, W, 2K), from that of `gated_depthwise`, (B, H, W, K)."""
     B, H, W, double = x_BHWK.shape
     K = double // 2
     y = torch.empty_like(x_BHWK)

@@ -22,7 +22,7 @@ import torch
 from basicsr.data.sampler import accumulation
 from basicsr.inference.restorer import check_arguments
 from basicsr.metrics.metric import Metric
-from basicsr.options.components import AnyComponent, Component, component
+from basicsr.options.components import AnyComponent, Component, Section, component
 from basicsr.options.option_file import Key, Mistake, dotted
 from basicsr.options.sections import FOLDER_NAME, LoaderOptions, MetricOptions, ValOptions
 from basicsr.tasks import TASKS
@@ -76,7 +76,7 @@ class Draft:
             self.mistakes.append(Mistake(key, found, allowed))
 
     @contextmanager
-    def refusals(self, key: Key, section: Component) -> Iterator[None]:
+    def refusals(self, key: Key, section: Section) -> Iterator[None]:
         """Report what a constructor raises: values that are valid one by one may not fit each other."""
         try:
             yield
@@ -89,7 +89,7 @@ class Draft:
                 self.report(key, f'a mistake in the files: {reason}', 'pairs of images')
             else:
                 found = f'values that do not work ({type(error).__name__}: {reason})'
-                self.report(key, found, f'what {section.type} takes')
+                self.report(key, found, f'what {getattr(section, "type", "the network")} takes')
 
     def get(self, *key: str) -> Any:
         """The valid value of a key; None if there is none."""
@@ -352,9 +352,7 @@ def check_losses(draft: Draft) -> None:
         draft.report(('train', 'pixel_opt'), 'nothing', 'a loss, here or in train.losses')
     for key in terms:
         if key[1:] == ('losses', 'pixel_opt'):
-            draft.report(
-                key, 'a loss called "pixel_opt"', 'another name, as this is the name of train.pixel_opt'
-            )
+            draft.report(key, 'a loss called "pixel_opt"', 'another name than that of train.pixel_opt')
         loss = draft.module(LOSS_REGISTRY, *key)
         if getattr(loss, 'reduction', None) == 'none':
             draft.report((*key, 'reduction'), '"none"', '"mean" or "sum", as training needs one number')
@@ -364,16 +362,10 @@ def check_losses(draft: Draft) -> None:
 
 def check_network(draft: Draft) -> None:
     net, val = draft.module(ARCH_REGISTRY, 'network_g'), draft.val
-    if net is None:
-        return
-    try:
-        check_arguments(type(net), val.window_size, val.tlc, val.tile, val.tile_overlap)
-    except ValueError as error:
-        named = re.fullmatch(REFUSAL, str(error))
-        assert named
-        if named[1] != 'multiple':  # reported by `check_sizes`
-            draft.report(('val', named[1]), named[2], named[3])
-    section = draft.component(ARCH_REGISTRY, Component, 'network_g')
+    if net is not None and not val.window_size % _multiple(type(net)):
+        with draft.refusals(('val',), val):
+            check_arguments(net, val.window_size, val.tlc, val.tile, val.tile_overlap)
+    section = draft.component(ARCH_REGISTRY, Component, 'network_g') if net is not None else None
     for name in ('inp_channels', 'out_channels'):
         value = getattr(section, name, None)
         others = {phase: draft.channels(phase) for phase in draft.used_sets if value is not None}
@@ -383,25 +375,28 @@ def check_network(draft: Draft) -> None:
 
 
 def check_sizes(draft: Draft) -> None:
-    """The network takes the sides of all images."""
+    """The sides of all images are multiples of what the network takes."""
     name, loader = draft.get('network_g', 'type'), draft.train_set
-    multiple = getattr(ARCH_REGISTRY.get(name), 'multiple', 1) if name else 1
     sizes: dict[Key, int | None] = {('val', 'window_size'): draft.val.window_size}
     if draft.purpose == 'train' and loader.gt_sizes is None:
         sizes |= {(*TRAIN_SET, 'gt_size'): loader.gt_size}
     elif draft.purpose == 'train':
         sizes |= {(*TRAIN_SET, 'gt_sizes', index): size for index, size in enumerate(loader.gt_sizes or ())}
-    for key, value in sizes.items() if isinstance(multiple, int) and multiple > 0 else ():
+    multiple = _multiple(ARCH_REGISTRY.get(name)) if name else 1
+    for key, value in sizes.items():
         if value is not None and value % multiple:
             draft.report(key, str(value), f'a multiple of {multiple}, for {name}')
 
 
+def _multiple(network: object) -> int:
+    multiple = getattr(network, 'multiple', 1)
+    return multiple if isinstance(multiple, int) and multiple > 0 else 1
+
+
 def check_metrics(draft: Draft) -> None:
     """Metrics work on small images with the channels and the type of those that they will get."""
-    has_truth = {
-        p: getattr(draft.dataset(p), 'dataroot_gt', 'no such key') is not None for p in draft.test_sets
-    }
-    channels = {draft.channels(phase) for phase in draft.test_sets if has_truth[phase]}
+    roots = {phase: getattr(draft.dataset(phase), 'dataroot_gt', 'no such key') for phase in draft.test_sets}
+    channels = {draft.channels(phase) for phase, root in roots.items() if root is not None}
     for name in draft.val.metrics:
         key = ('val', 'metrics', name)
         if section := draft.component(METRIC_REGISTRY, MetricOptions, *key):

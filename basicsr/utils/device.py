@@ -1,4 +1,4 @@
-"""The one place that decides what the network runs on, and how precisely."""
+"""Devices and precisions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def resolve_device(name: str | torch.device = 'auto') -> torch.device:
-    """'auto' is the first there is of CUDA, MPS and CPU. 'cpu' does not touch CUDA at all.
+    """The device of a name; 'auto' is the first available of CUDA, MPS and CPU. 'cpu' does not initialise CUDA.
 
-    Raises DeviceError if the name means nothing or the device is not there.
+    Raises DeviceError on an unknown name or a missing device.
     """
     asked = str(name).strip().lower()
     match = re.fullmatch(r'(auto|cpu|mps|cuda)(?::(\d+))?', asked)
@@ -47,10 +47,10 @@ def resolve_device(name: str | torch.device = 'auto') -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The type to compute in; None for that of the weights, which is single precision.
+    """The type to compute in, or None for the type of the weights (single precision).
 
-    'auto' is bf16 where it is faster than single precision: on a CUDA device of Ampere and later, and on a
-    processor with instructions for it. Raises DeviceError on another name, and on fp16 on a CPU.
+    'auto' is bf16 where it is faster than single precision: on a CUDA device of Ampere or later, and on a CPU with
+    instructions for it. Raises DeviceError on an unknown name, and on fp16 on a CPU.
     """
     asked = str(name).strip().lower()
     if asked not in PRECISIONS:
@@ -68,9 +68,9 @@ def _no_tf32() -> Overrides:
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     if not hasattr(cuda.matmul, 'fp32_precision'):  # before PyTorch 2.9
         return Overrides((cudnn, 'allow_tf32', False), (cuda.matmul, 'allow_tf32', False))
-    # Reading the older settings raises once a program has used these. The general ones come first: what a program
-    # has not set by itself follows them, and still does so afterwards.
-    owners = torch.backends, cudnn, cudnn.conv, cuda.matmul
+    # Reading the older settings raises once a program has used the new ones. The general settings come first: those
+    # that a program has not set follow them, and still do afterwards.
+    owners = torch.backends, cudnn, cudnn.conv, cuda.matmul  # type: ignore[attr-defined]
     return Overrides(*((owner, 'fp32_precision', 'ieee') for owner in owners))
 
 
@@ -81,34 +81,34 @@ _REPEATABLE = Overrides(
 
 
 def without_tf32(device: torch.device) -> AbstractContextManager[None]:
-    """Single precision as it is: PyTorch lets cuDNN round the factors of convolutions to 10 bits (TF32) on its own,
-    and does so again when no thread is in here any more."""
+    """Context of exact single precision. By default PyTorch lets cuDNN round the factors of convolutions to 10 bits
+    (TF32); it does so again when the last thread has left."""
     return _NO_TF32.within() if device.type == 'cuda' else nullcontext()
 
 
 def repeatable(device: torch.device) -> AbstractContextManager[None]:
-    """cuDNN does not choose its kernels by timing them, which takes seconds for each new size and may end differently
-    the next time, and takes none whose result varies from call to call."""
+    """Context in which cuDNN takes only deterministic kernels, and does not choose them by timing, which takes seconds
+    for each new size and may choose differently the next time."""
     return _REPEATABLE.within() if device.type == 'cuda' else nullcontext()
 
 
 def precision_name(dtype: torch.dtype | None) -> str:
-    """What `resolve_precision` was given: 'fp32', 'bf16' or 'fp16'."""
+    """Inverse of `resolve_precision`: 'fp32', 'bf16' or 'fp16'."""
     return next((name for name, half in _HALF.items() if half is dtype), 'fp32')
 
 
 def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == 'cuda':
-        # Not torch.cuda.is_bf16_supported(): that is also true where bf16 is emulated, slowly.
+        # Not torch.cuda.is_bf16_supported(), which is also true where bf16 is emulated, slowly.
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
-        # PyTorch tells only in private functions, and not in all its versions.
+        # PyTorch knows only in private functions, and not in all versions.
         return bool(_processor_flags() & {'avx512_bf16', 'amx_bf16'})
     return False
 
 
 def _processor_flags() -> set[str]:
-    """Of the first processor; none where the system does not list them."""
+    """CPU flags of the first processor; empty if the system does not list them."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:

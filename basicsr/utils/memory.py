@@ -1,4 +1,4 @@
-"""How much memory there is to work in."""
+"""Free memory, and how the process keeps it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from math import prod
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
@@ -16,14 +16,14 @@ _CGROUPS = Path('/sys/fs/cgroup')
 _MEMBERSHIP = Path('/proc/self/cgroup')
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
-_keeps_all = False  # since `keep_all_memory`
+_keeps_all = False  # set by `keep_all_memory`
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device without harming anybody; None where nobody can tell.
+    """Free bytes on a device, or None if unknown.
 
-    For a CPU that is what the system says is available, or less if a control group (of a container, of a batch
-    system) allows less: Linux kills whoever takes more.
+    For a CPU: the system's available memory, or less if a control group (of a container or a batch system) allows less,
+    as Linux kills a process that takes more.
     """
     if device.type == 'cuda':
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -31,12 +31,12 @@ def free_memory(device: torch.device) -> int | None:
     if device.type != 'cpu':
         return None
     if _keeps_all:
-        _c_library().malloc_trim(0)  # what this process has freed is free
+        _c_library().malloc_trim(0)  # return freed memory to the system
     return min([psutil.virtual_memory().available, *_cgroups_leave()])
 
 
 def _cgroups_leave() -> list[int]:
-    """What this process's control groups leave, versions 1 and 2, from the innermost outwards."""
+    """Bytes left by each control group of this process, versions 1 and 2, from the innermost outwards."""
     try:
         lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:  # not Linux
@@ -64,36 +64,36 @@ def _cgroups_leave() -> list[int]:
 
 
 def _statistic(file: Path, name: str) -> int:
-    """0 if it is not told."""
+    """One line of memory.stat; 0 if it is missing."""
     with suppress(OSError, ValueError):
         return int(dict(line.split() for line in file.read_text().splitlines()).get(name, 0))
     return 0
 
 
 def empty(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
-    """Memory for activations that live at full size. On Linux in huge pages: the first touch of hundreds of
-    thousands of small ones would take as long as a tenth of the network. Raises MemoryError."""
+    """Uninitialised memory for activations at full size. On Linux in huge pages: the first touch of hundreds of
+    thousands of small pages takes as long as a tenth of the network. Raises MemoryError."""
     if device.type != 'cpu' or not hasattr(mmap, 'MADV_HUGEPAGE'):
         return torch.empty(shape, dtype=dtype, device=device)
     try:
         memory = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise MemoryError(str(error)) from error
-    with suppress(OSError):  # of a kernel without them
+    with suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def keep_freed_memory() -> None:
-    """glibc hands freed memory of some size back to the system, and the next temporary faults it in again, page
-    by page. How much it keeps follows the largest block freed so far, up to 32 MiB: so free one."""
+    """Make glibc keep freed blocks of up to 32 MiB. It returns larger ones to the system, and the next temporary faults
+    them in again, page by page. Its threshold follows the largest block freed so far: so free one."""
     torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def keep_all_memory() -> None:
-    """From now on glibc hands freed memory back only when `free_memory` is asked. A training step frees and takes the
-    same gigabytes again and again, in pieces beyond what `keep_freed_memory` reaches; without this, half of its time
-    goes by in faulting their pages in. Nothing happens where the C library has no such setting."""
+    """Make glibc return freed memory only in `free_memory`. A training step frees and takes the same gigabytes again
+    and again, in blocks beyond the reach of `keep_freed_memory`; page faults would take half of its time. Does nothing
+    if the C library has no such setting."""
     global _keeps_all
     with suppress(AttributeError, OSError, TypeError):
         library = _c_library()
@@ -108,7 +108,9 @@ def _c_library() -> ctypes.CDLL:
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Every allocator says it differently."""
+    """Whether an allocator ran out of memory; each words its error differently."""
     text = str(error).lower()
-    said = ('out of memory', "can't allocate memory", 'not enough memory', 'alloc_failed')
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(words in text for words in said)
+    phrases = ('out of memory', "can't allocate memory", 'not enough memory', 'alloc_failed')
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(
+        phrase in text for phrase in phrases
+    )

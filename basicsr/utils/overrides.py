@@ -1,4 +1,4 @@
-"""Settings of libraries, which are of the whole process."""
+"""Temporary settings of libraries, for the process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 class Overrides:
-    """Attributes with other values while any thread is within; after the last one they are as they were.
+    """Temporarily override attributes; restored when the last thread leaves.
 
-    An attribute that has its value already, after the changes before it, is left alone: it may take that value from
-    a more general one, and goes on doing so.
+    An attribute that already has its value, after the changes before it, is left alone: it may follow a more general
+    one, and continues to.
 
     Args:
-        changes: each (object, name of the attribute, value).
+        changes: (object, name of the attribute, value), applied in order.
     """
 
     def __init__(self, *changes: tuple[Any, str, Any]) -> None:

@@ -24,7 +24,7 @@ from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.options.load import load_options
 from basicsr.utils.cli import run
 from basicsr.utils.dist import Rank
-from basicsr.utils.errors import DataError, ImageFileError, RestoreError
+from basicsr.utils.errors import DataError, RestoreError, RunError
 from basicsr.utils.files import ROOT
 
 PSNR = {'psnr': Metric(calculate_psnr)}
@@ -291,7 +291,7 @@ def test_figures_measured_before_an_exception_are_kept(tmp_path, workers, device
     (tmp_path / 'image 2.png').mkdir()  # no result can be written there
     result = Evaluation()
     pairs, options = Pairs(images(4), images(4)), {'workers': workers, 'device': device, 'result': result}
-    with pytest.raises(ImageFileError, match=r'image 2\.png cannot be written'):
+    with pytest.raises(RunError, match=r'image 2\.png: cannot be written'):
         evaluate(darker, pairs, PSNR, folder=tmp_path, **options)
     assert [image['name'] for image in result.images] == ['image 0', 'image 1'] and not result.failed
 

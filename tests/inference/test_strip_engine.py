@@ -1,4 +1,4 @@
-"""Strips against the whole image, and TLC against its definition."""
+"""Strips against the network, and TLC against its definition."""
 
 from __future__ import annotations
 
@@ -13,33 +13,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from basicsr.archs import restormer_reference as reference
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.inference.strip_engine import StripEngine, _Recorded
+from basicsr.inference.strip_engine import StripEngine, _Recorded, runs_in_strips
 from basicsr.inference.strip_layers import Strip, Workspace
 from basicsr.inference.tlc import Cells
+from basicsr.utils.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'tests' / 'archs'))
-import oracle  # noqa: E402
-
-SMALL = {'dim': 8, 'num_blocks': [1, 2, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
-FULL = {'dim': 48, 'num_blocks': [4, 6, 6, 8], 'num_refinement_blocks': 4, 'heads': [1, 2, 4, 8]}
+SMALL = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
 VARIANTS = [
-    {},
+    {'num_blocks': [0, 2, 0, 1], 'num_refinement_blocks': 0},
     {'bias': True},
-    {'LayerNorm_type': 'BiasFree'},
-    {'inp_channels': 1, 'out_channels': 1},
+    {'LayerNorm_type': 'BiasFree', 'inp_channels': 1, 'out_channels': 1},
     {'inp_channels': 6, 'dual_pixel_task': True, 'bias': True},
-    {'num_blocks': [0, 1, 0, 1], 'num_refinement_blocks': 0},
 ]
-SIZES = [(40, 56), (8, 200), (72, 8), (8, 8)]
 
 
-def network(options, base=SMALL):
+def network(**options):
     """In double precision, with no weight at its initial value."""
     torch.manual_seed(0)
-    net = Restormer(**{**base, **options}).double().eval()
+    net = Restormer(**{**SMALL, **options}).double().eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if 'norm' in name or name.endswith(('temperature', 'bias')):
@@ -57,62 +52,55 @@ def relative(found, expected):
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def by_definition(net, options, x, base=SMALL, window=None):
-    options = {**base, **options}
-    names = ('num_blocks', 'num_refinement_blocks', 'LayerNorm_type', 'dual_pixel_task')
-    with torch.no_grad():
-        return oracle.restormer(
-            dict(net.named_parameters()),
-            x,
-            window=window,
-            **{name: options[name] for name in names if name in options},
-        )
+@torch.no_grad()
+def by_definition(net, x, window=None):
+    return reference.restormer(dict(net.named_parameters()), x, window)
 
 
 @pytest.mark.parametrize('options', VARIANTS, ids=str)
-@pytest.mark.parametrize('strip_bytes', [1, 20_000, 100_000, None])
-def test_equals_the_whole_image(options, strip_bytes):
-    """From strips of one row to the whole image at once; two images, each with its own statistics."""
-    net = network(options)
-    for size in SIZES:
+@pytest.mark.parametrize('strip_bytes', [1, 20_000, None])
+def test_strips_equal_the_network(options, strip_bytes):
+    """From strips of one row to the image in one strip; two images, each with its own statistics."""
+    net = network(**options)
+    for size in ((24, 40), (8, 72), (72, 8), (8, 8)):
         x = picture(net, size, batch=2)
         with torch.no_grad():
-            whole = net(x)
-        assert relative(StripEngine(net, strip_bytes=strip_bytes)(x), whole) <= 1e-11
+            expected = net(x)
+        assert relative(StripEngine(net, strip_bytes=strip_bytes)(x), expected) <= 1e-11
 
 
-def test_other_memory_orders_of_the_image():
-    net = network({})
+def test_memory_order_of_the_image_does_not_matter():
+    net = network()
     x = picture(net, (16, 24), batch=2)
     expected = StripEngine(net)(x)
     for other in (x.contiguous(memory_format=torch.channels_last), x.flip(3).flip(3), x.mT.contiguous().mT):
         assert torch.equal(StripEngine(net)(other), expected)
 
 
-@pytest.mark.parametrize('options', VARIANTS[1:5], ids=str)
-@pytest.mark.parametrize('strip_bytes', [30_000, None])
 @pytest.mark.parametrize(
-    ('size', 'window'),
+    ('options', 'size', 'window'),
     [
-        ((72, 200), 64),  # 2 × 4 windows, overlapping unevenly
-        ((64, 128), 64),  # windows side by side
-        ((40, 152), 64),  # one row of windows
-        ((136, 24), 32),
-        ((40, 48), 8),  # windows of a pixel in the latent
+        *((options, (40, 120), 32) for options in VARIANTS[1:]),  # 2 × 4 windows, overlapping unevenly
+        (VARIANTS[1], (32, 64), 32),  # windows side by side
+        (VARIANTS[1], (24, 88), 32),  # one row of windows
+        (VARIANTS[1], (72, 24), 16),
+        (VARIANTS[1], (40, 48), 8),  # windows of one pixel at the latent level
     ],
+    ids=str,
 )
+@pytest.mark.parametrize('strip_bytes', [30_000, None])
 def test_tlc_equals_window_by_window(options, strip_bytes, size, window):
-    net = network(options)
+    net = network(**options)
     x = picture(net, size, batch=2)
-    expected = by_definition(net, options, x, window=window)
+    expected = by_definition(net, x, window)
     found = StripEngine(net, window=window, strip_bytes=strip_bytes)(x)
     assert relative(found, expected) <= 1e-9
     with torch.no_grad():
-        assert relative(net(x), expected) > 1e-4  # it does something
+        assert relative(net(x), expected) > 1e-4  # TLC has an effect
 
 
-def test_tlc_leaves_images_within_the_window_alone():
-    net = network({})
+def test_tlc_has_no_effect_within_one_window():
+    net = network()
     for size in ((64, 40), (64, 64), (8, 16)):
         x = picture(net, size)
         assert torch.equal(StripEngine(net, window=64)(x), StripEngine(net)(x))
@@ -121,10 +109,10 @@ def test_tlc_leaves_images_within_the_window_alone():
 @pytest.mark.parametrize(
     ('height', 'width', 'window'), [(720, 1280, 384), (90, 160, 48), (45, 33, 8), (7, 9, 1)]
 )
-def test_every_pixel_of_a_cell_has_the_cells_windows(height, width, window):
+def test_the_same_windows_cover_each_pixel_of_a_cell(height, width, window):
     cells = Cells.of(height, width, window)
     seen = torch.full((height, width), -1)
-    rows, columns = (oracle.window_starts(length, window) for length in (height, width))
+    rows, columns = (reference.window_starts(length, window) for length in (height, width))
     cover = torch.zeros(len(rows) * len(columns), height, width)
     for index, (y, x) in enumerate((y, x) for y in rows for x in columns):
         cover[index, y : y + min(window, height), x : x + min(window, width)] = 1
@@ -137,12 +125,18 @@ def test_every_pixel_of_a_cell_has_the_cells_windows(height, width, window):
     assert (seen >= 0).all() and len(cells) == len(places)
 
 
+@pytest.mark.parametrize(
+    'options',
+    [SMALL, pytest.param(dict.fromkeys(SMALL), marks=pytest.mark.slow)],
+    ids=['small', '26.1 M parameters'],
+)
 @pytest.mark.parametrize('window', [None, 32])
-def test_single_precision_at_full_size(window):
-    """The 26.1 M network, on a size that is no multiple of the strip or of the window."""
-    net = network({}, FULL)
+def test_single_precision(options, window):
+    """On a size that is no multiple of the strip or of the window."""
+    torch.manual_seed(0)
+    net = Restormer(**{name: value for name, value in options.items() if value}).double().eval()
     x = picture(net, (40, 56))
-    expected = by_definition(net, {}, x, FULL, window)
+    expected = by_definition(net, x, window)
     assert relative(StripEngine(net, window=window, strip_bytes=100_000)(x), expected) <= 1e-9
     net.float()
     for strip_bytes in (100_000, None):
@@ -151,10 +145,9 @@ def test_single_precision_at_full_size(window):
         assert relative(found, expected) <= 5e-5
 
 
-@pytest.mark.parametrize('options', VARIANTS[:3], ids=str)
-@pytest.mark.parametrize('window', [None, 64])
-def test_half_precision_is_near(options, window):
-    net = network(options)
+@pytest.mark.parametrize(('options', 'window'), [({'bias': True}, None), ({'LayerNorm_type': 'BiasFree'}, 64)])
+def test_half_precision(options, window):
+    net = network(**options)
     x = picture(net, (72, 136))
     expected = StripEngine(net, window=window)(x)
     found = StripEngine(copy.deepcopy(net).float(), torch.bfloat16, window)(x.float())
@@ -163,9 +156,9 @@ def test_half_precision_is_near(options, window):
     assert (found - expected).pow(2).mean().sqrt() <= 0.02 * residual
 
 
-def test_sums_in_half_precision_are_kept_in_single_precision():
-    """Over 2¹⁶ pixels in strips of one row: against the same queries and keys, summed in double precision."""
-    half = StripEngine(network({}).float(), torch.bfloat16).decoder[1][0]
+def test_half_precision_sums_in_single_precision():
+    """2¹⁶ pixels in strips of one row, against the same queries and keys summed in double precision."""
+    half = StripEngine(network().float(), torch.bfloat16).decoder[1][0]
     x_HWC = torch.randn(256, 256, 16).bfloat16()
     strips = [Strip(row, row + 1, 0) for row in range(256)]
     cells = Cells.of(256, 256, None)
@@ -180,16 +173,15 @@ def test_sums_in_half_precision_are_kept_in_single_precision():
     assert (found[0] - expected).abs().max() < 1e-5
 
 
-def test_sizes_that_do_not_fit_are_refused():
+def test_size_that_is_no_multiple_of_8_raises():
     with pytest.raises(ValueError, match=r'input of \(1, 3, 12, 16\): .* multiples of 8'):
-        StripEngine(network({}))(torch.rand(1, 3, 12, 16, dtype=torch.float64))
+        StripEngine(network())(torch.rand(1, 3, 12, 16, dtype=torch.float64))
 
 
 MEASURE = """
 import sys, torch
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.inference.strip_layers import Strip, Workspace
-from basicsr.inference.strip_engine import StripEngine, _Recorded
+from basicsr.inference.strip_engine import StripEngine
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(name))
@@ -198,7 +190,7 @@ torch.set_num_threads(1)
 height, width, dtype, window = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3]), int(sys.argv[4])
 net = Restormer(dim=16, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 4, 8]).eval()
 engine = StripEngine(net, dtype, window or None, 1 if width > 100_000 else None)
-engine(torch.rand(1, 3, 64, 64))  # what the libraries need once
+engine(torch.rand(1, 3, 64, 64))  # what the libraries allocate once
 x = torch.rand(1, 3, height, width)
 before = kilobytes('VmRSS')
 y = engine(x)
@@ -206,31 +198,26 @@ print(1024 * (kilobytes('VmHWM') - before), engine.memory(height, width))
 """
 
 
-@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='how much was used is read from /proc')
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads the memory used from /proc')
 @pytest.mark.parametrize(
     'arguments',
     [
-        (960, 1280, 'float32', 0),
-        (960, 1280, 'bfloat16', 384),
-        (16, 104_000, 'float32', 0),
         (320, 320, 'float32', 8),
+        pytest.param((960, 1280, 'float32', 0), marks=pytest.mark.slow),
+        pytest.param((960, 1280, 'bfloat16', 384), marks=pytest.mark.slow),
+        pytest.param((16, 104_000, 'float32', 0), marks=pytest.mark.slow),
     ],
 )
-def test_memory_is_foretold(arguments):
-    """Never less than is used, and not several times as much."""
-    result = subprocess.run(
-        [sys.executable, '-c', MEASURE, *map(str, arguments)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    used, foretold = map(int, result.stdout.split())
-    assert used <= foretold <= 2 * used + 150_000_000
+def test_memory_bounds_what_a_call_uses(arguments):
+    """And by not too much."""
+    command = [sys.executable, '-c', MEASURE, *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    used, bound = map(int, result.stdout.split())
+    assert used <= bound <= 2 * used + 150_000_000
 
 
-def test_a_backend_that_likes_channels_first(monkeypatch):
-    net = network({'bias': True})
+def test_convolutions_that_return_channels_first(monkeypatch):
+    net = network(bias=True)
     x = picture(net, (40, 24), batch=2)
     expected = StripEngine(net)(x)
     convolve = F.conv2d
@@ -239,9 +226,9 @@ def test_a_backend_that_likes_channels_first(monkeypatch):
         assert relative(StripEngine(net, strip_bytes=strip_bytes)(x), expected) <= 1e-11
 
 
-def test_threads_do_not_disturb_each_other():
-    engine = StripEngine(network({}))
-    images = [picture(network({}), (24, 16 + 8 * n)) for n in range(4)]
+def test_threads_share_an_engine():
+    engine = StripEngine(network())
+    images = [picture(network(), (24, 16 + 8 * n)) for n in range(4)]
     expected = [engine(x) for x in images]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
@@ -249,16 +236,54 @@ def test_threads_do_not_disturb_each_other():
                 assert torch.equal(found, alone)
 
 
-def test_an_engine_keeps_its_weights_when_the_network_changes_its_type():
-    net = network({})
+def test_engine_keeps_its_weights_when_the_network_changes_its_type():
+    net = network()
     engine, x = StripEngine(net), picture(net, (24, 16))
     expected = engine(x)
     net.half()
     assert torch.equal(engine(x), expected)
 
 
+class OtherForward(Restormer):
+    def forward(self, inp_img):
+        return super().forward(inp_img) + 1
+
+
+class OtherSkip(Restormer):
+    @staticmethod
+    def _reduce(convolution, x_BCHW, skip_BCHW):
+        return convolution(torch.cat([x_BCHW, -skip_BCHW], 1))
+
+
+class OtherPart(Restormer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.latent[0].ffn = nn.Identity()
+
+
+class OtherPadding(Restormer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.output.padding_mode = 'reflect'
+
+
+class Preset(Restormer):
+    def __init__(self):
+        super().__init__(**SMALL)
+        self.note = 'of its own'
+
+    def extra(self):
+        return self.note
+
+
+def test_runs_in_strips_only_what_the_engine_computes():
+    assert runs_in_strips(Restormer(**SMALL)) and runs_in_strips(Preset())
+    assert not any(runs_in_strips(kind(**SMALL)) for kind in (OtherForward, OtherSkip, OtherPart, OtherPadding))
+    assert not runs_in_strips(nn.Conv2d(3, 3, 1))
+
+
 class Pretended(_Recorded):
-    """A recording that runs the function again, or cannot be made."""
+    """A recording that calls the function again, or that fails."""
 
     fails = False
 
@@ -277,7 +302,7 @@ def no_cuda(monkeypatch):
 
 
 @pytest.mark.parametrize('fails', [False, True])
-def test_a_size_that_comes_again_is_recorded(no_cuda, fails):
+def test_second_call_in_a_row_for_a_size_is_recorded(no_cuda, fails):
     recorded, arguments = Pretended(), []
     recorded.fails = fails
 
@@ -289,14 +314,14 @@ def test_a_size_that_comes_again_is_recorded(no_cuda, fails):
         x, y = torch.full((size,), value), torch.empty(size)
         recorded.run(size, restore, x, y)
         assert torch.equal(y, x + 1)
-        return arguments[-1] is not x  # not the caller's, but the recording's own
+        return arguments[-1] is not x  # the recording's own input instead of the caller's
 
     replayed = [run(size, value) for value, size in enumerate((4, 4, 4, 6, 6, 4, 4, 4), 1)]
     assert replayed == ([False] * 8 if fails else [False, True, True, False, True, False, True, True])
 
 
-def test_a_size_that_failed_is_not_recorded_yet(no_cuda):
-    """Libraries and compilers begin in a call that is not recorded."""
+def test_size_that_failed_is_not_recorded_yet(no_cuda):
+    """Libraries and compilers initialise in a call that is not recorded."""
     recorded, failing = Pretended(), [True]
 
     def restore(x, y):

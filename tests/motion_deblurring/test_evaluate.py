@@ -267,7 +267,7 @@ def test_tlc_and_limit_are_reported(here, capsys):
 @pytest.mark.parametrize(
     ('folder', 'spoil', 'said'),
     [
-        ('input', lambda path: path.write_bytes(b'none'), 'input/7.png: is empty, cut short, or not an image'),
+        ('input', lambda path: path.write_bytes(b'none'), 'input/7.png: is not an image; allowed: '),
         ('input', lambda path: write_png(path, picture(7, 1)[:-1]), 'allowed: the size of its partner'),
         (
             'both',
@@ -319,7 +319,7 @@ def test_figures_before_a_problem_are_written(here, capsys, monkeypatch, problem
     assert run(*NETWORK, *given) == (1 if problem == 'disk' else 130)
     out, error = capsys.readouterr()
     if problem == 'disk':
-        assert '7.png cannot be written: ' in error
+        assert '7.png: cannot be written: ' in error
         assert '\nGoPro: 1 of 3 images only; the published figures are of all\n' in out
         assert [image['name'] for image in written()['datasets']['GoPro']['images']] == ['2']
     assert 'Traceback' not in error

@@ -307,7 +307,7 @@ def test_frames_that_are_no_pairs(here, capsys, workers):
     )
     (train / 'target/b-1.png').write_bytes(frame[:-20])
     assert refusal(capsys, '--workers', workers) == (
-        f'{train / "target/b-1.png"}: is empty, cut short, or not an image'
+        f'{train / "target/b-1.png"}: is damaged or cut short (its end is missing)'
     )
     done = crops(here)
     (train / 'target/b-1.png').unlink()
@@ -322,7 +322,7 @@ def test_frames_that_are_no_pairs(here, capsys, workers):
 def test_a_full_disk(here, capsys, workers, small_files):
     with small_files(300):
         said = refusal(capsys, '--workers', workers)
-    assert said == f'{here}/sets/train/GoPro/input_crops/2-1.png cannot be written: File too large'
+    assert said == f'{here}/sets/train/GoPro/input_crops/2-1.png: cannot be written: File too large'
     assert not [name for name in crops(here) if not name.endswith('.png')]
     assert run() == 0
 

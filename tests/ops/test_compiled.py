@@ -1,4 +1,4 @@
-"""Triton's kernels, compiled for a GPU that need not be there."""
+"""The Triton kernels, compiled for a GPU that this machine need not have."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from basicsr.utils.files import ROOT
 
 pytest.importorskip('triton', '3.2')
 
-# How many variables each kernel's loop carries. Triton takes a variable for constant if it begins as the same object as
-# another that is assigned to it; its interpreter does not show that.
+# Variables that each kernel's loop carries. Triton takes a variable for constant if it starts as the same object as
+# another one that is assigned to it; the interpreter does not show that.
 CARRIED = {
     '_layer_norm_backward': 2,  # gradients of weight and bias
     '_depthwise': 2,  # two unfinished rows
@@ -42,7 +42,8 @@ print(json.dumps(loops))
 """
 
 
-def test_loops_carry_all_that_changes():
+@pytest.mark.slow
+def test_loops_carry_every_variable_that_changes():
     environment = {key: value for key, value in os.environ.items() if key != 'TRITON_INTERPRET'}
     done = subprocess.run(
         [sys.executable, '-c', COMPILE, *CARRIED], env=environment, cwd=ROOT, capture_output=True, text=True

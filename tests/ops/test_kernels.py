@@ -1,4 +1,4 @@
-"""Triton's kernels against autograd over PyTorch's operations in double precision: on a GPU if there is one, else in
+"""The Triton kernels against autograd over PyTorch's operations in double precision: on a GPU, or without one in
 Triton's interpreter (see tests/conftest.py)."""
 
 from __future__ import annotations
@@ -55,13 +55,19 @@ def case(shape, has_bias):
     return tensors, [None if each is None else each.double().requires_grad_() for each in tensors]
 
 
-# One smaller than a program in every direction, one that needs several in each.
-SHAPES = [(2, 3, 5, 6), (1, 18, 9, 70)]
+# One image smaller than a program in every direction; one that needs several programs in each, with programs of few
+# rows to save time.
+SHAPES = [((2, 3, 5, 6), kernels.ROWS), ((1, 6, 9, 70), 4)]
+
+
+@pytest.fixture
+def rows(request, monkeypatch):
+    monkeypatch.setattr(kernels, 'ROWS', request.param)
 
 
 @pytest.mark.parametrize('has_bias', [True, False])
-@pytest.mark.parametrize('shape', SHAPES)
-def test_depthwise_and_gradients(shape, has_bias):
+@pytest.mark.parametrize(('shape', 'rows'), SHAPES, indirect=['rows'])
+def test_depthwise_and_gradients(shape, rows, has_bias):
     tensors, exact = case(shape, has_bias)
     result = convolved(*exact)
     assert_near(kernels.depthwise(*tensors), result)
@@ -72,8 +78,8 @@ def test_depthwise_and_gradients(shape, has_bias):
 
 
 @pytest.mark.parametrize('has_bias', [True, False])
-@pytest.mark.parametrize('shape', SHAPES)
-def test_gated_depthwise_and_gradient(shape, has_bias):
+@pytest.mark.parametrize(('shape', 'rows'), SHAPES, indirect=['rows'])
+def test_gated_depthwise_and_gradient(shape, rows, has_bias):
     tensors, exact = case(shape, has_bias)
     hidden = convolved(*exact)
     gate, value = hidden.chunk(2, -1)
@@ -85,17 +91,18 @@ def test_gated_depthwise_and_gradient(shape, has_bias):
 
 
 @pytest.mark.parametrize('name', ['depthwise', 'gated_depthwise'])
-def test_a_strip_sees_the_rows_around_it(name):
-    (x, weight, bias), _ = case((1, 40, 9, 20), has_bias=True)
+def test_halo_rows_come_from_the_image(name, monkeypatch):
+    monkeypatch.setattr(kernels, 'ROWS', 4)
+    (x, weight, bias), _ = case((1, 16, 9, 20), has_bias=True)
     function = getattr(kernels, name)
     whole = function(x, weight, bias)
-    assert torch.equal(function(x[:, 7:29], weight, bias, halo=True), whole[:, 7:29])
-    assert not torch.equal(function(x[:, 7:29].contiguous(), weight, bias), whole[:, 7:29])
+    assert torch.equal(function(x[:, 3:13], weight, bias, halo=True), whole[:, 3:13])
+    assert not torch.equal(function(x[:, 3:13].contiguous(), weight, bias), whole[:, 3:13])
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_features_with_weights_in_single(dtype):
-    """As in training: only results are rounded, sums and gradients of weights are not."""
+    """As in training: results are rounded, sums and gradients of weights are not."""
     rounding = torch.finfo(dtype).eps
     x, grad = random(1, 9, 7, 24).to(dtype), random(1, 9, 7, 24, seed=1).to(dtype)
     weight, bias = random(24, 1, 3, 3, seed=2), random(24, seed=3)

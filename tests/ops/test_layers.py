@@ -26,6 +26,7 @@ def interpreted(monkeypatch):
     for module in (layers, restormer_arch):
         monkeypatch.setattr(module, 'uses_triton', lambda x: x.dtype != torch.float64)
     monkeypatch.setattr(dispatch, 'kernels', kernels)
+    monkeypatch.setattr(kernels, 'ROWS', 2)  # the interpreter takes seconds for programs of many rows
 
 
 def network(**options):
@@ -40,12 +41,12 @@ def network(**options):
 
 @pytest.mark.parametrize(
     'options',
-    [{}, {'bias': True}, {'LayerNorm_type': 'BiasFree', 'bias': True}],
-    ids=['plain', 'biases', 'BiasFree'],
+    [{'bias': True}, {'LayerNorm_type': 'BiasFree'}],
+    ids=['biases', 'BiasFree'],
 )
-def test_result_gradients_and_strips(interpreted, options):
+def test_result_gradients_and_strips_equal_double_precision(interpreted, options):
     net = network(**options)
-    x = torch.rand(1, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    x = torch.rand(1, 3, 16, 8).contiguous(memory_format=torch.channels_last)
     exact = copy.deepcopy(net).double()
     wanted = exact(x.double())
     wanted.square().mean().backward()
@@ -54,7 +55,7 @@ def test_result_gradients_and_strips(interpreted, options):
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
     for (name, parameter), right in zip(net.named_parameters(), exact.parameters(), strict=True):
         assert (parameter.grad - right.grad).norm() <= 1e-4 * right.grad.norm(), name
-    by_strips = StripEngine(net, strip_bytes=3_000)(x)
+    by_strips = StripEngine(net, strip_bytes=1_000)(x)
     assert (by_strips - wanted).norm() <= 1e-5 * wanted.norm()
 
 

@@ -304,7 +304,7 @@ train:pixel_opt=~ | train:losses=5
 train:pixel_opt=~ | train:losses={smooth: {typ: L1Loss}}
     train.losses.smooth.type: found nothing; allowed: "CharbonnierLoss"
 train:losses={pixel_opt: {type: L1Loss}}
-    train.losses.pixel_opt: found a loss called "pixel_opt"; allowed: another name
+    train.losses.pixel_opt: found a loss called "pixel_opt"; allowed: another name than
 train:pixel_opt:reduction=none
 train:losses={smooth: {type: CharbonnierLoss, eps: 0}, sum: {type: L1Loss, reduction: none}}
     train.pixel_opt.reduction: found "none"; allowed: "mean" or "sum"
@@ -436,7 +436,7 @@ def test_images_without_partners_are_named(check, published, tmp_path):
     assert 'lq/3.png' in found and found.endswith('; allowed: pairs of images')
     published['datasets']['val'].update(write_pairs(tmp_path / 'none', count=0))
     (found,) = check(published)
-    assert 'there is no image in it' in found
+    assert 'contains no images' in found
     published['datasets']['val'].update(write_pairs(tmp_path / 'named', lq='{}_blur'), filename_tmpl='{}_blur')
     assert check(published) == []
 

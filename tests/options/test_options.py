@@ -160,9 +160,9 @@ AdamW  →  Adamw
 type: Restormer  →  type: 5
     10: network_g.type: found 5; allowed: "Restormer"
 type: L1Loss  →  reduction: mean
-    19: train.pixel_opt.type: found nothing; allowed: "CharbonnierLoss", "L1Loss", "MSELoss", "PSNRLoss"
+    19: train.pixel_opt.type: found nothing; allowed: "CharbonnierLoss", "L1Loss", …
 type: calculate_psnr  →  type: psnr
-    24: val.metrics.psnr.type: found "psnr"; allowed: "calculate_psnr", …
+    24: val.metrics.psnr.type: found "psnr"; allowed: "alignment_converges", "calculate_psnr", …
 type: calculate_psnr  →  type: [a]
     24: val.metrics.psnr.type: found ["a"]; allowed: …
 type: calculate_psnr  →  type: calculate_psnr\n      better: up
@@ -476,6 +476,36 @@ def test_users_datasets_losses_and_metrics(load, module):
         '--force_yml: val.metrics.psnr.windw',
     ]
     assert 'did you mean window?' in mistakes[2]
+
+
+def test_users_optimizers_and_schedulers(load, module):
+    imports = module("""
+        from basicsr.utils.registry import OPTIMIZER_REGISTRY, SCHEDULER_REGISTRY
+
+        @OPTIMIZER_REGISTRY.register()
+        def my_optimizer(params, lr: float, nesterov: bool = False, fused=None):
+            return params, lr, nesterov, fused
+
+        @SCHEDULER_REGISTRY.register()
+        class Constant:
+            def __init__(self, factor: float = 1.0): ...
+    """)
+    settings = [
+        'train:optim_g:type=my_optimizer',
+        'train:optim_g:nesterov=true',
+        'train:scheduler={type: Constant}',
+    ]
+    train = load(imports + SMALL, *settings).train
+    assert registry.OPTIMIZER_REGISTRY.build(train.optim_g, 'weights', fused=True) == (
+        'weights',
+        3e-4,
+        True,
+        True,
+    )
+    (mistake,) = load(imports + SMALL, *settings, 'train:scheduler:factr=2')
+    assert mistake.startswith(
+        '--force_yml: train.scheduler.factr: found an unknown key (did you mean factor?); '
+    )
 
 
 @pytest.mark.parametrize(
