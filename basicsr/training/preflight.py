@@ -59,17 +59,14 @@ def _load(train_set: PairedDataset, keys: list[SampleKey]) -> Batch:
 def _largest(model: ImageCleanModel, stages: Stages, batches: TrainingBatches) -> list[int]:
     """The remaining stage with the most pixels in a micro-batch, on a tie the one with larger patches; one each of the
     stages with and without activation checkpointing."""
-    remaining = range(stages.at(batches.first_iteration), stages.at(batches.last_iteration) + 1)
-    largest: dict[bool, int] = {}
-    for stage in remaining:
-        kind = model.checkpointing(stage)
-        sizes = [
-            (stages.batches[each] * stages.patches[each] ** 2, stages.patches[each])
-            for each in (stage, largest.get(kind, stage))
-        ]
-        if kind not in largest or sizes[0] > sizes[1]:
-            largest[kind] = stage
-    return sorted(largest.values())
+
+    def size(stage: int) -> tuple[int, int]:
+        return stages.batches[stage] * stages.patches[stage] ** 2, stages.patches[stage]
+
+    kinds: dict[bool, list[int]] = {}
+    for stage in range(stages.at(batches.first_iteration), stages.at(batches.last_iteration) + 1):
+        kinds.setdefault(model.checkpointing(stage), []).append(stage)
+    return sorted(max(kind, key=size) for kind in kinds.values())
 
 
 def _rehearse(model: ImageCleanModel, batch: Batch, stage: int) -> tuple[str | None, str]:

@@ -57,21 +57,11 @@ class Trainer:
         self._resume(auto_resume)
         if self.validation_sets:
             self.model.restorer()  # fail now, not at the first validation
-        order = TrainingOrder(
-            len(self.train_set),
-            options.manual_seed,
-            self.loader_options.use_shuffle,
-            self.loader_options.dataset_enlarge_ratio,
-        )
+        length, enlarge = len(self.train_set), self.loader_options.dataset_enlarge_ratio
+        order = TrainingOrder(length, options.manual_seed, self.loader_options.use_shuffle, enlarge)
+        ranks = (rank.index, rank.world_size, self.model.accumulate)
         self.batches = TrainingBatches(
-            order,
-            self.stages,
-            self.iteration + 1,
-            self.total,
-            rank.index,
-            rank.world_size,
-            self.model.accumulate,
-            self.samples,
+            order, self.stages, self.iteration + 1, self.total, *ranks, first_sample=self.samples
         )
         if self.iteration < self.total:
             check_memory(self.model, self.stages, self.batches, self.train_set)

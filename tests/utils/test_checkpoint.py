@@ -47,7 +47,7 @@ def refusal(path, load=read_checkpoint):
     return sentence
 
 
-# What is not a checkpoint at all
+# Not a checkpoint
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def refusal(path, load=read_checkpoint):
         (pickle.dumps([1, 2], 2), 'is damaged'),
     ],
 )
-def test_other_files_are_named_for_what_they_are(tmp_path, content, says):
+def test_other_kinds_of_files_are_recognised(tmp_path, content, says):
     path = tmp_path / 'weights.pth'
     path.write_bytes(content)
     assert says in refusal(path)
 
 
-def test_no_file_and_a_folder(tmp_path):
+def test_a_missing_file_and_a_folder(tmp_path):
     assert 'no such weights file' in refusal(tmp_path / 'none.pth')
     assert 'is a folder' in refusal(tmp_path)
 
@@ -125,7 +125,7 @@ class Malice:
 
 @pytest.mark.parametrize('protocol', [2, 4])
 @pytest.mark.parametrize('kind', ['zip', 'legacy', 'pickle'])
-def test_a_pickle_that_would_run_code_runs_nothing(tmp_path, kind, protocol, recwarn):
+def test_a_pickle_with_code_runs_nothing(tmp_path, kind, protocol, recwarn):
     path, trace = tmp_path / 'evil.pth', tmp_path / 'trace'
     content = {'params': {'a': torch.zeros(1)}, 'extra': Malice(str(trace))}
     if kind == 'pickle':
@@ -136,7 +136,7 @@ def test_a_pickle_that_would_run_code_runs_nothing(tmp_path, kind, protocol, rec
     assert 'is refused' in sentence
     assert not trace.exists()
     assert not recwarn.list
-    assert 'weights_only' not in sentence  # torch's advice how to run it after all
+    assert 'weights_only' not in sentence  # torch's advice to load it anyway
     if protocol == 2:
         assert f'{os.mkdir.__module__}.mkdir' in sentence
 
@@ -146,7 +146,7 @@ def test_a_pickled_module_is_refused_by_name(tmp_path):
     assert 'torch.nn.modules.linear.Linear' in refusal(tmp_path / 'a.pth')
 
 
-def test_a_files_words_do_not_reach_the_terminal_raw(tmp_path):
+def test_control_characters_of_a_file_are_escaped(tmp_path):
     torch.save({'\x1b[31mparams\n': 1}, tmp_path / 'a.pth')
     assert '\x1b' not in refusal(tmp_path / 'a.pth', load_weights)
 
@@ -166,7 +166,7 @@ def test_ema_is_preferred_and_a_key_can_be_named(tmp_path):
         load_weights(path, 'ema')
 
 
-def test_tlc_is_as_asked_for_else_as_the_file_says(tmp_path):
+def test_tlc_defaults_to_the_setting_of_the_file(tmp_path):
     for tlc in (False, True, 256):
         save_checkpoint(tmp_path / 'a.pth', {'w': torch.zeros(2)}, {'type': 'X'}, 5, tlc=tlc)
         weights = load_weights(tmp_path / 'a.pth')
@@ -195,12 +195,12 @@ def test_prefixes_are_removed(tmp_path, prefix):
     assert list(load_weights(tmp_path / 'a.pth').params) == ['a.w', 'b']
 
 
-def test_a_compiled_part_and_a_part_that_is_called_module(tmp_path):
+def test_a_compiled_part_and_a_part_called_module(tmp_path):
     torch.save({'encoder._orig_mod.w': torch.ones(1), 'module.w': torch.ones(1)}, tmp_path / 'a.pth')
     assert list(load_weights(tmp_path / 'a.pth').params) == ['encoder.w', 'module.w']
 
 
-def test_an_empty_average_is_none(tmp_path):
+def test_an_empty_params_ema_is_ignored(tmp_path):
     torch.save({'params_ema': {}, 'params': {'w': torch.ones(1)}}, tmp_path / 'a.pth')
     assert load_weights(tmp_path / 'a.pth').key == 'params'
 
@@ -239,30 +239,30 @@ def test_half_precision_becomes_single(tmp_path):
         ({f'k{i:02}': i for i in range(20)}, 'k07 … and 12 more'),
     ],
 )
-def test_files_without_weights_say_what_they_have(tmp_path, content, says):
+def test_files_without_weights_list_their_keys(tmp_path, content, says):
     torch.save(content, tmp_path / 'a.pth')
     assert says in refusal(tmp_path / 'a.pth', load_weights)
 
 
-# Into the network
+# Copying into a network
 
 
 class Wrapped(torch.nn.Module):
-    """Whose names are those that DataParallel makes."""
+    """Has names like those that DataParallel makes."""
 
     def __init__(self):
         super().__init__()
         self.module = torch.nn.Linear(2, 2)
 
 
-def test_a_network_whose_own_names_have_such_a_prefix(tmp_path):
+def test_a_network_with_a_prefix_in_its_own_names(tmp_path):
     net, other = Wrapped(), Wrapped()
     save_checkpoint(tmp_path / 'a.pth', net.state_dict(), {'type': 'Wrapped'}, 1)
     assert apply_weights(other, load_weights(tmp_path / 'a.pth')) == []
     assert torch.equal(other.module.weight, net.module.weight)
 
 
-def test_options_that_no_network_can_have_are_a_sentence(tmp_path, net):
+def test_nonfinite_options_are_refused(tmp_path, net):
     for factor in (float('inf'), float('nan')):
         options = {'type': 'Restormer', **TINY, 'ffn_expansion_factor': factor}
         save_checkpoint(tmp_path / 'a.pth', net.state_dict(), options, 1)
@@ -282,7 +282,7 @@ def test_round_trip_is_exact(saved, net, tmp_path):
     assert list(tmp_path.iterdir()) == [saved]
 
 
-def test_saved_tensors_stand_for_themselves(tmp_path):
+def test_a_saved_view_does_not_carry_its_storage(tmp_path):
     whole = torch.zeros(1000, 1000, requires_grad=True)
     save_checkpoint(tmp_path / 'a.pth', {'module.w': whole[:2, :2]}, {}, 1)
     assert (tmp_path / 'a.pth').stat().st_size < 10_000
@@ -309,7 +309,7 @@ def test_strict_lists_every_kind_of_difference_and_copies_nothing(saved, net):
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-def test_not_strict_takes_what_fits_and_returns_the_rest(saved):
+def test_not_strict_copies_matching_tensors_and_returns_the_differences(saved):
     weights = load_weights(saved)
     torch.manual_seed(2)
     other = Restormer(**{**TINY, 'heads': [1, 1, 2, 4], 'LayerNorm_type': 'BiasFree'})
@@ -325,7 +325,7 @@ def test_not_strict_still_refuses_when_nothing_fits(net, tmp_path):
         apply_weights(net, Weights(tmp_path / 'a.pth', {'w': torch.ones(1)}, ''), strict=False)
 
 
-# Options read off the tensors
+# Options inferred from the tensors
 
 FULL = {**TINY, 'dim': 48, 'num_blocks': [4, 6, 6, 8], 'num_refinement_blocks': 4, 'heads': [1, 2, 4, 8]}
 
@@ -350,7 +350,7 @@ def test_options_are_inferred_from_a_file_that_has_only_params(options, tmp_path
 
 
 @pytest.mark.parametrize('factor', [0.7, 1.0, 2.25, 8 / 3, 3.14159, np.pi])
-def test_an_odd_expansion_factor_gives_the_same_shapes(factor, tmp_path):
+def test_an_odd_expansion_factor_is_inferred_up_to_the_same_shapes(factor, tmp_path):
     with torch.device('meta'):
         params = Restormer(**{**FULL, 'ffn_expansion_factor': factor}).state_dict()
         inferred = network_options(Weights(tmp_path / 'a.pth', params, 'params'))
@@ -358,7 +358,7 @@ def test_an_odd_expansion_factor_gives_the_same_shapes(factor, tmp_path):
     assert {n: t.shape for n, t in again.items()} == {n: t.shape for n, t in params.items()}
 
 
-def test_the_published_kind_of_file_builds_a_network(net, tmp_path):
+def test_a_published_file_builds_a_network(net, tmp_path):
     torch.save({'params': net.state_dict()}, tmp_path / 'published.pth')
     again = build_network(load_weights(tmp_path / 'published.pth'))
     x = torch.rand(1, 3, 8, 16)

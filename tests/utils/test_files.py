@@ -26,7 +26,7 @@ from basicsr.utils.files import (
 )
 
 
-def test_the_home_folder(monkeypatch, tmp_path):
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert [path('~/x') for path in (expanded, absolute, resolve)] == 3 * [tmp_path / 'x']
     assert expanded('~nobody-has-this-name/x') == Path('~nobody-has-this-name/x')
@@ -37,7 +37,7 @@ def test_root_is_the_repository():
     assert (ROOT / 'basicsr' / 'utils' / 'files.py').is_file()
 
 
-def test_relative_paths_count_from_the_root_wherever_one_stands(tmp_path, monkeypatch):
+def test_resolve_starts_at_the_root_and_absolute_at_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve('options/a.yml') == ROOT / 'options' / 'a.yml'
     assert resolve(tmp_path / 'a.yml') == tmp_path / 'a.yml'
@@ -45,7 +45,7 @@ def test_relative_paths_count_from_the_root_wherever_one_stands(tmp_path, monkey
 
 
 @pytest.mark.parametrize('data', [b'new', lambda file: file.write(b'new')])
-def test_writes_bytes_or_what_a_function_writes(tmp_path, data):
+def test_atomic_write_takes_bytes_or_a_function(tmp_path, data):
     path = tmp_path / 'file'
     path.write_bytes(b'something old and longer')
     atomic_write(path, data)
@@ -53,7 +53,7 @@ def test_writes_bytes_or_what_a_function_writes(tmp_path, data):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / 'file'
     path.write_bytes(b'old')
 
@@ -69,26 +69,26 @@ def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_missing_folder_is_an_error(tmp_path):
+def test_atomic_write_needs_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         atomic_write(tmp_path / 'nowhere' / 'file', b'')
 
 
-def test_the_longest_name_a_file_can_have(tmp_path):
+def test_a_name_of_maximum_length(tmp_path):
     path = tmp_path / ('n' * 255)
     atomic_write(path, b'x')
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='permission bits are POSIX')
-def test_the_file_has_the_rights_of_any_new_file(tmp_path):
+def test_the_permissions_of_any_new_file(tmp_path):
     atomic_write(tmp_path / 'atomic', b'')
     (tmp_path / 'plain').write_bytes(b'')
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ('atomic', 'plain')}
     assert len(modes) == 1
 
 
-def test_json_is_that_of_the_standard():
+def test_json_has_null_for_nonfinite_numbers():
     text = as_json(
         {'a': [1.5, float('inf'), (True, float('nan'))], 'b': {'c': float('-inf'), 'd': 'NaN'}, 'e': 3}
     )
@@ -96,7 +96,7 @@ def test_json_is_that_of_the_standard():
     assert found == {'a': [1.5, None, [True, None]], 'b': {'c': None, 'd': 'NaN'}, 'e': 3}
 
 
-def test_a_scratch_folder_is_gone_unless_it_was_given_a_name(tmp_path):
+def test_a_scratch_folder_is_removed_unless_renamed(tmp_path):
     with scratch_folder(tmp_path) as folder:
         (folder / 'file').write_bytes(b'')
         (folder / 'file').rename(tmp_path / 'kept')
@@ -108,7 +108,7 @@ def test_a_scratch_folder_is_gone_unless_it_was_given_a_name(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {'kept', 'named'}
 
 
-def test_what_kills_have_left_is_removed_and_nothing_else(tmp_path):
+def test_remove_leftovers_removes_temporary_files_alone(tmp_path):
     atomic_write(tmp_path / 'file', b'whole')
     with scratch_folder(tmp_path) as folder:
         pass
@@ -120,27 +120,29 @@ def test_what_kills_have_left_is_removed_and_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {'file', '.mine.tmp'}
 
 
-OTHER = 'import fcntl, sys; f = open(sys.argv[1], "a+b"); fcntl.lockf(f, 2); print("held", flush=True); input()'
+OTHER = (
+    'import fcntl, sys; f = open(sys.argv[1], "a+b"); fcntl.lockf(f, 2); print("locked", flush=True); input()'
+)
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='locks are POSIX')
-def test_one_process_alone_holds_a_file(tmp_path):
+def test_one_process_holds_a_lock_file(tmp_path):
     path = tmp_path / '.lock'
     with subprocess.Popen(
         [sys.executable, '-c', OTHER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
-        assert other.stdout.readline() == b'held\n'
+        assert other.stdout.readline() == b'locked\n'
         with pytest.raises(InUseError, match='another process'), lock_file(path):
-            pytest.fail('held by two')
+            pytest.fail('two holders')
         other.communicate(b'\n')
-    with pytest.raises(KeyError), lock_file(path):  # whoever held it is gone
+    with pytest.raises(KeyError), lock_file(path):  # the holder has ended
         assert path.exists()
         raise KeyError
     assert not path.exists()
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='locks are POSIX')
-def test_a_file_that_its_holder_removes_meanwhile_is_not_the_one_to_hold(tmp_path, monkeypatch):
+def test_a_lock_file_removed_while_opening_is_made_again(tmp_path, monkeypatch):
     path = tmp_path / '.lock'
     calls = []
 
@@ -156,7 +158,7 @@ def test_a_file_that_its_holder_removes_meanwhile_is_not_the_one_to_hold(tmp_pat
     assert not path.exists()
 
 
-def test_where_nothing_can_be_made_nobody_is_kept_out(tmp_path, monkeypatch):
+def test_no_lock_in_a_read_only_folder(tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError(errno.EACCES, 'Permission denied')
 
@@ -179,7 +181,7 @@ def test_file_systems_without_locks(tmp_path, monkeypatch, error, ends):
         assert lock(file)
 
 
-def test_folders_made_for_nothing_are_removed(tmp_path):
+def test_made_folders_are_removed_if_empty(tmp_path):
     with pytest.raises(KeyError), made_folder(tmp_path / 'a' / 'b'):
         raise KeyError
     assert not list(tmp_path.iterdir())
