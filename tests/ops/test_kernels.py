@@ -1,5 +1,5 @@
-"""The Triton kernels against autograd over PyTorch's operations in double precision: on a GPU, or without one in Triton's
-interpreter (see tests/conftest.py)."""
+"""The Triton kernels against autograd over PyTorch's operations in double precision: on a GPU, or without one in
+Triton's interpreter (see tests/conftest.py)."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def case(shape, has_bias):
     return tensors, [None if each is None else each.double().requires_grad_() for each in tensors]
 
 
-# One image smaller than a program in every direction; one that needs several programs in each, with programs of few rows
-# to save time.
+# One image smaller than a program in every direction; one that needs several programs in each, of few rows to save
+# time.
 SHAPES = [((2, 3, 5, 6), kernels.ROWS), ((1, 6, 9, 70), 4)]
 
 
