@@ -85,7 +85,7 @@ def test_result_and_gradient_with_checkpointing(images, precision, monkeypatch):
     check(images, {}, *PRECISIONS[precision])
 
 
-def test_channels_first_images_give_the_same(images, monkeypatch):
+def test_channels_first_images(images, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     check(images, {}, *PRECISIONS['fp32'], memory_format=torch.contiguous_format)
 
@@ -126,7 +126,7 @@ def exact_convolutions(monkeypatch):
 
 @pytest.mark.parametrize('precision', ENGINE_PRECISIONS)
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_engine_is_the_network(kind, precision):
+def test_engine_equals_the_network(kind, precision):
     half, tolerance = ENGINE_PRECISIONS[precision]
     net, x = network(**KINDS[kind]), torch.rand(2, 3, 200, 264)
     with torch.no_grad():
@@ -140,13 +140,13 @@ def test_the_engine_is_the_network(kind, precision):
 
 
 @pytest.mark.parametrize('window', [64, 200])
-def test_local_windows_are_those_of_the_cpu(window):
+def test_tlc_equals_that_of_the_cpu(window):
     net, x = network(), torch.rand(1, 3, 136, 200)
     expected = StripEngine(net, window=window)(x)
     assert error(StripEngine(net.cuda(), window=window)(x.cuda()), expected.double()) < 1e-5
 
 
-def test_the_engine_without_triton(without_triton):
+def test_engine_without_triton(without_triton):
     net, x = network(), torch.rand(1, 3, 136, 200)
     expected = StripEngine(net)(x)
     assert error(StripEngine(net.cuda())(x.cuda()), expected.double()) < 1e-5
@@ -154,7 +154,7 @@ def test_the_engine_without_triton(without_triton):
 
 @pytest.mark.parametrize('precision', ENGINE_PRECISIONS)
 @pytest.mark.parametrize('window', [None, 384])
-def test_memory_bounds_what_is_taken(precision, window):
+def test_memory_bounds_what_a_call_uses(precision, window):
     engine = StripEngine(Restormer().cuda(), ENGINE_PRECISIONS[precision][0], window)
     engine(torch.rand(1, 3, 64, 64, device='cuda'))
     for H, W in ((64, 64), (256, 256), (720, 1280)):
@@ -168,7 +168,7 @@ def test_memory_bounds_what_is_taken(precision, window):
 
 
 @pytest.mark.parametrize('window', [None, 64])
-def test_the_engine_does_not_wait_for_the_device(window):
+def test_engine_does_not_synchronise(window):
     engine, x = StripEngine(network().cuda(), torch.bfloat16, window), torch.rand(1, 3, 200, 264).cuda()
     other = torch.rand(1, 3, 64, 64).cuda()
     for _ in range(2):
@@ -190,7 +190,7 @@ def test_the_engine_does_not_wait_for_the_device(window):
 
 
 @pytest.mark.parametrize('half', [None, torch.bfloat16])
-def test_a_recorded_engine_keeps_its_weights_where_they_are(half):
+def test_recorded_engine_keeps_the_memory_of_its_weights(half):
     net, x = network().cuda(), torch.rand(1, 3, 64, 72).cuda()
     engine = StripEngine(net, half)
     expected = [engine(x) for _ in range(2)][-1]

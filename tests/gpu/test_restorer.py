@@ -81,8 +81,8 @@ def tf32(request):
 @pytest.mark.parametrize('options', [{}, {'tlc': 64}, {'tile': 32, 'tile_overlap': 8}], ids=str)
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 @pytest.mark.parametrize('shape', KINDS)
-def test_single_precision_is_that_of_the_cpu(tf32, shape, dtype, options):
-    """With TF32 it would be tens of levels of 16 bits away."""
+def test_single_precision_equals_the_cpu(tf32, shape, dtype, options):
+    """TF32 would be off by tens of 16-bit levels."""
     before = image(*shape, dtype=dtype)
     found, expected = (Restorer(tiny(), device, 'fp32', **options)(before) for device in ('cuda', 'cpu'))
     assert found.dtype == dtype and found.shape == shape
@@ -91,7 +91,7 @@ def test_single_precision_is_that_of_the_cpu(tf32, shape, dtype, options):
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-def test_every_level_goes_up_and_comes_back(dtype):
+def test_every_level_survives(dtype):
     every = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(16, -1)
     identity = tiny()
     nn.init.zeros_(identity.output.weight)
@@ -100,7 +100,7 @@ def test_every_level_goes_up_and_comes_back(dtype):
         np.testing.assert_array_equal(restorer(pixels), pixels)
 
 
-def test_the_same_bits_again_after_other_sizes(monkeypatch):
+def test_other_sizes_do_not_change_the_bits(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
     restorer, x = Restorer(tiny(), 'cuda', 'fp32', fixed_strips=True), torch.rand(1, 3, 136, 200)
     first = restorer.restore(x)
@@ -113,7 +113,7 @@ def test_the_same_bits_again_after_other_sizes(monkeypatch):
 
 
 @pytest.mark.parametrize(('precision', 'exact'), [('fp32', True), ('bf16', False)])
-def test_the_libraries_are_set_for_the_call_alone(monkeypatch, precision, exact):
+def test_libraries_are_set_only_during_a_call(monkeypatch, precision, exact):
     inside, backends = [], torch.backends
     monkeypatch.setattr(backends.cudnn, 'benchmark', True)
     monkeypatch.setattr(backends.cudnn, 'deterministic', False)
@@ -148,13 +148,13 @@ def synchronizations(function):
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-def test_an_image_waits_for_its_check_and_for_its_result(dtype):
+def test_an_image_synchronises_for_its_check_and_its_result(dtype):
     restorer, pixels = Restorer(Noting(), 'cuda', 'fp32'), image(64, 64, 3, dtype=dtype)
     restorer(pixels)
     assert synchronizations(lambda: restorer(pixels)) == 2
 
 
-def test_tiles_wait_for_nothing():
+def test_tiles_do_not_synchronise():
     x = torch.rand(1, 3, 64, 64, device='cuda')
     assert synchronizations(lambda: restore_tiles(lambda tile: tile * 2, x, 32, 8)) == 0
 
@@ -185,7 +185,7 @@ def used(monkeypatch):
     return used
 
 
-def test_with_little_memory_free_strips_are_smaller_and_the_result_is_the_same(said, used):
+def test_little_free_memory_shrinks_strips_and_keeps_the_result(said, used):
     restorer = Restorer(tiny(), 'cuda', 'fp32', fixed_strips=True)
     x = torch.rand(1, 3, SIDE, SIDE)
     expected = restorer.restore(x).cpu()
@@ -206,7 +206,7 @@ def test_with_little_memory_free_strips_are_smaller_and_the_result_is_the_same(s
     assert 'out of memory: going on with smaller strips' in warning
 
 
-def test_out_of_memory_on_the_way_means_smaller_strips(said, used):
+def test_out_of_memory_retries_with_smaller_strips(said, used):
     """The allocator refuses what seemed to be free."""
     restorer = Restorer(tiny(), 'cuda', 'fp32')
     x = torch.rand(1, 3, SIDE, SIDE, device='cuda')
@@ -251,7 +251,7 @@ class Pairs:
         return {'lq': self.images[index], 'gt': self.images[index].flip(0), 'name': str(index)}
 
 
-def test_a_set_is_measured_as_on_the_cpu(tmp_path):
+def test_metrics_of_a_set_equal_the_cpu(tmp_path):
     pairs = Pairs()
     metrics = {
         'difference': Metric(lambda restored, gt, data_range: np.mean(np.abs(restored - gt.astype(float))))
@@ -272,7 +272,7 @@ def test_a_set_is_measured_as_on_the_cpu(tmp_path):
     assert {path.name for path in (tmp_path / 'cuda').iterdir()} == {f'{n}.png' for n in range(5)}
 
 
-def test_threads_have_the_current_gpu():
+def test_threads_use_the_current_gpu():
     last = torch.cuda.device_count() - 1
     with torch.cuda.device(last):
         stages = in_stages(

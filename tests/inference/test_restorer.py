@@ -1,5 +1,8 @@
+"""Restorer: arrays and tensors, memory, tiles, TLC, weights."""
+
 import re
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,7 +61,7 @@ SHAPES = [(1, 1), (7, 5), (8, 16), (9, 33), (1, 40), (2, 3, 3), (16, 8, 3), (13,
 
 
 @pytest.mark.parametrize('size', [(1, 1), (3, 4), (5, 5), (7, 9), (8, 8), (20, 17)])
-def test_padding_reflects_where_it_can(size):
+def test_padding_reflects_or_repeats(size):
     net = Function(lambda x: x + 1)
     x = torch.rand(2, 3, *size)
     torch.testing.assert_close(restore_tensor(net, x), x + 1, rtol=0, atol=0)
@@ -68,15 +71,7 @@ def test_padding_reflects_where_it_can(size):
     torch.testing.assert_close(padded, x[:, :, rows][..., columns], rtol=0, atol=0)
 
 
-def test_the_network_says_what_it_needs():
-    net = Function(lambda x: x)
-    net.multiple = 6
-    restore_tensor(net, torch.rand(1, 3, 5, 13))
-    restore_tensor(net, torch.rand(1, 3, 5, 13), multiple=4)
-    assert [tuple(x.shape[-2:]) for x in net.seen] == [(6, 18), (8, 16)]
-
-
-def test_a_size_that_needs_no_padding_is_the_bare_network():
+def test_multiple_of_8_needs_no_padding():
     net, x = tiny(), torch.rand(1, 3, 16, 24)
     with torch.no_grad():
         assert torch.equal(restore_tensor(net, x), net(x))
@@ -93,7 +88,7 @@ def test_a_size_that_needs_no_padding_is_the_bare_network():
         *((shape, np.uint16, 'fp32', 1) for shape in SHAPES[1::3]),
     ],
 )
-def test_an_identity_network_changes_no_value(shape, dtype, precision, channels):
+def test_identity_network_changes_no_value(shape, dtype, precision, channels):
     restorer = Restorer(identity(inp_channels=channels, out_channels=channels), 'cpu', precision)
     before = image(*shape, dtype=dtype)
     kept = before.copy()
@@ -104,7 +99,7 @@ def test_an_identity_network_changes_no_value(shape, dtype, precision, channels)
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-def test_every_value_survives(dtype):
+def test_every_level_survives(dtype):
     every = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(16, -1)
     restorer = Restorer(Function(lambda x: x), 'cpu')
     np.testing.assert_array_equal(restorer(every), every)
@@ -118,7 +113,7 @@ def test_views_and_other_memory_orders():
         np.testing.assert_array_equal(restorer(view), view)
 
 
-def test_the_result_is_the_networks_rounded():
+def test_result_is_the_rounded_output():
     net = tiny()
     before = image(9, 12, 3)
     x = torch.from_numpy(before).permute(2, 0, 1)[None].float() / 255
@@ -129,7 +124,7 @@ def test_the_result_is_the_networks_rounded():
     assert (np.abs(before - expected) > 1).any()
 
 
-def test_rounding_is_half_to_even_and_clamped():
+def test_result_is_clamped_and_rounded_half_to_even():
     values = torch.tensor([-1.0, 0.5, 1.5, 2.5, 254.4, 254.6, 300.0, 100.0]) / 255
     net = Function(lambda x: values.expand_as(x))
     assert Restorer(net, 'cpu')(image(8, 8))[0].tolist() == [0, 0, 2, 2, 254, 255, 255, 100]
@@ -142,7 +137,7 @@ def test_grey_through_three_channels_is_the_mean():
     np.testing.assert_array_equal(after, np.round(before * 0.6))
 
 
-def test_colour_through_one_channel_goes_by_itself():
+def test_colour_through_one_channel_runs_channel_by_channel():
     net = Function(lambda x: x - x.mean(), channels=1)
     before = image(8, 8, 3)
     after = Restorer(net, 'cpu')(before)
@@ -151,7 +146,7 @@ def test_colour_through_one_channel_goes_by_itself():
     assert [tuple(x.shape) for x in net.seen] == [(1, 1, 8, 8)] * 3
 
 
-def test_alpha_is_passed_through_and_not_looked_at():
+def test_alpha_is_copied_and_ignored():
     before = image(9, 9, 4)
     restorer = Restorer(tiny(), 'cpu')
     after = restorer(before)
@@ -171,15 +166,9 @@ def test_alpha_is_passed_through_and_not_looked_at():
     ],
     ids=lambda a: f'{a.shape} {a.dtype}',
 )
-def test_other_arrays_are_refused(wrong):
+def test_other_arrays_raise(wrong):
     with pytest.raises(ValueError, match=r'image: found an array of .*; allowed: '):
         Restorer(identity(), 'cpu')(wrong)
-
-
-def test_networks_of_other_channels_are_refused():
-    restorer = Restorer(tiny(inp_channels=6, dual_pixel_task=True), 'cpu')
-    with pytest.raises(ValueError, match='takes 6 channels; allowed: 1 or 3'):
-        restorer(image(8, 8, 3))
 
 
 def test_devices_and_precisions_are_checked():
@@ -190,7 +179,7 @@ def test_devices_and_precisions_are_checked():
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), float('-inf')])
-def test_what_is_not_finite_is_never_returned(value):
+def test_nonfinite_result_raises(value):
     def one_bad_pixel(x):
         x = x.clone()
         x[0, 0, 3, 3] = value
@@ -221,24 +210,24 @@ def raises(error):
     ],
     ids=lambda error: f'{type(error).__name__}: {str(error)[:30]}',
 )
-def test_too_little_memory_is_a_sentence_with_the_size(error):
+def test_out_of_memory_names_the_size(error):
     with pytest.raises(RestoreError, match='image of 9×8 pixels does not fit into the memory of cpu'):
         Restorer(raises(error), 'cpu')(image(8, 9, 3))
 
 
-def test_a_real_allocation_failure():
+def test_failed_allocation_raises_restore_error():
     net = Function(lambda x: torch.empty(1 << 60))
     with pytest.raises(RestoreError, match='does not fit into the memory'):
         Restorer(net, 'cpu')(image(8, 8, 3))
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_propagate():
     with pytest.raises(RuntimeError, match='shapes do not match') as caught:
         Restorer(raises(RuntimeError('shapes do not match')), 'cpu')(image(8, 8, 3))
     assert not isinstance(caught.value, RestoreError)
 
 
-def test_nothing_is_recorded_for_gradients():
+def test_no_gradients_are_recorded():
     layer, recorded = nn.Conv2d(3, 3, 1), []
 
     def call(x):
@@ -250,6 +239,46 @@ def test_nothing_is_recorded_for_gradients():
     one(image(8, 8, 3))
     one.restore(torch.rand(1, 3, 8, 8))
     assert recorded == [False, False]
+
+
+def test_grey_with_alpha():
+    one, pixels = fp32(tiny()), image(9, 11, 2)
+    found = one(pixels)
+    np.testing.assert_array_equal(found[..., 0], one(pixels[..., 0]))
+    np.testing.assert_array_equal(found[..., 1], pixels[..., 1])
+
+
+def test_out_of_memory_after_the_network_raises_restore_error(monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(torch.Tensor, 'round_', full)
+    with pytest.raises(RestoreError, match='an image of 8×8 pixels does not fit into the memory of cpu'):
+        fp32(tiny())(image(8, 8, 3))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_networks_for_images_take_1_or_3_channels(channels):
+    fp32(Function(lambda x: x, channels)).check_channels()
+
+
+@pytest.mark.parametrize(
+    ('network', 'says'),
+    [
+        (lambda: Function(lambda x: x, 2), 'takes 2 channels; allowed: 1 or 3'),
+        (lambda: tiny(inp_channels=6, dual_pixel_task=True), 'takes 6 channels; allowed: 1 or 3'),
+        (
+            lambda: tiny(out_channels=1, dual_pixel_task=True),
+            'makes 1 channels of 3; allowed: as many as it takes',
+        ),
+    ],
+    ids=['2 in', '6 in', '3 in, 1 out'],
+)
+def test_other_networks_restore_only_tensors(network, says):
+    restorer = fp32(network())
+    assert len(restorer.restore(torch.rand(1, restorer.channels, 8, 8))) == 1
+    with pytest.raises(ValueError, match=f'^network: found one that {says}'):
+        restorer(image(8, 8, 3))
 
 
 # Tensors
@@ -265,27 +294,19 @@ def close(found, expected, atol=1e-5):
 
 
 @pytest.mark.parametrize('network', [tiny, lambda: nn.Conv2d(3, 3, 3, padding=1)], ids=['Restormer', 'other'])
-def test_images_of_a_batch_do_not_see_each_other(network):
+def test_images_of_a_batch_are_independent(network):
     both, x = fp32(network()), torch.rand(2, 3, 24, 21)
     close(both.restore(x), torch.cat([both.restore(image_1CHW) for image_1CHW in x.split(1)]), atol=1e-6)
 
 
-def test_other_sizes_are_padded():
-    net = tiny()
-    x = torch.rand(1, 3, 21, 3)
-    padded = torch.cat([x, x.flip(2)[:, :, 1:4]], dim=2)  # reflected; a side of 3 has not got 5 to reflect
-    padded = torch.cat([padded, padded[..., -1:].expand(-1, -1, -1, 5)], dim=3)
-    with torch.no_grad():
-        expected = net(padded)[..., :21, :3]
-    close(fp32(net).restore(x), expected)
-
-
-def test_the_networks_own_multiple_or_another():
-    net = Function(lambda x: x)
+def test_multiple_is_the_networks_or_the_argument():
+    net, x = Function(lambda x: x), torch.rand(1, 3, 5, 13)
     net.multiple = 6
-    fp32(net).restore(torch.rand(1, 3, 5, 13))
-    fp32(net, multiple=4).restore(torch.rand(1, 3, 5, 13))
-    assert [tuple(x.shape[-2:]) for x in net.seen] == [(6, 18), (8, 16)]
+    for restore in (lambda x, **options: fp32(net, **options).restore(x), partial(restore_tensor, net)):
+        restore(x)
+        restore(x, multiple=4)
+        assert [tuple(x.shape[-2:]) for x in net.seen] == [(6, 18), (8, 16)]
+        net.seen.clear()
     net, x = tiny(), torch.rand(1, 3, 8, 21)
     with torch.no_grad():
         expected = restore_tensor(net, x, 16)
@@ -297,11 +318,11 @@ def test_the_networks_own_multiple_or_another():
 
 
 @pytest.mark.parametrize('network', [tiny, lambda: nn.Conv2d(3, 3, 3, padding=1)], ids=['Restormer', 'other'])
-def test_half_precision_comes_out_single(network):
+def test_half_precision_returns_single(network):
     net, x = network(), torch.rand(1, 3, 24, 16)
     half, full = (Restorer(net, 'cpu', precision).restore(x) for precision in ('bf16', 'fp32'))
     assert half.dtype == full.dtype == torch.float32
-    assert 1e-5 < (half - full).abs().max() < 0.02  # it is not single precision all along
+    assert 1e-5 < (half - full).abs().max() < 0.02  # not all in single precision
 
 
 @pytest.mark.parametrize(
@@ -309,7 +330,7 @@ def test_half_precision_comes_out_single(network):
     [(tiny, 'fp32'), (tiny, 'bf16'), (lambda: nn.Conv2d(3, 3, 3, padding=1), 'fp32')],
     ids=['Restormer', 'Restormer in bf16', 'other'],
 )
-def test_a_network_in_double_precision(network, precision):
+def test_network_in_double_precision(network, precision):
     net, x = network().double(), torch.rand(1, 3, 24, 16)
     with torch.no_grad():
         expected = net(x.double())
@@ -318,7 +339,7 @@ def test_a_network_in_double_precision(network, precision):
     close(found, expected, atol=1e-12 if precision == 'fp32' else 0.02)
 
 
-def test_the_image_may_be_in_double_precision():
+def test_image_in_double_precision():
     net, x = tiny(), torch.rand(1, 3, 16, 24)
     close(fp32(net).restore(x.double()), fp32(net).restore(x))
     other = nn.Conv2d(3, 3, 3, padding=1).double()
@@ -331,20 +352,47 @@ class Shifted(Restormer):
         return super().forward(x) + 1
 
 
-def test_a_subclass_runs_its_own_forward():
+class Named(Restormer):
+    """Inherits the forward pass."""
+
+
+def test_subclass_keeps_the_strips_or_says_so(monkeypatch):
+    said = []
+    monkeypatch.setattr(get_logger(), 'warning', lambda text, *values: said.append(text % values))
+    x = torch.rand(1, 3, 16, 24)
+    for kind, shift in ((Named, 0), (Shifted, 1)):
+        torch.manual_seed(0)
+        restorer = fp32(kind(**TINY))
+        close(restorer.restore(x), fp32(tiny()).restore(x) + shift)
+        assert (restorer.engine is None) == bool(said) == bool(shift)
+    (warning,) = said
+    assert warning.startswith('Shifted changes') and 'without strips' in warning
+
+
+def test_network_without_blocks():
     torch.manual_seed(0)
-    net, x = Shifted(**TINY), torch.rand(1, 3, 16, 24)
-    close(fp32(net).restore(x), fp32(tiny()).restore(x) + 1)
+    net = Restormer(**TINY | {'num_blocks': [0, 0, 0, 0], 'num_refinement_blocks': 0}).eval()
+    x = torch.rand(1, 3, 24, 16)
+    with torch.no_grad():
+        close(fp32(net).restore(x), net(x))
 
 
-@pytest.mark.parametrize(('channels', 'allowed'), [(1, True), (3, True), (2, False), (4, False), (6, False)])
-def test_check_channels(channels, allowed):
-    restorer = fp32(Function(lambda x: x, channels))
-    if allowed:
-        restorer.check_channels()
-        return
-    with pytest.raises(ValueError, match=f'found one that takes {channels} channels; allowed: 1 or 3'):
-        restorer.check_channels()
+def test_result_is_an_ordinary_tensor():
+    for net in (tiny(), Function(lambda x: x + 1)):
+        y = Restorer(net, 'cpu', 'fp32').restore(torch.rand(1, 3, 8, 8))
+        assert not y.requires_grad and not y.clamp_(0, 1).is_inference()
+
+
+@pytest.mark.parametrize('wrong', [torch.rand(3, 8, 8), torch.rand(1, 3, 0, 8), torch.ones(1, 3, 8, 8).byte()])
+def test_other_tensors_raise(wrong):
+    with pytest.raises(ValueError, match=r'image: found a tensor of .*; allowed: \(B, C, H, W\), float'):
+        Restorer(tiny(), 'cpu').restore(wrong)
+
+
+def test_multiple_that_is_none_of_8_raises():
+    with pytest.raises(ValueError, match='multiple: found 12; allowed: a multiple of 8'):
+        Restorer(tiny(), 'cpu', multiple=12)
+    Restorer(Function(lambda x: x), 'cpu', multiple=12)
 
 
 # Memory
@@ -352,7 +400,7 @@ def test_check_channels(channels, allowed):
 
 @pytest.fixture
 def free(monkeypatch):
-    """`free(number)`: so many bytes are free."""
+    """`free(number)` sets the free memory."""
 
     def free(number):
         monkeypatch.setattr(restorer, 'free_memory', lambda device: number)
@@ -366,15 +414,14 @@ def needed(net, H, W, strip_bytes=1, **options):
 
 
 def whole_as_a_strip(net, H, W):
-    """Bytes of a temporary for all rows of an image, of which the largest has so many channels: more a strip never
-    takes."""
+    """Bytes of the largest temporary if all rows of an image are one strip."""
     engine = StripEngine(net)
     return H * W * engine.widest * engine.dtype.itemsize
 
 
 @pytest.fixture
 def used(monkeypatch):
-    """The `strip_bytes` of every call of an engine."""
+    """The `strip_bytes` of each call of an engine."""
     used, call = [], StripEngine.__call__
 
     def noted(engine, x):
@@ -385,9 +432,8 @@ def used(monkeypatch):
     return used
 
 
-@pytest.mark.parametrize('size', [(136, 120), (131, 115)])
-@pytest.mark.parametrize('above', [0, 10_000, 1_000_000])
-def test_strips_that_keep_the_limit_give_the_same(used, size, above):
+@pytest.mark.parametrize(('size', 'above'), [((136, 120), 0), ((131, 115), 10_000), ((131, 115), 1_000_000)])
+def test_memory_limit_shrinks_strips_and_keeps_the_result(used, size, above):
     net, x, pixels = tiny(), torch.rand(2, 3, *size), image(*size, 3)
     limit = needed(net, 136, 120) + above
     tight, plain = fp32(net, memory_limit=limit), fp32(net)
@@ -398,12 +444,12 @@ def test_strips_that_keep_the_limit_give_the_same(used, size, above):
     assert used[-1] < STRIP_BYTES_CPU
     assert np.abs(tight(pixels).astype(int) - plain(pixels)).max() <= 1
 
-    tight.memory_limit = None  # full strips again, and so the same bits
+    tight.memory_limit = None  # full strips again, hence the same bits
     assert torch.equal(tight.restore(x), expected)
     assert used[-1] == STRIP_BYTES_CPU
 
 
-def test_a_limit_with_room_changes_nothing(used):
+def test_generous_limit_changes_nothing(used):
     net, x = tiny(), torch.rand(1, 3, 40, 56)
     roomy = fp32(net, memory_limit=needed(net, 40, 56, STRIP_BYTES_CPU))
     assert torch.equal(roomy.restore(x), fp32(net).restore(x))
@@ -413,7 +459,7 @@ def test_a_limit_with_room_changes_nothing(used):
     assert used[-1] == whole_as_a_strip(net, 40, 56) - 1
 
 
-def test_free_memory_is_the_limit_unless_there_is_one(free, used):
+def test_limit_defaults_to_free_memory(free, used):
     net, x = tiny(), torch.rand(1, 3, 40, 56)
     whole = needed(net, 40, 56, STRIP_BYTES_CPU)
     one = fp32(net)
@@ -439,7 +485,7 @@ def no_work(monkeypatch):
     ('precision', 'half'), [('fp32', 'precision bf16 needs about half of it, '), ('bf16', '')]
 )
 @pytest.mark.parametrize('there', ['are free', 'are allowed'])
-def test_an_image_that_cannot_fit_is_refused_before_it_is_begun(free, no_work, precision, half, there):
+def test_image_that_cannot_fit_raises_before_work_starts(free, no_work, precision, half, there):
     net = tiny()
     one = Restorer(net, 'cpu', precision)
     least = needed(net, 8, 30_000, dtype=one.dtype)
@@ -457,12 +503,7 @@ def test_an_image_that_cannot_fit_is_refused_before_it_is_begun(free, no_work, p
             restore()
 
 
-def test_the_image_is_named_with_its_own_size():
-    with pytest.raises(RestoreError, match='image of 9×7 pixels'):
-        fp32(tiny(), memory_limit=1)(image(7, 9, 3))
-
-
-def test_after_a_refusal_the_next_image_is_done():
+def test_refusal_does_not_affect_the_next_image():
     net, x = tiny(), torch.rand(1, 3, 40, 56)
     one = fp32(net, memory_limit=needed(net, 40, 56, STRIP_BYTES_CPU))
     with pytest.raises(RestoreError):
@@ -471,14 +512,14 @@ def test_after_a_refusal_the_next_image_is_done():
 
 
 @pytest.mark.parametrize('limit', [0, -1])
-def test_limits_that_are_none(limit):
+def test_limit_below_one_byte_raises(limit):
     with pytest.raises(
         ValueError, match=f'memory_limit: found {limit}; allowed: a number of bytes above 0, or None'
     ):
         Restorer(tiny(), 'cpu', memory_limit=limit)
 
 
-def test_fixed_strips_give_the_same_bits_or_nothing(free, used):
+def test_fixed_strips_give_the_same_bits_or_raise(free, used):
     net, x = tiny(), torch.rand(1, 3, 131, 130)
     fixed, least = fp32(net, fixed_strips=True), needed(net, 136, 136, STRIP_BYTES_CPU)
     results = []
@@ -499,8 +540,8 @@ def test_fixed_strips_give_the_same_bits_or_nothing(free, used):
 
 
 class Gpu:
-    """A Restorer as on a GPU, which runs out of memory with strips above `most` bytes, after its work: whatever
-    has been written by then must not come out. `strips`: with which it was tried; `said`: the warnings."""
+    """A Restorer as on a GPU that runs out of memory with strips above `most` bytes, after it has written a wrong
+    result, which must not be returned. `strips`: the size of each attempt; `said`: the warnings."""
 
     def __init__(self, monkeypatch, most, strip_bytes=STRIP_BYTES, **options):
         self.most, self.strips, self.said, self.emptied = most, [], [], 0
@@ -524,38 +565,32 @@ class Gpu:
         self.restorer.strip_bytes = strip_bytes
 
 
-def test_out_of_memory_on_a_gpu_means_smaller_strips(monkeypatch):
+def test_gpu_out_of_memory_retries_with_smaller_strips(monkeypatch):
     x = torch.rand(1, 3, 40, 56)
     expected = fp32(tiny()).restore(x)
     gpu = Gpu(monkeypatch, most=STRIP_BYTES // 16)
     close(gpu.restorer.restore(x), expected)
     assert gpu.strips == [STRIP_BYTES, STRIP_BYTES // 4, STRIP_BYTES // 16]
     close(gpu.restorer.restore(x), expected)
-    assert gpu.strips[3:] == [STRIP_BYTES // 16]  # what did not fit is not tried again
+    assert gpu.strips[3:] == [STRIP_BYTES // 16]  # strips that did not fit are not tried again
     assert gpu.restorer.strip_bytes == STRIP_BYTES // 16
     assert gpu.emptied == 2
-    (warning,) = gpu.said
+    gpu.most = STRIP_BYTES // 64
+    gpu.restorer.restore(x)
+    assert gpu.restorer.strip_bytes == STRIP_BYTES // 64
+    (warning,) = gpu.said  # once
     assert re.search('cpu is out of memory: .* smaller strips', warning)
 
 
-def test_said_once_however_often_strips_become_smaller(monkeypatch):
-    gpu = Gpu(monkeypatch, most=STRIP_BYTES // 4)
-    gpu.restorer.restore(torch.rand(1, 3, 8, 8))
-    gpu.most = STRIP_BYTES // 64
-    gpu.restorer.restore(torch.rand(1, 3, 8, 8))
-    assert gpu.restorer.strip_bytes == STRIP_BYTES // 64
-    assert len(gpu.said) == 1
-
-
-def test_out_of_memory_begins_from_the_strips_that_were_chosen(monkeypatch):
+def test_retry_starts_from_the_chosen_strips(monkeypatch):
     gpu = Gpu(monkeypatch, most=2_000_000)
     gpu.restorer.memory_limit = needed(tiny(), 256, 256, 6_000_000)
     gpu.restorer.restore(torch.rand(1, 3, 256, 256))
     assert gpu.strips == [6_000_000, 1_500_000]
 
 
-def test_in_the_middle_of_an_image_of_a_batch(monkeypatch):
-    """Out of memory after some of the second image's result is there."""
+def test_out_of_memory_within_a_batch(monkeypatch):
+    """After a part of the second image's result is written."""
     x = torch.rand(2, 3, 136, 136)
     expected = fp32(tiny()).restore(x)
     calls, output = [], StripEngine._output
@@ -579,21 +614,22 @@ def test_in_the_middle_of_an_image_of_a_batch(monkeypatch):
 @pytest.mark.parametrize(
     'restore', [lambda one: one(image(7, 9, 3)), lambda one: one.restore(torch.rand(1, 3, 7, 9))]
 )
-def test_an_image_that_fits_with_no_strips_does_not_come_out_at_all(monkeypatch, restore):
+def test_image_that_fits_with_no_strips_raises(monkeypatch, restore):
     gpu = Gpu(monkeypatch, most=0)
     with pytest.raises(RestoreError, match='an image of 9×7 pixels does not fit into the memory of cpu'):
         restore(gpu.restorer)
     assert gpu.strips == [STRIP_BYTES // 4**n for n in range(5)]
     assert gpu.strips[-1] == restorer._SMALLEST_STRIP_BYTES
+    assert gpu.restorer.strip_bytes == STRIP_BYTES  # for the next image
 
 
-def test_fixed_strips_become_smaller_too_when_a_gpu_is_out_of_memory(monkeypatch):
+def test_fixed_strips_shrink_when_a_gpu_is_out_of_memory(monkeypatch):
     gpu = Gpu(monkeypatch, most=STRIP_BYTES // 4, fixed_strips=True)
     gpu.restorer.restore(torch.rand(1, 3, 8, 8))
     assert gpu.strips == [STRIP_BYTES, STRIP_BYTES // 4]
 
 
-def test_fixed_strips_on_a_gpu_without_room_for_them_are_smaller_from_the_beginning(monkeypatch):
+def test_fixed_strips_that_do_not_fit_a_gpu_shrink_at_once(monkeypatch):
     gpu = Gpu(monkeypatch, most=STRIP_BYTES, fixed_strips=True)
     gpu.restorer.device = torch.device('cuda')  # says it; the work is the CPU's
     monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, **__: tensor)
@@ -609,7 +645,7 @@ def test_fixed_strips_on_a_gpu_without_room_for_them_are_smaller_from_the_beginn
 @pytest.mark.parametrize('fails', [False, True])
 @pytest.mark.parametrize('tile', [None, 16])
 @pytest.mark.parametrize(('precision', 'exact'), [('fp32', True), ('bf16', False)])
-def test_on_a_gpu_every_call_sets_the_libraries_and_sets_them_back(monkeypatch, precision, exact, tile, fails):
+def test_gpu_call_sets_libraries_and_restores_them(monkeypatch, precision, exact, tile, fails):
     gpu, cudnn, inside = torch.device('cuda'), torch.backends.cudnn, []
     entered = []
     monkeypatch.setattr(cudnn, 'benchmark', True)
@@ -633,13 +669,13 @@ def test_on_a_gpu_every_call_sets_the_libraries_and_sets_them_back(monkeypatch, 
     assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
 
 
-def test_a_small_image_needs_little_memory():
-    """Whatever strips of larger ones may take."""
+def test_small_image_needs_little_memory():
+    """Strips are no larger than the image."""
     small, large = (needed(tiny(), side, side, STRIP_BYTES) for side in (64, 4096))
     assert small < 150e6 < large and small > 10 * whole_as_a_strip(tiny(), 64, 64)
 
 
-def test_other_errors_are_not_tried_again(monkeypatch):
+def test_other_errors_are_not_retried(monkeypatch):
     calls = []
 
     def fails(engine, x_BCHW):
@@ -652,12 +688,49 @@ def test_other_errors_are_not_tried_again(monkeypatch):
     assert len(calls) == 1
 
 
+def test_image_that_does_not_fit_is_not_copied():
+    """A copy would take 30 GB."""
+    pixels = np.broadcast_to(np.uint8(0), (100_000, 100_000, 3))
+    with pytest.raises(
+        RestoreError, match=r'^an image of 100000×100000 pixels needs .*; precision bf16 .*tiles'
+    ):
+        fp32(tiny(), memory_limit=10**9)(pixels)
+    in_tiles = fp32(tiny(), memory_limit=10**9, tile=64)
+    least = (needed(tiny(), 64, 64) + 28 * 10**10) / 1e9
+    with pytest.raises(
+        RestoreError,
+        match=(
+            f'^an image of 100000×100000 pixels in tiles needs {least:.2f} GB of memory on cpu, '
+            'and 1.00 GB are allowed$'
+        ),
+    ):
+        in_tiles(pixels)
+
+
+def test_concurrent_calls_keep_their_own_strips(monkeypatch):
+    """A small image from another thread, during a large one in small strips."""
+    net, seen, call = tiny(), [], StripEngine.__call__
+    one = fp32(net, memory_limit=needed(net, 136, 120) + 20_000)
+
+    def meanwhile(engine, x):
+        if x.shape[-1] > 8:
+            before = engine.strip_bytes
+            one.restore(torch.rand(1, 3, 8, 8))
+            seen.append((before, engine.strip_bytes))
+        return call(engine, x)
+
+    monkeypatch.setattr(StripEngine, '__call__', meanwhile)
+    one.restore(torch.rand(1, 3, 136, 120))
+    ((before, after),) = seen
+    assert before == after < STRIP_BYTES_CPU
+
+
 # Tiles
 
 
 @pytest.mark.parametrize('size', [(8, 8), (5, 40), (33, 50)])
 @pytest.mark.parametrize(('tile', 'overlap'), [(8, 0), (16, 5), (16, 15), (40, 32), (64, 0)])
-def test_tiles_of_a_pixelwise_network_are_the_whole(size, tile, overlap):
+def test_tiles_of_a_pixelwise_network_equal_the_whole(size, tile, overlap):
     net, x = Function(torch.sqrt), torch.rand(2, 3, *size)
     close(fp32(net, tile=tile, tile_overlap=overlap).restore(x), x.sqrt(), atol=5e-6)
     assert all(max(seen.shape[-2:]) <= tile for seen in net.seen)
@@ -675,7 +748,7 @@ def test_every_tile_has_its_own_statistics():
 
 
 @pytest.mark.parametrize('size', [(24, 40), (21, 33)])
-def test_a_tile_larger_than_the_image_is_the_image(size):
+def test_tile_larger_than_the_image_equals_the_whole(size):
     net, x = tiny(), torch.rand(1, 3, *size)
     close(fp32(net, tile=64).restore(x), fp32(net).restore(x), atol=1e-6)
 
@@ -700,23 +773,33 @@ def test_tiles_need_the_memory_of_a_tile():
     )
 
 
+def test_error_for_a_tile_names_the_tile():
+    limit = needed(tiny(), 64, 64)
+    tiled = Restorer(tiny(), 'cpu', 'fp32', tile=64, memory_limit=limit)
+    with pytest.raises(
+        RestoreError, match=r'an image of 128×128 pixels in tiles needs .*; smaller tiles still less'
+    ):
+        tiled.restore(torch.rand(1, 3, 128, 128))
+    with pytest.raises(
+        RestoreError, match=r'a tile of 64×72 pixels needs .*; precision bf16 .* smaller tiles still less'
+    ):
+        tiled._restore(torch.rand(1, 3, 72, 64))  # as when memory has become less meanwhile
+
+
 @pytest.mark.parametrize(
     ('options', 'says'),
     [
-        ({'tile': 0}, 'tile: found 0; allowed: a positive multiple of 8'),
-        ({'tile': -8}, 'tile: found -8; allowed: a positive multiple of 8'),
         ({'tile': 12}, 'tile: found 12; allowed: a positive multiple of 8'),
-        ({'tile': 64, 'tile_overlap': -1}, 'tile_overlap: found -1; allowed: 0 to 63'),
         ({'tile': 64, 'tile_overlap': 64}, 'tile_overlap: found 64; allowed: 0 to 63'),
+        ({'tile_overlap': 8}, 'tile_overlap: found 8 without tile; allowed: together with tile'),
         ({'tlc': 0}, 'tlc: found 0; allowed: a window of a positive multiple of 8'),
         ({'tlc': 1}, 'tlc: found 1; allowed: a window of a positive multiple of 8'),
-        ({'tlc': 7}, 'tlc: found 7; allowed: a window of a positive multiple of 8'),
         ({'tlc': -8}, 'tlc: found -8; allowed: a window of a positive multiple of 8'),
         ({'tlc': 12}, 'tlc: found 12; allowed: a window of a positive multiple of 8'),
     ],
     ids=str,
 )
-def test_windows_and_tiles_of_other_sizes_are_refused(options, says):
+def test_invalid_window_or_tile_raises(options, says):
     with pytest.raises(ValueError, match=f'^{re.escape(says)}'):
         Restorer(tiny(), 'cpu', **options)
 
@@ -728,7 +811,7 @@ def test_windows_and_tiles_of_other_sizes_are_refused(options, says):
 @pytest.mark.parametrize(
     'network', [lambda: nn.Conv2d(3, 3, 1), lambda: Shifted(**TINY)], ids=['Conv2d', 'Shifted']
 )
-def test_tlc_is_for_a_restormer_alone(network, tlc):
+def test_tlc_for_another_network_raises(network, tlc):
     net = network()
     says = f'tlc: found {tlc} for the network {type(net).__name__}; allowed: for Restormer alone'
     with pytest.raises(ValueError, match=f'^{says}$'):
@@ -745,7 +828,7 @@ def test_tlc_is_attention_over_windows():
         assert torch.equal(fp32(net, tlc=window).restore(x), plain)
 
 
-def test_the_window_is_384_unless_told():
+def test_window_defaults_to_384():
     torch.manual_seed(0)
     net = Restormer(**TINY | {'dim': 2, 'heads': [1, 1, 1, 1]}).double()
     x = torch.rand(1, 3, 8, 400, dtype=torch.float64)
@@ -773,6 +856,14 @@ def test_from_checkpoint(tmp_path):
     np.testing.assert_array_equal(after, Restorer(net, 'cpu')(before))
 
 
+@pytest.mark.parametrize(('validated_with', 'window'), [(True, 384), (False, None), (128, 128)])
+def test_checkpoint_decides_on_tlc_unless_an_argument_does(tmp_path, validated_with, window):
+    path = tmp_path / 'a.pth'
+    save_checkpoint(path, tiny().state_dict(), {'type': 'Restormer', **TINY}, 1, tlc=validated_with)
+    for argument, expected in ((None, window), (False, None), (True, 384), (64, 64)):
+        assert Restorer.from_checkpoint(path, 'cpu', tlc=argument).engine.window == expected
+
+
 def test_default_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, 'ROOT', tmp_path)
     folder = tmp_path / 'Motion_Deblurring' / 'pretrained_models'
@@ -789,134 +880,8 @@ def test_default_weights(tmp_path, monkeypatch):
     assert tasks.default_weights('Motion_Deblurring') == published
 
 
-def test_weights_are_used_with_the_tlc_that_they_were_validated_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, 'ROOT', tmp_path)
-    folder = tmp_path / 'Motion_Deblurring' / 'pretrained_models'
-    folder.mkdir(parents=True)
-    for name, tlc in (('motion_deblurring_compact.pth', True), ('other.pth', False), ('narrow.pth', 128)):
-        save_checkpoint(folder / name, tiny().state_dict(), {'type': 'Restormer', **TINY}, 1, tlc=tlc)
-    before = image(392, 400, 3)  # larger than TLC's window
-    plain, local, narrow = (Restorer(tiny(), 'cpu', tlc=tlc)(before) for tlc in (False, True, 128))
-    assert (plain != local).any() and (narrow != local).any()
-    shipped, other = folder / 'motion_deblurring_compact.pth', folder / 'other.pth'
-    for path, tlc, expected in (
-        (None, None, local), (shipped, None, local), (shipped, False, plain), (other, None, plain),
-        (other, True, local), (folder / 'narrow.pth', None, narrow),
-    ):  # fmt: skip
-        found = Restorer.from_checkpoint(path, device='cpu', tlc=tlc)(before)
-        np.testing.assert_array_equal(found, expected)
-
-
 def test_tasks():
     assert tasks.find_task('Motion_DEBLURRING') is tasks.TASKS['motion_deblurring']
     assert all(task.name == name for name, task in tasks.TASKS.items())
     with pytest.raises(ValueError, match="task: found 'derain'; allowed: motion_deblurring"):
         tasks.find_task('derain')
-
-
-def test_sides_that_a_restormer_cannot_have_are_refused_at_once():
-    with pytest.raises(ValueError, match='multiple: found 12; allowed: a multiple of 8'):
-        Restorer(tiny(), 'cpu', multiple=12)
-    Restorer(Function(lambda x: x), 'cpu', multiple=12)
-
-
-def test_after_an_image_that_never_fits_the_next_one_is_as_fast_as_before(monkeypatch):
-    gpu = Gpu(monkeypatch, most=0)
-    with pytest.raises(RestoreError):
-        gpu.restorer.restore(torch.rand(1, 3, 8, 8))
-    assert gpu.restorer.strip_bytes == STRIP_BYTES
-
-
-def test_a_tile_that_does_not_fit_is_called_a_tile():
-    limit = needed(tiny(), 64, 64)
-    tiled = Restorer(tiny(), 'cpu', 'fp32', tile=64, memory_limit=limit)
-    with pytest.raises(
-        RestoreError, match=r'an image of 128×128 pixels in tiles needs .*; smaller tiles still less'
-    ):
-        tiled.restore(torch.rand(1, 3, 128, 128))
-    with pytest.raises(
-        RestoreError, match=r'a tile of 64×72 pixels needs .*; precision bf16 .* smaller tiles still less'
-    ):
-        tiled._restore(torch.rand(1, 3, 72, 64))  # as when memory has become less meanwhile
-
-
-def test_nothing_of_an_image_that_does_not_fit_is_copied():
-    """Of 30 GB, which nobody has."""
-    pixels = np.broadcast_to(np.uint8(0), (100_000, 100_000, 3))
-    with pytest.raises(
-        RestoreError, match=r'^an image of 100000×100000 pixels needs .*; precision bf16 .*tiles'
-    ):
-        fp32(tiny(), memory_limit=10**9)(pixels)
-    in_tiles = fp32(tiny(), memory_limit=10**9, tile=64)
-    least = (needed(tiny(), 64, 64) + 28 * 10**10) / 1e9
-    with pytest.raises(
-        RestoreError,
-        match=(
-            f'^an image of 100000×100000 pixels in tiles needs {least:.2f} GB of memory on cpu, '
-            'and 1.00 GB are allowed$'
-        ),
-    ):
-        in_tiles(pixels)
-
-
-def test_one_call_leaves_the_strips_of_another_as_they_are(monkeypatch):
-    """A small image that comes, from another thread, while a large one is at work in small strips."""
-    net, seen, call = tiny(), [], StripEngine.__call__
-    one = fp32(net, memory_limit=needed(net, 136, 120) + 20_000)
-
-    def meanwhile(engine, x):
-        if x.shape[-1] > 8:
-            before = engine.strip_bytes
-            one.restore(torch.rand(1, 3, 8, 8))
-            seen.append((before, engine.strip_bytes))
-        return call(engine, x)
-
-    monkeypatch.setattr(StripEngine, '__call__', meanwhile)
-    one.restore(torch.rand(1, 3, 136, 120))
-    ((before, after),) = seen
-    assert before == after < STRIP_BYTES_CPU
-
-
-def test_a_network_without_any_block():
-    torch.manual_seed(0)
-    net = Restormer(**TINY | {'num_blocks': [0, 0, 0, 0], 'num_refinement_blocks': 0}).eval()
-    x = torch.rand(1, 3, 24, 16)
-    with torch.no_grad():
-        close(fp32(net).restore(x), net(x))
-
-
-def test_a_network_that_makes_other_channels_than_it_takes_is_not_one_for_images():
-    net = Restormer(**TINY, out_channels=1, dual_pixel_task=True)
-    assert fp32(net).restore(torch.rand(1, 3, 8, 8)).shape == (1, 1, 8, 8)
-    with pytest.raises(
-        ValueError, match='network: found one that makes 1 channels of 3; allowed: as many as it takes'
-    ):
-        fp32(net)(image(8, 8, 3))
-
-
-def test_grey_with_alpha_is_grey():
-    one, pixels = fp32(tiny()), image(9, 11, 2)
-    found = one(pixels)
-    np.testing.assert_array_equal(found[..., 0], one(pixels[..., 0]))
-    np.testing.assert_array_equal(found[..., 1], pixels[..., 1])
-
-
-def test_running_out_of_memory_after_the_network_is_a_sentence(monkeypatch):
-    def full(*_):
-        raise torch.cuda.OutOfMemoryError('CUDA out of memory')
-
-    monkeypatch.setattr(torch.Tensor, 'round_', full)
-    with pytest.raises(RestoreError, match='an image of 8×8 pixels does not fit into the memory of cpu'):
-        fp32(tiny())(image(8, 8, 3))
-
-
-def test_a_result_is_an_ordinary_tensor():
-    for net in (tiny(), Function(lambda x: x + 1)):
-        y = Restorer(net, 'cpu', 'fp32').restore(torch.rand(1, 3, 8, 8))
-        assert not y.requires_grad and not y.clamp_(0, 1).is_inference()
-
-
-@pytest.mark.parametrize('wrong', [torch.rand(3, 8, 8), torch.rand(1, 3, 0, 8), torch.ones(1, 3, 8, 8).byte()])
-def test_other_tensors_are_refused(wrong):
-    with pytest.raises(ValueError, match=r'image: found a tensor of .*; allowed: \(B, C, H, W\), float'):
-        Restorer(tiny(), 'cpu').restore(wrong)

@@ -55,8 +55,8 @@ def case(shape, has_bias):
     return tensors, [None if each is None else each.double().requires_grad_() for each in tensors]
 
 
-# One image smaller than a program in every direction; one that needs several programs in each, with programs of few
-# rows to save time.
+# One image smaller than a program in every direction; one that needs several programs in each, of few rows to save
+# time.
 SHAPES = [((2, 3, 5, 6), kernels.ROWS), ((1, 6, 9, 70), 4)]
 
 

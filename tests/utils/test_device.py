@@ -32,7 +32,7 @@ def gpus(monkeypatch):
     return there_are
 
 
-def test_auto_takes_what_there_is(gpus, monkeypatch):
+def test_auto_takes_the_first_available(gpus, monkeypatch):
     gpus(2)
     assert resolve_device() == torch.device('cuda')
     gpus(0)
@@ -51,13 +51,13 @@ def test_named_devices(gpus):
 @pytest.mark.parametrize(
     'name', ['gpu', '', 'cuda:', 'cuda:-1', 'cuda:a', 'cuda0', 'cpu:1', 'auto:1', 'meta', 'xla']
 )
-def test_nonsense_names_what_is_allowed(gpus, name):
+def test_unknown_name_lists_the_allowed(gpus, name):
     gpus(2)
     with pytest.raises(DeviceError, match='allowed: auto, cpu, mps, cuda, cuda:<number>'):
         resolve_device(name)
 
 
-def test_a_gpu_that_is_not_there(gpus):
+def test_missing_gpu_raises(gpus):
     gpus(2)
     with pytest.raises(DeviceError, match=r'found cuda:7, which does not exist; there are: cuda:0, cuda:1'):
         resolve_device('cuda:7')
@@ -69,7 +69,7 @@ def test_a_gpu_that_is_not_there(gpus):
         resolve_device('mps')
 
 
-def test_cpu_leaves_cuda_alone(monkeypatch):
+def test_cpu_does_not_initialise_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: pytest.fail('asked for CUDA'))
     assert resolve_precision('auto', resolve_device('cpu')) in (None, torch.bfloat16)
 
@@ -162,7 +162,7 @@ def test_precision_name(dtype, name):
 
 
 @pytest.mark.parametrize('name', PRECISIONS[1:])
-def test_precisions_there_and_back(name):
+def test_precision_name_inverts_resolve_precision(name):
     assert precision_name(resolve_precision(name, torch.device('cuda'))) == name
 
 
@@ -196,8 +196,7 @@ def tf32_is_off():
 
 
 def precisions():
-    """What every setting reads as; None where reading it raises, as PyTorch does where the old and the new ones do not
-    agree."""
+    """Values of all settings; None where reading one raises, as PyTorch does if old and new settings disagree."""
 
     def read(owner, name):
         try:
@@ -231,8 +230,8 @@ def _use(settings, answers, enter):
 
 
 @pytest.mark.parametrize('settings', SETTINGS)
-def test_without_tf32_whatever_settings_a_program_uses(settings):
-    """In processes of their own, as what nobody has set cannot be set again."""
+def test_without_tf32_restores_any_settings(settings):
+    """In processes of their own, as a setting cannot be unset."""
     fork = multiprocessing.get_context('fork')
     answers = fork.SimpleQueue()
     for enter in (True, False):
@@ -255,7 +254,7 @@ def test_without_tf32_before_pytorch_2_9(monkeypatch):
 
 
 @pytest.mark.parametrize('first', [0, 1])
-def test_without_tf32_until_the_last_thread_is_out(first):
+def test_without_tf32_until_the_last_thread_leaves(first):
     before = precisions()
     threads = [without_tf32(torch.device('cuda')) for _ in range(2)]
     for thread in threads:
@@ -267,7 +266,7 @@ def test_without_tf32_until_the_last_thread_is_out(first):
     assert precisions() == before
 
 
-def test_only_on_a_gpu():
+def test_contexts_do_nothing_on_a_cpu():
     before = precisions(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     with without_tf32(torch.device('cpu')), repeatable(torch.device('cpu')):
         assert (precisions(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before

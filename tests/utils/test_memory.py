@@ -53,17 +53,17 @@ def one(limit, used, inactive=0):
     }
 
 
-def test_never_more_than_the_system_has():
+def test_at_most_the_memory_of_the_system():
     assert 0 < free_memory(CPU) <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize('line', ['0::/', '0::/some/where', '1:name=systemd:/', '5:cpu,cpuacct:/'])
-def test_without_a_limit_what_the_system_says(group, line):
+def test_no_limit_gives_the_available_memory(group, line):
     group.of(line)
     assert free_memory(CPU) == AVAILABLE
 
 
-def test_without_control_groups_what_the_system_says(group):
+def test_no_control_groups_give_the_available_memory(group):
     assert free_memory(CPU) == AVAILABLE
 
 
@@ -80,7 +80,7 @@ def test_without_control_groups_what_the_system_says(group):
     ],
 )
 @pytest.mark.parametrize('version', [1, 2])
-def test_a_group(group, version, limit, used, inactive, free):
+def test_limit_of_a_group(group, version, limit, used, inactive, free):
     if version == 2:
         group('batch/job', **two(limit, used, inactive))
         group.of('0::/batch/job')
@@ -101,7 +101,7 @@ def test_a_group(group, version, limit, used, inactive, free):
         (300, None, None, 290),
     ],
 )
-def test_the_tightest_of_nested_groups(group, outer, middle, inner, free):
+def test_tightest_of_nested_groups_counts(group, outer, middle, inner, free):
     for folder, limit in (('', outer), ('a', middle), ('a/b.slice', inner)):
         group(folder, **({} if limit is None else two(limit, 10)))
     group('a/sister', **two(20, 10))
@@ -109,7 +109,7 @@ def test_the_tightest_of_nested_groups(group, outer, middle, inner, free):
     assert free_memory(CPU) == free
 
 
-def test_the_folder_above_the_groups_is_none(group, tmp_path):
+def test_folder_above_the_groups_is_ignored(group, tmp_path):
     for name, content in two(20, 10).items():
         (tmp_path / name.replace('_', '.', 1)).write_text(str(content))
     group.of('0::/')
@@ -143,7 +143,7 @@ def test_both_versions_at_once(group):
     assert free_memory(CPU) == 200
 
 
-def test_names_that_only_look_like_memory(group):
+def test_similar_controller_names_are_ignored(group):
     group('memory', **one(50, 10))
     group.of('3:memory2:/', '2:name=memory:/')
     assert free_memory(CPU) == AVAILABLE
@@ -151,7 +151,7 @@ def test_names_that_only_look_like_memory(group):
 
 @pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('missing', ['memory_max', 'memory_current', 'memory_limit_in_bytes'])
-def test_files_that_are_not_there(group, version, missing):
+def test_missing_files_mean_no_limit(group, version, missing):
     files = one(500, 100) if version == 1 else two(500, 100)
     without = {name: content for name, content in files.items() if name != missing}
     group('memory' if version == 1 else '', **without)
@@ -163,7 +163,7 @@ def test_files_that_are_not_there(group, version, missing):
 @pytest.mark.parametrize(
     'told', ['anon 5', '', 'inactive_file many\ntotal_inactive_file many', 'of another kind']
 )
-def test_no_word_about_files_is_no_files(group, version, told):
+def test_missing_statistics_mean_no_cached_files(group, version, told):
     files = one(500, 100) if version == 1 else two(500, 100)
     files['memory_stat'] = told
     group('memory' if version == 1 else '', **files)
@@ -171,7 +171,7 @@ def test_no_word_about_files_is_no_files(group, version, told):
     assert free_memory(CPU) == 400
 
 
-def test_a_limit_counts_without_statistics(group):
+def test_limit_counts_without_statistics(group):
     files = two(500, 100)
     del files['memory_stat']
     group('', **files)
@@ -180,12 +180,12 @@ def test_a_limit_counts_without_statistics(group):
 
 
 @pytest.mark.parametrize('device', ['mps', 'meta', 'xpu'])
-def test_other_devices_do_not_tell(device):
+def test_unknown_on_other_devices(device):
     assert free_memory(torch.device(device)) is None
 
 
 @pytest.mark.parametrize('name', ['cuda', 'cuda:1'])
-def test_on_a_gpu_what_this_process_holds_unused_counts(monkeypatch, name):
+def test_gpu_memory_cached_by_this_process_is_free(monkeypatch, name):
     device = torch.device(name)
 
     def says(value):
@@ -218,7 +218,7 @@ def test_empty_can_be_written_to(dtype, shape):
 
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='elsewhere it is plain torch.empty')
-def test_more_than_there_is():
+def test_empty_raises_memory_error():
     with pytest.raises(MemoryError):
         empty(torch.float32, CPU, 1 << 28, 1 << 30)
 
@@ -228,7 +228,7 @@ def test_empty_without_huge_pages(monkeypatch):
     assert empty(torch.bfloat16, CPU, 4, 3).zero_().shape == (4, 3)
 
 
-def test_a_kernel_that_refuses_huge_pages(monkeypatch):
+def test_empty_on_a_kernel_that_refuses_huge_pages(monkeypatch):
     class Refusing(memory.mmap.mmap):
         def madvise(self, *arguments):
             raise OSError('no such advice')
@@ -240,7 +240,7 @@ def test_a_kernel_that_refuses_huge_pages(monkeypatch):
 @pytest.mark.skipif(
     not Path('/proc/self/statm').exists(), reason='the size of a process is read by way of /proc'
 )
-def test_memory_that_training_keeps_is_free_for_those_who_ask():
+def test_free_memory_returns_what_keep_all_memory_kept():
     """In a process of its own, as it keeps memory from then on."""
     script = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
