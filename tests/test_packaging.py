@@ -19,7 +19,6 @@ DISTRIBUTIONS = {
     'skimage': 'scikit-image',
     'PIL': 'pillow',
     'typing_extensions': 'pydantic',  # which needs both itself
-    'pydantic_core': 'pydantic',
     'pydantic_core': 'pydantic',  # which pins its version
     'triton': 'torch',  # whose builds for CUDA bring it; basicsr.ops does without it elsewhere
 }

@@ -90,7 +90,7 @@ def test_figures_of_inference_follow_from_the_measured_ones(in_process, weights,
         assert row['of_machine'] == row['gflops'] / 200
     for row in rows:
         low, high = row['range']
-        assert 0 < low <= row['seconds'] <= high and row['peak_MB'] > row['working_MB'] > 0
+        assert 0 < low <= row['seconds'] <= high and row['peak_MB'] > row['working_MB']
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_training_is_measured(in_process, weights, capsys, monkeypatch):
     for row in rows:
         low, high = row['range']
         assert 0 < low <= row['seconds'] <= high and 0 < row['data_wait'] < 1
-        assert row['peak_MB'] > row['working_MB'] > 0
+        assert row['peak_MB'] > row['working_MB']
 
 
 MEASURED = {
