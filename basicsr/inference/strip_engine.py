@@ -22,18 +22,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from basicsr.archs.restormer_arch import (
-    GDFN,
-    MDTA,
-    BiasFree_LayerNorm,
-    Downsample,
-    LayerNorm,
-    OverlapPatchEmbed,
-    Restormer,
-    TransformerBlock,
-    Upsample,
-    WithBias_LayerNorm,
-)
+from basicsr.archs.restormer_arch import Downsample, Restormer, TransformerBlock, Upsample
 from basicsr.inference.strip_layers import Attention, Dense, FeedForward, Point, Strip, Workspace
 from basicsr.inference.tlc import Cells
 from basicsr.ops import no_autocast
@@ -58,12 +47,6 @@ _SLACK = 96_000_000  # bytes that the libraries and the allocator keep
 _RECORDED_PIXELS = 2**21
 
 
-_PARTS = (
-    *(LayerNorm, WithBias_LayerNorm, BiasFree_LayerNorm, MDTA, GDFN, TransformerBlock),
-    *(OverlapPatchEmbed, Downsample, Upsample, nn.Conv2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.Sequential),
-)
-
-
 def runs_in_strips(net: nn.Module) -> TypeGuard[Restormer]:
     """Whether `StripEngine` computes what the network does: true for a Restormer, and for a subclass that inherits its
     forward pass and has only its kinds of parts."""
@@ -74,7 +57,8 @@ def runs_in_strips(net: nn.Module) -> TypeGuard[Restormer]:
     def is_known(part: nn.Module) -> bool:
         if isinstance(part, nn.Conv2d) and (part.padding_mode, part.dilation) != ('zeros', (1, 1)):
             return False
-        return part is net or type(part) in _PARTS
+        layers = nn.Conv2d, nn.PixelShuffle, nn.PixelUnshuffle, nn.Sequential
+        return part is net or type(part) in layers or type(part).__module__ == Restormer.__module__
 
     methods = ('forward', '_run', '_reduce')
     inherited = all(getattr(type(net), name) is getattr(Restormer, name) for name in methods)

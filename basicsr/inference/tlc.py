@@ -17,9 +17,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
-DEFAULT_WINDOW = (
-    384  # pixels at full resolution: 1.5 × 256, a patch size from the middle of the paper's training
-)
+# Pixels at full resolution: 1.5 × 256, a patch size from the middle of the paper's training.
+DEFAULT_WINDOW = 384
 
 
 def windows(length: int, window: int) -> list[tuple[int, int]]:
