@@ -115,7 +115,11 @@ def assert_close(ours, theirs, loss, weights=None, after=0):
 
 @pytest.mark.parametrize(
     ('precision', 'ranks', 'loss', 'weights'),
-    [('fp64', 2, 1e-9, 1e-9), ('fp64', 4, 1e-9, 1e-9), ('fp32', 2, 1e-5, None)],
+    [
+        ('fp64', 2, 1e-9, 1e-9),
+        pytest.param('fp64', 4, 1e-9, 1e-9, marks=pytest.mark.slow),
+        pytest.param('fp32', 2, 1e-5, None, marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_share_four_micro_batches(runs, alone, slurm, precision, ranks, loss, weights):
     """The same run as one rank that accumulates four, with mixup and averaged weights. Four start as under Slurm."""
@@ -124,6 +128,7 @@ def test_ranks_share_four_micro_batches(runs, alone, slurm, precision, ranks, lo
     assert_close(results(name), alone(precision), loss, weights)
 
 
+@pytest.mark.slow
 def test_several_loss_terms_on_one_and_two_ranks(runs):
     found = []
     for ranks in (1, 2):
@@ -135,6 +140,7 @@ def test_several_loss_terms_on_one_and_two_ranks(runs):
         assert one == pytest.approx(two, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_and_resumed_end_with_the_same_bits(runs, tmp_path):
     """Packed data, a worker each, accumulation, averaged weights, mixup, Muon."""
     pack = tmp_path / 'pairs.pack'
@@ -159,6 +165,7 @@ def test_two_ranks_killed_and_resumed_end_with_the_same_bits(runs, tmp_path):
     assert difference(results(name), results(complete)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('accumulate', ['auto', 2])
 def test_resuming_with_another_number_of_ranks(runs, alone, accumulate):
     """Two ranks, then one. With `auto` the batches stay the same, and so does the run. Otherwise they become smaller,
@@ -205,9 +212,16 @@ def kill(sign):
     ('act', 'status', 'reason'),
     [
         (fail, 1, 'stopped, because another process failed: rank 1: a.png: is cut short'),
-        (interrupt, 130, 'failed: rank 1: interrupted'),
-        (partial(kill, signal.SIGTERM), 143, 'failed: rank 1: terminated (SIGTERM)'),
-        (partial(kill, signal.SIGKILL), -signal.SIGKILL, 'another process exited without giving a reason'),
+        pytest.param(interrupt, 130, 'failed: rank 1: interrupted', marks=pytest.mark.slow),
+        pytest.param(
+            partial(kill, signal.SIGTERM), 143, 'failed: rank 1: terminated (SIGTERM)', marks=pytest.mark.slow
+        ),
+        pytest.param(
+            partial(kill, signal.SIGKILL),
+            -signal.SIGKILL,
+            'another process exited without giving a reason',
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_failing_rank_ends_all_and_gives_the_reason(runs, act, status, reason):
@@ -289,6 +303,7 @@ def test_launch_scripts_show_their_usage(script, arguments):
     assert done.returncode == 2 and 'usage:' in done.stderr
 
 
+@pytest.mark.slow
 def test_torchrun(runs):
     name, path = option_file(runs, total_iter=2)
     done = run_program([str(ROOT / 'scripts' / 'train_dist.sh'), '2', str(path)])

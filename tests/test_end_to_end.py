@@ -31,6 +31,7 @@ def trained(tmp_path_factory):
         made.clean()
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_saves_ends_with_the_same_bits(trained, runs):
     """Saves come in pairs, weights and state (and best weights): die in one of each kind."""
     name, path = runs.option_file()

@@ -86,7 +86,12 @@ def test_single_precision_is_as_exact_as_the_reference(name):
     assert (ours - exact).abs().max() <= max(1e-5 * scale, 3 * (theirs - exact).abs().max())
 
 
-@pytest.mark.parametrize('name', CONFIGURATIONS)
+SLOW_GRADIENTS = {'biases', 'grey denoising', 'biases, BiasFree', 'dual pixel'}
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_GRADIENTS)) for name in CONFIGURATIONS]
+)
 def test_gradients_equal_the_reference(name):
     """In single precision both formulations are a few 1e-5 of each tensor's largest gradient off the exact gradients:
     there the network may be as far off as the reference."""
@@ -147,6 +152,7 @@ def test_bias_free_norm_keeps_the_mean():
     assert torch.allclose(BiasFree_LayerNorm(3)(x), expected)
 
 
+@pytest.mark.slow
 def test_compiles_as_a_graph():
     """No graph breaks. (Only traced: a compiler may be missing.)"""
     net = Restormer(dim=8, num_blocks=[1, 0, 0, 1], num_refinement_blocks=0, heads=[1, 1, 2, 2])

@@ -198,6 +198,7 @@ print(1024 * (kilobytes('VmHWM') - before), engine.memory(height, width))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads the memory used from /proc')
 @pytest.mark.parametrize(
     'arguments',

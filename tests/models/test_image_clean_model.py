@@ -316,6 +316,7 @@ def test_activation_checkpointing_gives_the_same_gradients_for_less_memory(make,
         assert torch.allclose(mine, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_steps_are_the_same(make, monkeypatch):
     """Traced as for any compiler, forward and backward, and run without one: not every machine has one."""
     small = {'precision': 'fp64', 'network_g': {'num_blocks': [0, 0, 0, 1]}}  # one block to compile
@@ -505,7 +506,7 @@ def small(data, patch):
     return {key: value[..., :patch, :patch] if key != 'name' else value for key, value in data.items()}
 
 
-@pytest.mark.parametrize(('accumulate', 'terms'), [(1, {}), (3, TERMS)])
+@pytest.mark.parametrize(('accumulate', 'terms'), [pytest.param(1, {}, marks=pytest.mark.slow), (3, TERMS)])
 def test_recorded_and_plain_steps_are_the_same(make, recording, accumulate, terms):
     models = [
         make(precision='fp64', accumulate=accumulate, ema_decay=0.5, mixing_augs={'mixup': True}, **terms)

@@ -657,6 +657,7 @@ def test_wrong_arguments(capsys, arguments):
     assert 'error: ' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_starts_anywhere(here):
     result = subprocess.run(
         [sys.executable, SCRIPT, '--help'], cwd=here, capture_output=True, text=True, check=True

@@ -451,6 +451,7 @@ def test_results_do_not_replace_images_of_the_set(here, capsys):
     assert (here / 'data' / 'pairs' / '2.png').read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != 'posix', reason='signals')
 def test_sigterm_ends_the_command(here):
     for kind in ('input', 'target'):

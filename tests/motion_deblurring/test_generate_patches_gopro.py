@@ -243,7 +243,12 @@ def many_frames(folder, count):
 
 
 @pytest.mark.parametrize(
-    ('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+    ('number', 'status'),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
 )
 def test_a_command_that_was_ended_is_completed_by_the_next(tmp_path, monkeypatch, number, status):
     """The signal reaches all its processes at once, as from a terminal."""
@@ -346,6 +351,7 @@ def test_wrong_arguments(here, capsys, arguments, said):
     assert crops(here) == {}
 
 
+@pytest.mark.slow
 def test_help_starts_anywhere(tmp_path):
     result = subprocess.run(
         [sys.executable, SCRIPT, '--help'], cwd=tmp_path, capture_output=True, text=True, check=True

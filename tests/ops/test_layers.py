@@ -41,8 +41,10 @@ def network(**options):
 
 @pytest.mark.parametrize(
     'options',
-    [{'bias': True}, {'LayerNorm_type': 'BiasFree'}],
-    ids=['biases', 'BiasFree'],
+    [
+        pytest.param({'bias': True}, id='biases'),
+        pytest.param({'LayerNorm_type': 'BiasFree'}, id='BiasFree', marks=pytest.mark.slow),
+    ],
 )
 def test_result_gradients_and_strips_equal_double_precision(interpreted, options):
     net = network(**options)

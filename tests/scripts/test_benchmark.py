@@ -150,6 +150,7 @@ def test_plain_modes_equal_the_network_and_compile_each_kind_of_block_once(monke
 # --- training -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_is_measured(in_process, weights, capsys, monkeypatch):
     monkeypatch.setattr(training, 'PAIRS', 3)
     modes = ['bf16+checkpointing', 'plain+bf16']
@@ -437,6 +438,7 @@ def test_wrong_arguments_are_one_sentence(capsys, command, arguments, said):
 # --- data ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_samples_from_a_pack_are_cheaper_than_from_png(capsys):
     run('data', '--patches', 16, 24, '--samples', 9, '--json')

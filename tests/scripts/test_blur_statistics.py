@@ -122,6 +122,7 @@ def test_mistakes_are_sentences(tmp_path, monkeypatch, capsys, arguments, status
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_as_a_program(tmp_path):
     folder = write_set(tmp_path / 'set', [(flat(110), flat(100))])
     command = [sys.executable, str(ROOT / 'scripts' / 'blur_statistics.py'), 'set', '--json']

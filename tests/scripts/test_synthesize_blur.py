@@ -164,6 +164,7 @@ def test_sheet_shows_sharp_and_blurred(here, photographs):
         assert again.format == 'JPEG' and again.size == (4 * 256, 2 * 256)
 
 
+@pytest.mark.slow
 def test_as_a_program_with_workers_it_writes_the_same_bytes(here, photographs):
     arguments = ['--sharp_dir', photographs, '--model', 'shake6d', '--per_image', '1']
     program = ROOT / 'scripts' / 'synthesize_blur.py'

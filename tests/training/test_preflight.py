@@ -141,6 +141,7 @@ def test_the_state_of_the_run_does_not_change(prepare):
     assert all(parameter.grad is None for parameter in model.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='memory is read from /proc')
 @pytest.mark.alone
 def test_the_cpu_estimate_is_close_to_a_step(prepare):
