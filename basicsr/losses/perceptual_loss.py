@@ -61,7 +61,7 @@ class PerceptualLoss(nn.Module):
             found = f'{tuple(pred.shape)} and {tuple(target.shape)}'
             raise ValueError(f'pred, target: found shapes {found}; allowed: both (B, 3, H, W)')
         loss = pred.new_zeros((), dtype=torch.float32)
-        x, y = ((image - self.mean) / self.std for image in (pred, target.detach()))
+        x, y = ((image.to(self.mean.dtype) - self.mean) / self.std for image in (pred, target.detach()))
         for index, layer in enumerate(self.features):
             x, y = layer(x), layer(y)
             if index in self._weight_at:

@@ -46,6 +46,11 @@ def test_gradient_reaches_the_prediction_alone(make, images):
     assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 
+def test_double_precision_is_compared_in_single(make, images):
+    loss = make(layers={'conv1_1': 1.0})
+    torch.testing.assert_close(loss(*images.double()), loss(*images))
+
+
 def test_names_count_convolutions_from_one(make):
     loss = make(layers={'conv5_4': 1.0})
     convolutions = [layer for layer in loss.features if isinstance(layer, nn.Conv2d)]
