@@ -131,9 +131,8 @@ def _options(args: argparse.Namespace, rank: Rank) -> RunOptions:
     except OptionError:
         if rank.local_index:
             get_logger().setLevel(logging.CRITICAL)
-            time.sleep(
-                20
-            )  # when one rank exits, the launcher stops the others; the reporting one may be slower
+            # When one rank exits, the launcher stops the others: let the reporting rank be first.
+            time.sleep(20)
         raise
 
 
