@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from basicsr.data.sampler import TrainingBatches
 from basicsr.data.transforms import collate
+from basicsr.data.types import Batch, PairedDataset
 from basicsr.utils.parallel import processors
 from basicsr.utils.registry import DATASET_REGISTRY, ComponentSection
 
@@ -25,11 +26,11 @@ class HasDatasets(Protocol):
     def datasets(self) -> Mapping[str, DatasetSection]: ...
 
 
-def build_dataset(section: DatasetSection) -> Any:
+def build_dataset(section: DatasetSection) -> PairedDataset:
     return DATASET_REGISTRY.build(section)
 
 
-def validation_sets(options: HasDatasets) -> dict[str, Any]:
+def validation_sets(options: HasDatasets) -> dict[str, PairedDataset]:
     """Name → dataset, for every set but the training set."""
     return {
         section.name or phase: build_dataset(section)
@@ -39,12 +40,12 @@ def validation_sets(options: HasDatasets) -> dict[str, Any]:
 
 
 def training_loader(
-    dataset: Any, batches: TrainingBatches, num_workers: int, device: torch.device
-) -> DataLoader:
-    """Loads the micro-batches of a process, with as many workers as there are cores at most; they last as long as
-    the loader's iterator, through all stages."""
+    dataset: PairedDataset, batches: TrainingBatches, num_workers: int, device: torch.device
+) -> DataLoader[Batch]:
+    """Loads the micro-batches of a rank, with at most one worker per processor. The workers last as long as the
+    loader's iterator, through all stages."""
     return DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=min(num_workers, processors()),
