@@ -54,7 +54,7 @@ def forked_workers():
 
 @pytest.fixture(autouse=True)
 def own_log():
-    """What a program has set up for logging ends with the test."""
+    """Restore the handlers and the level that a program changes."""
     logger = get_logger()
     handlers, propagate, level = [*logger.handlers], logger.propagate, logger.level
     yield

@@ -1,4 +1,4 @@
-"""What a dataset gives: the seam between data and training or evaluation."""
+"""Types of samples and datasets: the seam between data and training or evaluation."""
 
 from __future__ import annotations
 

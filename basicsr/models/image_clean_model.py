@@ -175,7 +175,7 @@ class ImageCleanModel:
                 assert self.recorded is not None
                 losses.append(self.recorded.replay(lq, gt, add=bool(losses)))
                 continue
-            # What a network draws (dropout) depends on the iteration and the micro-batch alone.
+            # Random numbers of a network (dropout) depend on the iteration and the micro-batch alone.
             torch.manual_seed(hash((self.options.manual_seed, iteration, number)) % 2**63)
             is_last = len(losses) + 1 == self.accumulate  # ranks reduce their gradients once per step
             with nullcontext() if is_last else self.no_sync():

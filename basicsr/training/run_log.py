@@ -1,4 +1,4 @@
-"""What a run reports: train.log and console, history.jsonl, TensorBoard events."""
+"""Reports of a run: train.log and console, history.jsonl, TensorBoard events."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every room uses."""
+"""Shared by all packages: errors, files, devices, checkpoints, registries, the frame of programs."""

@@ -1,4 +1,4 @@
-"""What a task can download, and how to recognise it."""
+"""Files and archives that a task can download, and how to recognise them."""
 
 from __future__ import annotations
 

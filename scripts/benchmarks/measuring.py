@@ -1,4 +1,4 @@
-"""What the commands share: networks, timing, memory, a process for each row, and the table."""
+"""Shared by the commands: networks, timing, memory, a process for each row, and the table."""
 
 from __future__ import annotations
 

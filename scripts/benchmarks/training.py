@@ -126,7 +126,7 @@ def check_patches(patches: list[int], divisor: int = 1) -> None:
 
 
 class Run(NamedTuple):
-    """What one row trains, and for how long."""
+    """The training of one row, and its length."""
 
     mode: str
     patch: int
