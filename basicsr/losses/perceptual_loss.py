@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VGG19_Weights, vgg19
 
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.checkpoint import apply_weights, load_weights
 from basicsr.utils.files import resolve
 from basicsr.utils.registry import LOSS_REGISTRY
 
@@ -86,10 +86,7 @@ def _vgg19_features(weights: str | None) -> nn.Sequential:
         features = vgg19(weights=VGG19_Weights.IMAGENET1K_V1).features
     else:
         network = vgg19()
-        try:
-            network.load_state_dict(torch.load(resolve(weights), map_location='cpu', weights_only=True))
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f'{weights}: no weights of VGG19: {str(error).splitlines()[0]}') from None
+        apply_weights(network, load_weights(resolve(weights)))
         features = network.features
     for layer in features:
         if isinstance(layer, nn.ReLU):

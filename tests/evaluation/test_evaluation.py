@@ -72,7 +72,7 @@ def scaled(image):
 
 
 def psnr(restored, gt, top):
-    """Of two arrays in [0, 1]; at `top` levels, or unrounded if that is None."""
+    """PSNR of two arrays in [0, 1], rounded to `top` levels; None: unrounded."""
     if top:
         restored, gt = (np.rint(x * top) / top for x in (restored, gt))
     return 10 * math.log10(1 / np.mean((restored - gt) ** 2))

@@ -69,5 +69,17 @@ def test_grey_images_are_refused(make):
 
 def test_file_of_other_weights_is_refused(tmp_path):
     torch.save({'weight': torch.zeros(1)}, tmp_path / 'other.pth')
-    with pytest.raises(CheckpointError, match='no weights of VGG19'):
+    with pytest.raises(CheckpointError, match='does not fit this VGG'):
         PerceptualLoss(weights=str(tmp_path / 'other.pth'))
+
+
+def test_file_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / 'page.pth').write_text('<!DOCTYPE html>')
+    with pytest.raises(CheckpointError, match='is a web page'):
+        PerceptualLoss(weights=str(tmp_path / 'page.pth'))
+
+
+def test_weights_of_a_file_are_used(network, tmp_path):
+    torch.save(network.state_dict(), tmp_path / 'vgg19.pth')
+    loss = PerceptualLoss(layers={'conv1_1': 1.0}, weights=str(tmp_path / 'vgg19.pth'))
+    assert torch.equal(loss.features[0].weight, network.features[0].weight)
