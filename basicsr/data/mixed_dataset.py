@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import typing
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field
 from torch.utils.data import Dataset
 
 from basicsr.data.sampler import SampleKey
+from basicsr.utils.component import Component, Registered, component
 from basicsr.utils.errors import DataError
 from basicsr.utils.registry import DATASET_REGISTRY
-from basicsr.utils.text import show
 
 ROUNDS = 8  # visits, in an epoch, of every pair of the largest of several sets
+
+
+class SetOptions(Component):
+    _place = '_in_sets'
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often a sample is of this set, relative to the others."""
 
 
 @DATASET_REGISTRY.register()
@@ -31,21 +35,24 @@ class Dataset_Mixed(Dataset):
 
     Which set a sample is of follows from its key, and not from the random numbers that the set then draws for it.
     An epoch has ROUNDS times as many samples as the largest set has pairs, so that the pairs of every set come
-    equally often, within 1 in ROUNDS. `dataset[i]` is a whole pair of the set that i alone decides. Raises DataError
+    equally often, within 1 in ROUNDS. `dataset[i]` is a whole pair of the set that i alone decides. Raises ValueError
     on sets that cannot be made.
     """
 
-    def __init__(self, sets: list[dict[str, Any]], in_memory: bool = False) -> None:
-        if not isinstance(sets, list) or not sets:
-            raise DataError(f'sets: found {show(sets)}; allowed: a list of sets, each with type and weight')
-        weights = np.array([_weight(section, number) for number, section in enumerate(sets, 1)])
-        self.sets = [_set_of(section, number, in_memory) for number, section in enumerate(sets, 1)]
+    def __init__(
+        self,
+        sets: Annotated[Sequence[Annotated[SetOptions, Registered(DATASET_REGISTRY)]], Field(min_length=1)],
+        in_memory: bool = False,
+    ) -> None:
+        sections = [component(DATASET_REGISTRY, section, SetOptions) for section in sets]
+        self.sets = [_build(section, number, in_memory) for number, section in enumerate(sections, 1)]
         channels = [getattr(dataset, 'channels', 3) for dataset in self.sets]
         if len(set(channels)) > 1:
             raise DataError(
                 f'sets: found images of {" and ".join(map(str, channels))} channels; allowed: the same number in all'
             )
         self.channels = channels[0]
+        weights = np.array([section.weight for section in sections])
         self._until = (weights / weights.sum()).cumsum()[:-1]
 
     def __len__(self) -> int:
@@ -71,57 +78,13 @@ class Dataset_Mixed(Dataset):
         return self.sets[int(np.searchsorted(self._until, generator.random(), side='right'))]
 
 
-def _weight(section: Any, number: int) -> float:
-    if not isinstance(section, dict):
-        raise DataError(f'sets: found {show(section)} as set {number}; allowed: a mapping with type and weight')
-    weight = section.get('weight', 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float('inf'):
-        raise DataError(f'sets: found {show(weight)} as the weight of set {number}; allowed: above 0')
-    return weight
-
-
-def _set_of(section: dict[str, Any], number: int, in_memory: bool) -> Any:
-    """Its keys are checked as those of a set by itself."""
-    known = [name for name in DATASET_REGISTRY.names() if name != Dataset_Mixed.__name__]
-    name = section.get('type')
-    if name not in known:
-        raise DataError(f'sets: found {show(name)} as the type of set {number}; allowed: {", ".join(known)}')
-    entry = DATASET_REGISTRY.get(name)
-    options = {key: value for key, value in section.items() if key not in ('type', 'weight')}
+def _build(section: SetOptions, number: int, in_memory: bool) -> Any:
+    if section.type == Dataset_Mixed.__name__:  # both would draw the same random number
+        raise DataError(f'sets: found {section.type} as set {number}; allowed: other datasets')
+    if getattr(section, 'dataroot_gt', '') is None:
+        raise DataError(f'sets: found no dataroot_gt in set {number}; allowed: a value, to train')
+    settings = {'in_memory': True} if in_memory and 'in_memory' in section.parameters else {}
     try:
-        _check(entry, options)
-        if in_memory and 'in_memory' in inspect.signature(entry).parameters:
-            options['in_memory'] = True
-        return entry(**options)
+        return DATASET_REGISTRY.get(section.type)(**section.arguments() | settings)
     except ValueError as error:
-        raise DataError(f'sets: found a mistake in set {number} ({name}): {error}') from None
-
-
-def _check(entry: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Raises DataError if these are not arguments of a dataset to train on."""
-    parameters = inspect.signature(entry).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    named = {name: it for name, it in parameters.items() if it.kind not in (it.VAR_KEYWORD, it.VAR_POSITIONAL)}
-    for key, value in options.items():
-        if key not in named and not open_ended:
-            allowed = ', '.join(['type', 'weight', *named])
-            raise DataError(f'{key}: found an unknown key; allowed: {allowed}')
-        if key in named and not _fits(entry, key, value):
-            raise DataError(f'{key}: found {show(value)}; allowed: {named[key].annotation}')
-    for key, parameter in named.items():
-        # Without clean images there is nothing to train on.
-        if options.get(key) is None and (parameter.default is parameter.empty or key == 'dataroot_gt'):
-            raise DataError(f'{key}: found nothing; allowed: a value, as this key is needed')
-
-
-def _fits(entry: Callable[..., Any], key: str, value: Any) -> bool:
-    """Whether the annotation of a parameter allows a value; True where it says nothing."""
-    try:
-        hints = typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
-        # As option files are checked: JSON, in whose strict mode a list is a tuple.
-        TypeAdapter(hints.get(key, Any)).validate_json(json.dumps(value), strict=True)
-    except ValidationError:
-        return False
-    except Exception:  # anything can stand in an annotation
-        return True
-    return True
+        raise DataError(f'sets: found a mistake in set {number} ({section.type}): {error}') from None

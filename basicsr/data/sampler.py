@@ -167,7 +167,7 @@ def accumulation(accumulate: int | Literal['auto'], num_gpu: int, world_size: in
     distance = min(abs(count - world_size) for count in works)
     nearest = [str(count) for count in works if abs(count - world_size) == distance]
     raise ValueError(
-        f'found {num_gpu}, on {world_size} processes, with train.accumulate auto; allowed: '
+        f'num_gpu: found {num_gpu}, on {world_size} processes, with train.accumulate auto; allowed: '
         f'{", ".join(map(str, works))} processes (the nearest: {" or ".join(nearest)}), which can '
         'share such a batch evenly, or a number for train.accumulate'
     )

@@ -1,31 +1,34 @@
 """Checks of an option file that take more than one key, a look at the disk, or a constructor.
 
-Each check reports the mistakes of one concern. They run on the data with invalid keys removed, so one report lists
-every mistake.
+Each check reports the mistakes of one concern.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
-from itertools import takewhile
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from basicsr.data.sampler import accumulation
 from basicsr.inference.restorer import check_arguments
 from basicsr.metrics.metric import Metric
-from basicsr.options.components import AnyComponent, Component, Section, component
 from basicsr.options.option_file import Key, Mistake, dotted
-from basicsr.options.sections import FOLDER_NAME, LoaderOptions, MetricOptions, ValOptions
+from basicsr.options.sections import (
+    LoaderOptions,
+    MetricOptions,
+    RunOptions,
+    TrainOptions,
+    is_folder_name,
+)
 from basicsr.tasks import TASKS
+from basicsr.utils.component import Component, Section
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import ROOT, resolve
 from basicsr.utils.registry import (
@@ -45,93 +48,64 @@ RESULT_COLUMNS = {'name', 'iter', 'kind', 'dataset'}
 REFUSAL = r'(\w+): found (.*); allowed: (.*)'  # the form of ValueErrors in this project
 
 
-class Draft:
-    """The valid part of an option file, and the mistakes that the checks find in it.
+class Run:
+    """The options of a run of `world_size` processes, and the mistakes that the checks find in them.
 
     Args:
-        written: the values of the file.
-        invalid: keys that are wrong by themselves.
+        invalid: keys that are wrong by themselves. They are not in the options.
     """
 
-    def __init__(self, written: dict[str, Any], invalid: set[Key], purpose: Purpose, world_size: int) -> None:
-        # The keys of a dataset whose `type` is invalid are unknown.
-        self.invalid = {_list_of(key) for key in invalid}
-        untyped = [key[:2] for key in self.invalid if key[0] == 'datasets' and key[2:] == ('type',)]
-        self.invalid |= {(*key, name) for key in untyped for name in _at(written, *key)}
-        self.written, self.valid = written, copy.deepcopy(written)
-        for *above, last in self.invalid:
-            section = self.get(*above)
-            if isinstance(section, dict):
-                section.pop(last, None)
-        self.purpose, self.world_size = purpose, world_size
+    def __init__(self, options: RunOptions, invalid: set[Key], purpose: Purpose, world_size: int) -> None:
+        self.options, self.invalid, self.world_size = options, invalid, world_size
+        self.is_training = purpose == 'train'
+        self.test_sets = {phase: section for phase, section in options.datasets.items() if phase != 'train'}
+        self.used_sets = options.datasets if self.is_training else self.test_sets
         self.mistakes: list[Mistake] = []
-        sets = self.get('datasets') or {}
-        self.test_sets = [phase for phase in sets if phase != 'train']
-        self.used_sets = [*sets] if purpose == 'train' else self.test_sets
-        self.train_set = self.loader('train')
-        self.val = ValOptions.model_construct(**self.get('val') or {})
 
     def report(self, key: Key, found: str, allowed: str) -> None:
-        if _list_of(key) not in self.invalid:
+        if not any(key[: len(known)] == known for known in self.invalid):
             self.mistakes.append(Mistake(key, found, allowed))
 
-    @contextmanager
-    def refusals(self, key: Key, section: Section) -> Iterator[None]:
-        """Report what a constructor raises: values that are valid one by one may not fit each other."""
+    def attempt(self, key: Key, section: Section, action: Callable[[], Any]) -> Any:
+        """Return the result of an action; None where it fails. Values that are valid one by one may not fit each
+        other."""
         try:
-            yield
+            return action()
         except Exception as error:
             reason = ' '.join(str(error).split())
             named = re.fullmatch(REFUSAL, reason)
-            if named and named[1] in type(section).model_fields:
+            parameters = getattr(section, 'parameters', ())
+            if any((*key, name) in self.invalid for name in parameters):
+                pass  # the default of an invalid key may be the reason
+            elif named and named[1] in type(section).model_fields:
                 self.report((*key, named[1]), named[2], named[3])
             elif isinstance(error, DataError):
                 self.report(key, f'a mistake in the files: {reason}', 'pairs of images')
             else:
                 found = f'values that do not work ({type(error).__name__}: {reason})'
                 self.report(key, found, f'what {getattr(section, "type", "the network")} takes')
-
-    def get(self, *key: str) -> Any:
-        """The valid value of a key; None if there is none."""
-        return _at(self.valid, *key)
-
-    def loader(self, phase: str) -> LoaderOptions:
-        return LoaderOptions.model_construct(**self.get('datasets', phase) or {})
-
-    def component(self, registry: Registry, base: type[AnyComponent], *key: str) -> AnyComponent | None:
-        """The validated section, without invalid keys that its constructor does not get; None if it has other
-        mistakes."""
-        section = _at(self.written, *key)
-        if isinstance(section, dict):
-            ignored = {name for name in base.model_fields if (*key, name) in self.invalid}
-            section = {name: value for name, value in section.items() if name not in ignored}
-        try:
-            return component(registry, section, base)
-        except ValueError:
             return None
 
-    def module(self, registry: Registry, *key: str) -> Any:
-        """The network or loss of a section, possibly on the meta device; None if that fails."""
-        if section := self.component(registry, Component, *key):
-            with self.refusals(key, section):
-                try:
-                    with torch.device('meta'):
-                        return registry.build(section)
-                except Exception:  # some constructors need real tensors
-                    return registry.build(section)
-        return None
+    def module(self, registry: Registry, section: Component, key: Key) -> nn.Module | None:
+        """The network or loss of a section, on the meta device if that is possible."""
 
-    def dataset(self, phase: str) -> LoaderOptions | None:
-        return self.component(DATASET_REGISTRY, LoaderOptions, 'datasets', phase)
+        def build() -> nn.Module:
+            try:
+                with torch.device('meta'):
+                    return registry.build(section)
+            except Exception:  # some constructors need real tensors
+                return registry.build(section)
+
+        return self.attempt(key, section, build)
 
     @cached_property
     def absent_data(self) -> dict[Key, str]:
         """Files and folders of datasets that do not exist."""
         absent: dict[Key, str] = {}
-        for phase in self.used_sets:
-            is_pack = self.get('datasets', phase, 'type') == 'Dataset_PackedImage'
+        for phase, section in self.used_sets.items():
+            is_pack = section.type == 'Dataset_PackedImage'
             for name in ['dataroot'] if is_pack else ['dataroot_gt', 'dataroot_lq', 'meta_info_file']:
-                path = self.get('datasets', phase, name)
+                path = getattr(section, name, None)
                 test = Path.is_file if name == 'meta_info_file' else Path.is_dir
                 if isinstance(path, str) and not (path and _exists(path, test)):
                     absent['datasets', phase, name] = path
@@ -140,99 +114,98 @@ class Draft:
     @cached_property
     def built_sets(self) -> dict[str, Any]:
         """The datasets of this run that exist."""
-        built = {}
-        for phase in self.used_sets:
-            section = self.dataset(phase)
-            if section and phase not in (key[1] for key in self.absent_data):
-                settings = section.arguments()
-                settings.pop('in_memory', None)  # images need not be decoded to be counted
-                with self.refusals(('datasets', phase), section):
-                    dataset = DATASET_REGISTRY.get(section.type)(**settings)
-                    len(dataset)
-                    built[phase] = dataset
-        return built
+
+        def build(section: LoaderOptions) -> Any:
+            settings = section.arguments()
+            settings.pop('in_memory', None)  # images need not be decoded to be counted
+            dataset = DATASET_REGISTRY.get(section.type)(**settings)
+            len(dataset)
+            return dataset
+
+        without_files = {phase for _, phase, _ in self.absent_data}
+        sections = {phase: section for phase, section in self.used_sets.items() if phase not in without_files}
+        built = {
+            phase: self.attempt(('datasets', phase), section, partial(build, section))
+            for phase, section in sections.items()
+        }
+        return {phase: dataset for phase, dataset in built.items() if dataset is not None}
 
     def channels(self, phase: str) -> int | None:
         """Channels of a dataset's images, if known."""
-        option = getattr(self.dataset(phase), 'channels', None)
+        option = getattr(self.options.datasets.get(phase), 'channels', None)
         known = getattr(self.built_sets.get(phase), 'channels', option)
         return known if isinstance(known, int) else None
-
-    def micro_batches(self) -> int:
-        """Micro-batches of a step, of all processes. Raises ValueError."""
-        num_gpu = 1 if self.get('num_gpu') is None else self.get('num_gpu')
-        accumulate = self.get('train', 'accumulate') or 1
-        return self.world_size * accumulation(accumulate, num_gpu, self.world_size)
 
 
 # ------------------------------------------------------------------ required sections and names
 
 
-def check_required(draft: Draft) -> None:
-    sets = draft.get('datasets')
-    if draft.purpose == 'test':
-        if sets is not None and not draft.test_sets:
-            draft.report(('datasets',), 'no set to test on', 'one of any name but train')
-        if not draft.get('path', 'pretrain_network_g'):
-            draft.report(('path', 'pretrain_network_g'), 'nothing', 'the file of the weights to test')
+def check_required(run: Run) -> None:
+    options = run.options
+    if not run.is_training:
+        if not run.test_sets:
+            run.report(('datasets',), 'no set to test on', 'one of any name but train')
+        if not options.path.pretrain_network_g:
+            run.report(('path', 'pretrain_network_g'), 'nothing', 'the file of the weights to test')
         return
-    if draft.get('train') is None:
-        draft.report(('train',), 'nothing', 'the options of training: total_iter, optim_g, scheduler, …')
-    if sets is not None and 'train' not in sets:
-        draft.report(TRAIN_SET, f'only {", ".join(sets)}' if sets else 'nothing', 'a training set')
-    elif sets is not None:
-        needed = {name: getattr(draft.train_set, name) for name in ('gt_size', 'batch_size_per_gpu')}
-        needed['dataroot_gt'] = getattr(draft.dataset('train'), 'dataroot_gt', 'no such key')
-        for name in (name for name, value in needed.items() if value is None):
-            draft.report((*TRAIN_SET, name), 'nothing', 'a value, to train')
+    if options.train is None:
+        run.report(('train',), 'nothing', 'the options of training: total_iter, optim_g, scheduler, …')
+    if 'train' not in options.datasets:
+        found = f'only {", ".join(options.datasets)}' if options.datasets else 'nothing'
+        run.report(TRAIN_SET, found, 'a training set')
+        return
+    for name in ('gt_size', 'batch_size_per_gpu', 'dataroot_gt'):
+        if getattr(options.datasets['train'], name, 'no such key') is None:
+            run.report((*TRAIN_SET, name), 'nothing', 'a value, to train')
 
 
-def check_names(draft: Draft) -> None:
+def check_names(run: Run) -> None:
     users: dict[str, str] = {}
-    folders: dict[Key, str] = {('name',): draft.get('name') or 'a'}
-    for phase in draft.test_sets:
-        own = draft.loader(phase).name
-        name = phase if own is None else own
-        key: Key = ('datasets', phase) if own is None else ('datasets', phase, 'name')
-        folders[key] = name
+    for phase, section in run.test_sets.items():
+        key: Key = ('datasets', phase) if section.name is None else ('datasets', phase, 'name')
+        name = section.name or phase
+        if not is_folder_name(name):
+            run.report(key, show(name), 'the name of a folder, at most 200 bytes, without slashes')
         if users.setdefault(name, phase) != phase:
-            draft.report(key, f'{show(name)}, as the name of datasets.{users[name]}', 'a name of its own')
-    for key, name in folders.items():
-        if not re.match(FOLDER_NAME, name) or len(name.encode()) > 200:
-            draft.report(key, show(name), 'the name of a folder, at most 200 bytes, without slashes')
-    for name in RESULT_COLUMNS & draft.val.metrics.keys():
+            run.report(key, f'{show(name)}, as the name of datasets.{users[name]}', 'a name of its own')
+    for name in RESULT_COLUMNS & run.options.val.metrics.keys():
         allowed = 'another name, as results have a column of this'
-        draft.report(('val', 'metrics', name), f'a metric called {show(name)}', allowed)
+        run.report(('val', 'metrics', name), f'a metric called {show(name)}', allowed)
 
 
 # ------------------------------------------------------------------ files and folders
 
 
-def check_weights(draft: Draft) -> None:
-    for name in ('pretrain_network_g', 'resume_state') if draft.purpose == 'train' else ('pretrain_network_g',):
-        file = draft.get('path', name)
+def check_weights(run: Run) -> None:
+    paths = run.options.path
+    files = {'pretrain_network_g': paths.pretrain_network_g}
+    if run.is_training:
+        files['resume_state'] = paths.resume_state
+    for name, file in files.items():
         if file and not _exists(file, Path.is_file):
-            allowed = 'a file' if draft.purpose == 'test' else 'a file, or ~ for none'
+            allowed = 'a file, or ~ for none' if run.is_training else 'a file'
             for task in TASKS.values():
                 if _in_repository(file) == (task.folder, 'pretrained_models', task.published):
                     allowed += f'; python {task.folder}/download_data.py --data weights gets the published one'
-            draft.report(('path', name), f'{show(file)}, where there is no file', allowed)
+            run.report(('path', name), f'{show(file)}, where there is no file', allowed)
 
 
-def check_data(draft: Draft) -> None:
-    """One sentence for all that one command gets: a newcomer has none of it."""
+def check_data(run: Run) -> None:
+    """Report all that one command gets in one sentence: a newcomer has none of it."""
     groups: dict[str, list[Key]] = {}
-    for key, path in draft.absent_data.items():
+    for key, path in run.absent_data.items():
         groups.setdefault(_how_to_get(path) or path, []).append(key)
     for key, *others in groups.values():
-        path = draft.absent_data[key]
+        path = run.absent_data[key]
         kind = 'file' if key[-1] == 'meta_info_file' else 'folder'
         also = f' (as for {", ".join(map(dotted, others))})' if others else ''
         allowed = _how_to_get(path) or 'one that is there'
-        if 'README' in allowed and draft.purpose == 'train':
-            allowed += '; to try training without them, run python scripts/synthesize_blur.py, then python '
-            allowed += 'basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
-        draft.report(key, f'{show(path)}, where there is no {kind}{also}', allowed)
+        if 'README' in allowed and run.is_training:
+            allowed += (
+                '; to try training without them, run python scripts/synthesize_blur.py, then python '
+                'basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
+            )
+        run.report(key, f'{show(path)}, where there is no {kind}{also}', allowed)
 
 
 def _exists(name: str, test: Callable[[Path], bool]) -> bool:
@@ -261,131 +234,118 @@ def _how_to_get(name: str) -> str:
     return f'{pack}pairs of images' if pack else ''
 
 
-# ------------------------------------------------------------------ training set and step
+# ------------------------------------------------------------------ training
 
 
-def check_samples(draft: Draft) -> None:
-    """Datasets can be built, and the training set has at least one batch."""
-    built, loader = draft.built_sets, draft.train_set
-    if 'train' not in built or (*TRAIN_SET, 'dataset_enlarge_ratio') in draft.invalid:
-        return
-    try:
-        count = draft.micro_batches()
-    except ValueError:  # reported by `check_step`
-        return
-    samples = len(built['train']) * loader.dataset_enlarge_ratio
-    size = max(loader.batch_size_per_gpu or 1, *(loader.mini_batch_sizes or [1]))
-    if draft.purpose == 'train' and samples < size * count:
-        made_of = f' ({count} micro-batches of {size})' if count > 1 else ''
-        allowed = f'at least one batch, {size * count}{made_of}'
-        how = 'lower batch_size_per_gpu and mini_batch_sizes, or raise dataset_enlarge_ratio'
-        draft.report(TRAIN_SET, f'a set of {samples} sample{"s" * (samples != 1)}', f'{allowed}; {how}')
-
-
-def check_stages(draft: Draft) -> None:
-    loader, total = draft.train_set, draft.get('train', 'total_iter')
-    for names, limit_name in (('gt_sizes', 'gt_size'), ('mini_batch_sizes', 'batch_size_per_gpu')):
+def check_stages(run: Run, loader: LoaderOptions, train: TrainOptions) -> None:
+    for name, limit_name in (('gt_sizes', 'gt_size'), ('mini_batch_sizes', 'batch_size_per_gpu')):
         limit = getattr(loader, limit_name)
-        for index, value in enumerate(getattr(loader, names) or ()):
+        for index, value in enumerate(getattr(loader, name) or ()):
             if limit is not None and value > limit:
-                draft.report((*TRAIN_SET, names, index), str(value), f'at most {limit_name}, {limit}')
+                run.report((*TRAIN_SET, name, index), str(value), f'at most {limit_name}, {limit}')
     lists = {name: getattr(loader, name) for name in ('mini_batch_sizes', 'gt_sizes', 'iters')}
     given = {name: len(values) for name, values in lists.items() if values is not None}
     for name in lists if given else ():
         if name not in given:
-            draft.report((*TRAIN_SET, name), 'nothing', f'a list, as there is {" and ".join(given)}')
+            run.report((*TRAIN_SET, name), 'nothing', f'a list, as there is {" and ".join(given)}')
         elif not given[name]:
-            draft.report((*TRAIN_SET, name), 'no stage', 'one or more')
+            run.report((*TRAIN_SET, name), 'no stage', 'one or more')
     if len(set(given.values())) > 1:
         often = Counter(given.values())
         odd = min(given, key=lambda name: often[given[name]])
         found = ', '.join(f'{length} in {name}' for name, length in given.items())
-        draft.report((*TRAIN_SET, odd), f'stages of different number, {found}', 'lists of the same length')
-    if total is not None and loader.iters and sum(loader.iters) < total:
-        allowed = f'at least train.total_iter, {total}'
-        draft.report((*TRAIN_SET, 'iters'), f'a sum of {sum(loader.iters)}', allowed)
+        run.report((*TRAIN_SET, odd), f'stages of different number, {found}', 'lists of the same length')
+    if loader.iters and sum(loader.iters) < train.total_iter:
+        allowed = f'at least train.total_iter, {train.total_iter}'
+        run.report((*TRAIN_SET, 'iters'), f'a sum of {sum(loader.iters)}', allowed)
 
 
-def check_step(draft: Draft) -> None:
-    try:
-        draft.micro_batches()
-    except ValueError as error:
-        found, _, allowed = str(error).removeprefix('found ').partition('; allowed: ')
-        draft.report(('num_gpu',), found, allowed)
+def check_batches(run: Run, loader: LoaderOptions, train: TrainOptions) -> None:
+    """The global batch can be shared by the processes, and the training set has at least one."""
+    num_gpu = run.options.num_gpu
+    each = run.attempt((), run.options, lambda: accumulation(train.accumulate, num_gpu, run.world_size))
+    if each is None or 'train' not in run.built_sets:
+        return
+    count = run.world_size * each
+    samples = len(run.built_sets['train']) * loader.dataset_enlarge_ratio
+    size = max(loader.batch_size_per_gpu or 1, *(loader.mini_batch_sizes or [1]))
+    if samples < size * count:
+        made_of = f' ({count} micro-batches of {size})' if count > 1 else ''
+        allowed = f'at least one batch, {size * count}{made_of}'
+        how = 'lower batch_size_per_gpu and mini_batch_sizes, or raise dataset_enlarge_ratio'
+        run.report(TRAIN_SET, f'a set of {samples} sample{"s" * (samples != 1)}', f'{allowed}; {how}')
+
+
+def check_checkpointing(run: Run, loader: LoaderOptions, train: TrainOptions) -> None:
     key = ('train', 'activation_checkpointing')
-    asked, name = draft.get(*key), draft.get('network_g', 'type')
-    stages = 1 if draft.train_set.iters is None else len(draft.train_set.iters)
+    asked, name = train.activation_checkpointing, run.options.network_g.type
+    stages = 1 if loader.iters is None else len(loader.iters)
     if isinstance(asked, list) and len(asked) != stages:
         allowed = f'true, false, or a list with one for each stage, {stages}'
-        draft.report(key, f'{len(asked)} items', allowed)
-    if asked and name and not hasattr(ARCH_REGISTRY.get(name), 'checkpointing'):
-        draft.report(key, show(asked), f'false, as {name} has no attribute `checkpointing`')
+        run.report(key, f'{len(asked)} items', allowed)
+    if asked and not hasattr(ARCH_REGISTRY.get(name), 'checkpointing'):
+        run.report(key, show(asked), f'false, as {name} has no attribute `checkpointing`')
 
 
-def check_precision(draft: Draft) -> None:
-    for section, others in (('train', 'fp32, bf16, fp64'), ('val', 'fp32, bf16')):
-        if draft.get(section, 'precision') == 'fp16' and draft.get('num_gpu') == 0:
-            draft.report((section, 'precision'), '"fp16" on the CPU, where it is neither fast nor safe', others)
-
-
-# ------------------------------------------------------------------ components
-
-
-def check_scheduler(draft: Draft) -> None:
+def check_scheduler(run: Run, train: TrainOptions) -> None:
     key = ('train', 'scheduler')
-    if section := draft.component(SCHEDULER_REGISTRY, Component, *key):
-        total = draft.get('train', 'total_iter')
-        with draft.refusals(key, section):
-            covers = SCHEDULER_REGISTRY.build(section).covers
-            if covers is not None and total is not None and covers < total:
-                name = 'periods' if 'periods' in type(section).model_fields else 'total_iter'
-                found = f'a sum of {covers}' if name == 'periods' else str(covers)
-                draft.report((*key, name), found, f'at least train.total_iter, {total}')
+    scheduler = run.attempt(key, train.scheduler, lambda: SCHEDULER_REGISTRY.build(train.scheduler))
+    covers = getattr(scheduler, 'covers', None)
+    if covers is not None and covers < train.total_iter:
+        name = 'periods' if 'periods' in type(train.scheduler).model_fields else 'total_iter'
+        found = f'a sum of {covers}' if name == 'periods' else str(covers)
+        run.report((*key, name), found, f'at least train.total_iter, {train.total_iter}')
 
 
-def check_losses(draft: Draft) -> None:
-    train = _at(draft.written, 'train')
-    terms: list[tuple[str, ...]] = [('train', 'losses', name) for name in draft.get('train', 'losses') or ()]
-    if _at(train, 'pixel_opt') is not None:
-        terms.append(('train', 'pixel_opt'))
-    elif isinstance(train, dict) and not train.get('losses'):
-        draft.report(('train', 'pixel_opt'), 'nothing', 'a loss, here or in train.losses')
-    for key in terms:
-        if key[1:] == ('losses', 'pixel_opt'):
-            draft.report(key, 'a loss called "pixel_opt"', 'another name than that of train.pixel_opt')
-        loss = draft.module(LOSS_REGISTRY, *key)
+def check_losses(run: Run, train: TrainOptions) -> None:
+    terms: dict[Key, Component] = {('train', 'losses', name): section for name, section in train.losses.items()}
+    if 'pixel_opt' in train.losses:
+        found, allowed = 'a loss called "pixel_opt"', 'another name than that of train.pixel_opt'
+        run.report(('train', 'losses', 'pixel_opt'), found, allowed)
+    if train.pixel_opt is not None:
+        terms['train', 'pixel_opt'] = train.pixel_opt
+    elif not terms and ('train', 'losses') not in run.invalid:
+        run.report(('train', 'pixel_opt'), 'nothing', 'a loss, here or in train.losses')
+    for key, section in terms.items():
+        loss = run.module(LOSS_REGISTRY, section, key)
         if getattr(loss, 'reduction', None) == 'none':
-            draft.report((*key, 'reduction'), '"none"', '"mean" or "sum", as training needs one number')
-        if getattr(loss, 'toY', False) is True and draft.channels('train') == 1:
-            draft.report((*key, 'toY'), 'true', 'false, as datasets.train has 1 channel')
+            run.report((*key, 'reduction'), '"none"', '"mean" or "sum", as training needs one number')
+        if getattr(loss, 'toY', False) is True and run.channels('train') == 1:
+            run.report((*key, 'toY'), 'true', 'false, as datasets.train has 1 channel')
 
 
-def check_network(draft: Draft) -> None:
-    net, val = draft.module(ARCH_REGISTRY, 'network_g'), draft.val
-    if net is not None and not val.window_size % _multiple(type(net)):
-        with draft.refusals(('val',), val):
-            check_arguments(net, val.window_size, val.tlc, val.tile, val.tile_overlap)
-    section = draft.component(ARCH_REGISTRY, Component, 'network_g') if net is not None else None
+# ------------------------------------------------------------------ network and validation
+
+
+def check_network(run: Run) -> None:
+    val = run.options.val
+    net = run.module(ARCH_REGISTRY, run.options.network_g, ('network_g',))
+    if net is None:
+        return
+    if not val.window_size % _multiple(type(net)):
+        arguments = net, val.window_size, val.tlc, val.tile, val.tile_overlap
+        run.attempt(('val',), val, lambda: check_arguments(*arguments))
+    channels = {phase: run.channels(phase) for phase in run.used_sets}
     for name in ('inp_channels', 'out_channels'):
-        value = getattr(section, name, None)
-        others = {phase: draft.channels(phase) for phase in draft.used_sets if value is not None}
-        others = {phase: channels for phase, channels in others.items() if channels not in (None, value)}
-        for phase, channels in [*others.items()][:1]:
-            draft.report(('network_g', name), str(value), f'{channels}, the channels of datasets.{phase}')
+        value = getattr(run.options.network_g, name, None)
+        for phase, known in channels.items():
+            if value is not None and known not in (None, value):
+                run.report(('network_g', name), str(value), f'{known}, the channels of datasets.{phase}')
+                break
 
 
-def check_sizes(draft: Draft) -> None:
+def check_sizes(run: Run) -> None:
     """The sides of all images are multiples of what the network takes."""
-    name, loader = draft.get('network_g', 'type'), draft.train_set
-    sizes: dict[Key, int | None] = {('val', 'window_size'): draft.val.window_size}
-    if draft.purpose == 'train' and loader.gt_sizes is None:
-        sizes |= {(*TRAIN_SET, 'gt_size'): loader.gt_size}
-    elif draft.purpose == 'train':
+    name, loader = run.options.network_g.type, run.options.datasets.get('train')
+    sizes: dict[Key, int | None] = {('val', 'window_size'): run.options.val.window_size}
+    if run.is_training and loader is not None:
         sizes |= {(*TRAIN_SET, 'gt_sizes', index): size for index, size in enumerate(loader.gt_sizes or ())}
-    multiple = _multiple(ARCH_REGISTRY.get(name)) if name else 1
+        if loader.gt_sizes is None and (*TRAIN_SET, 'gt_sizes') not in run.invalid:
+            sizes['datasets', 'train', 'gt_size'] = loader.gt_size
+    multiple = _multiple(ARCH_REGISTRY.get(name))
     for key, value in sizes.items():
         if value is not None and value % multiple:
-            draft.report(key, str(value), f'a multiple of {multiple}, for {name}')
+            run.report(key, str(value), f'a multiple of {multiple}, for {name}')
 
 
 def _multiple(network: object) -> int:
@@ -393,50 +353,55 @@ def _multiple(network: object) -> int:
     return multiple if isinstance(multiple, int) and multiple > 0 else 1
 
 
-def check_metrics(draft: Draft) -> None:
+def check_metrics(run: Run) -> None:
     """Metrics work on small images with the channels and the type of those that they will get."""
-    roots = {phase: getattr(draft.dataset(phase), 'dataroot_gt', 'no such key') for phase in draft.test_sets}
-    channels = {draft.channels(phase) for phase, root in roots.items() if root is not None}
-    for name in draft.val.metrics:
-        key = ('val', 'metrics', name)
-        if section := draft.component(METRIC_REGISTRY, MetricOptions, *key):
-            with draft.refusals(key, section):
-                settings = section.arguments()
-                if 'crop_border' in settings:  # the size of the images is unknown
-                    settings['crop_border'] = min(settings['crop_border'], 8)
-                metric = Metric(METRIC_REGISTRY.get(section.type), settings)
-                for count in sorted(filter(None, channels)):
-                    metric(*_two_images(count, rounded=draft.val.use_image))
+    sets = (
+        phase for phase, section in run.test_sets.items() if getattr(section, 'dataroot_gt', '') is not None
+    )
+    channels = sorted(set(filter(None, map(run.channels, sets))))
+    is_rounded = run.options.val.use_image
+
+    def measure(section: MetricOptions) -> None:
+        settings = section.arguments()
+        if 'crop_border' in settings:  # the size of the images is unknown
+            settings['crop_border'] = min(settings['crop_border'], 8)
+        metric = Metric(METRIC_REGISTRY.get(section.type), settings)
+        for count in channels:
+            metric(*_two_images(count, is_rounded))
+
+    for name, section in run.options.val.metrics.items():
+        run.attempt(('val', 'metrics', name), section, partial(measure, section))
 
 
-def _two_images(channels: int, rounded: bool) -> tuple[np.ndarray, np.ndarray, float]:
+def _two_images(channels: int, is_rounded: bool) -> tuple[np.ndarray, np.ndarray, float]:
     """Two images, large enough for a metric of several scales, and their range."""
     images = np.random.default_rng(0).integers(0, 256, (2, 176, 184, channels), dtype=np.uint8)
-    one, other = images if rounded else images / 255
-    return one, other, 255.0 if rounded else 1.0
+    one, other = images if is_rounded else images / 255
+    return one, other, 255.0 if is_rounded else 1.0
 
 
-def find_mistakes(
-    written: dict[str, Any], invalid: set[Key], purpose: Purpose, world_size: int
-) -> list[Mistake]:
-    """The mistakes in a file for a run of `world_size` processes, besides its keys that are `invalid` by themselves."""
-    draft = Draft(written, invalid, purpose, world_size)
-    checks = [check_stages, check_step, check_scheduler, check_losses] if purpose == 'train' else []
-    checks += [check_required, check_names, check_weights, check_data, check_samples]
-    for check in [*checks, check_sizes, check_network, check_metrics, check_precision]:
-        check(draft)
-    return draft.mistakes
+def check_precision(run: Run) -> None:
+    train, val = run.options.train, run.options.val
+    asked = {'train': 'fp32' if train is None else train.precision, 'val': val.precision}
+    for section, precision in asked.items():
+        if precision == 'fp16' and run.options.num_gpu == 0:
+            found = '"fp16" on the CPU, where it is neither fast nor safe'
+            run.report((section, 'precision'), found, 'fp32, bf16')
 
 
-# ------------------------------------------------------------------ plain data
-
-
-def _at(data: Any, *key: str) -> Any:
-    for name in key:
-        data = data.get(name) if isinstance(data, dict) else None
-    return data
-
-
-def _list_of(key: Key) -> tuple[str, ...]:
-    """One invalid item invalidates the whole list."""
-    return tuple(takewhile(lambda step: isinstance(step, str), key))  # type: ignore[arg-type]
+def find_mistakes(options: RunOptions, invalid: set[Key], purpose: Purpose, world_size: int) -> list[Mistake]:
+    """The mistakes in valid options for a run of `world_size` processes. `invalid`: keys of the file that are wrong by
+    themselves, and so not in the options."""
+    run = Run(options, invalid, purpose, world_size)
+    for check in (check_required, check_names, check_weights, check_data):
+        check(run)
+    train, loader = options.train, options.datasets.get('train')
+    if run.is_training and train is not None and loader is not None:
+        check_stages(run, loader, train)
+        check_batches(run, loader, train)
+        check_checkpointing(run, loader, train)
+        check_scheduler(run, train)
+        check_losses(run, train)
+    for check in (check_sizes, check_network, check_metrics, check_precision):
+        check(run)
+    return run.mistakes

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import importlib
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from basicsr.options.checks import Purpose, find_mistakes
-from basicsr.options.option_file import Mistake, OptionFile, dotted, read_file
+from basicsr.options.option_file import Key, Mistake, dotted, read_file, value_at
 from basicsr.options.sections import WITHOUT_EFFECT, RunOptions
 from basicsr.options.validation import validate
 from basicsr.utils.errors import OptionError
@@ -18,13 +21,19 @@ from basicsr.utils.text import show
 
 
 def read_options(
-    path: str | Path, settings: Iterable[str], purpose: Purpose, world_size: int = 1
+    path: str | Path, settings: Iterable[str] = (), purpose: Purpose | None = None, world_size: int = 1
 ) -> RunOptions:
-    """Read an option file and the --force_yml settings, and check them for a run of `world_size` processes. Warns of
-    keys without effect. Raises OptionError with every mistake in it."""
+    """Read an option file and the --force_yml settings, and check them for a run of `world_size` processes; without a
+    purpose check every key by itself only. Warns of keys without effect. Raises OptionError with every mistake."""
     file = read_file(path, settings)
-    options, data, mistakes = _check_keys(file)
-    mistakes += find_mistakes(data, {mistake.key for mistake in mistakes}, purpose, world_size)
+    mistakes = list(_import_custom(file.data.get('custom_imports')))
+    options, invalid = validate(file.data)
+    mistakes += invalid
+    valid = options
+    if options is None:  # the other checks need valid options: leave out what is invalid, if it can be left out
+        valid, _ = validate(_without(file.data, invalid))
+    if valid is not None and purpose is not None:
+        mistakes += find_mistakes(valid, {_option(mistake.key) for mistake in invalid}, purpose, world_size)
     lines = file.report(mistakes)
     if lines or options is None:
         raise OptionError(lines)
@@ -34,24 +43,17 @@ def read_options(
     return options
 
 
-def load_options(
-    path: str | Path, settings: Iterable[str] = ()
-) -> tuple[RunOptions | None, dict[str, Any], list[str]]:
-    """Like `read_options`, but check every key by itself only, without a look at files and classes.
-
-    Returns (options, plain data, mistakes); options is None if there are mistakes. Raises OptionError if the file
-    cannot be read at all.
-    """
-    file = read_file(path, settings)
-    options, data, mistakes = _check_keys(file)
-    lines = file.report(mistakes)
-    return (None if lines else options), data, lines
+def _option(key: Key) -> Key:
+    """The key of the list that an item is in."""
+    return tuple(takewhile(lambda step: isinstance(step, str), key))
 
 
-def _check_keys(file: OptionFile) -> tuple[RunOptions | None, dict[str, Any], list[Mistake]]:
-    failed_imports = list(_import_custom(file.data.get('custom_imports')))
-    options, data, mistakes = validate(file.data)
-    return options, data, failed_imports + mistakes
+def _without(data: dict[str, Any], mistakes: Iterable[Mistake]) -> dict[str, Any]:
+    data = copy.deepcopy(data)
+    for *above, last in (_option(mistake.key) for mistake in mistakes):
+        with contextlib.suppress(KeyError, TypeError):  # it is missing, or its section is left out
+            del value_at(data, above)[last]
+    return data
 
 
 def _import_custom(modules: Any) -> Iterator[Mistake]:
@@ -63,3 +65,13 @@ def _import_custom(modules: Any) -> Iterator[Mistake]:
                 reason = ' '.join(f'{type(error).__name__}: {error}'.split())
                 found = f'{show(name)}, whose import fails ({reason})'
                 yield Mistake(('custom_imports', index), found, 'modules that can be imported')
+
+
+def load_options(
+    path: str | Path, settings: Iterable[str] = ()
+) -> tuple[RunOptions | None, dict[str, Any], list[str]]:
+    """(options, data, mistakes) of the keys one by one."""
+    try:
+        return read_options(path, settings), read_file(path, settings).data, []
+    except OptionError as error:
+        return None, {}, error.mistakes

@@ -205,6 +205,13 @@ def dotted(key: Key) -> str:
     return '.'.join(map(str, key))
 
 
+def value_at(data: Any, key: Iterable[str | int]) -> Any:
+    """The value of a key. Raises KeyError, IndexError or TypeError if there is none."""
+    for step in key:
+        data = data[step]
+    return data
+
+
 def read_file(path: str | Path, settings: Iterable[str] = ()) -> OptionFile:
     """Read a file and the --force_yml settings. Raises OptionError unless the file is a mapping."""
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
-from basicsr.options.components import Component, Registered, Section, unregistered
+from basicsr.utils.component import Component, Registered, Section, unregistered
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -23,10 +25,21 @@ Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-FOLDER_NAME = r'^[^/\\\x00-\x1f]*[^/\\\x00-\x1f. ][^/\\\x00-\x1f]*$'
-
 # Keys of published option files that have no effect here.
 WITHOUT_EFFECT = ('scale', 'datasets.*.prefetch_mode', 'val.rgb2bgr', 'val.max_minibatch', 'logger.wandb')
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether every file system takes it."""
+    return bool(re.fullmatch(r'[^/\\\x00-\x1f]+', name) and name.strip('. ')) and len(name.encode()) <= 200
+
+
+def _folder_name(name: str) -> str:
+    if not is_folder_name(name):
+        raise PydanticCustomError(
+            'folder_name', 'Input should be the name of a folder, at most 200 bytes, without slashes'
+        )
+    return name
 
 
 def _registered_model(name: str) -> str:
@@ -173,7 +186,7 @@ class ValOptions(Section):
 class RunOptions(Section):
     """An option file of train.py or test.py."""
 
-    name: Annotated[str, Field(pattern=FOLDER_NAME)]
+    name: Annotated[str, AfterValidator(_folder_name)]
     """The run's folder in experiments/ or results/."""
     model_type: Annotated[
         str,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-from collections.abc import Iterable, Iterator
-from functools import reduce
-from operator import getitem
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from basicsr.options.option_file import Key, Mistake, dotted
+from basicsr.options.option_file import Key, Mistake, dotted, value_at
 from basicsr.options.sections import RunOptions
 from basicsr.utils.text import show
 
@@ -24,26 +22,28 @@ _ALLOWED = {
     'float_type': 'a number',
     'string_type': 'text (in quotes, if it looks like something else)',
     'list_type': 'a list',
+    'tuple_type': 'a list',
     'dict_type': 'a mapping',
     'model_type': 'a mapping',
     'model_attributes_type': 'a mapping',
-    'string_pattern_mismatch': 'the name of a folder, without slashes',
 }
 
 
-def validate(data: dict[str, Any]) -> tuple[RunOptions | None, dict[str, Any], list[Mistake]]:
-    """Return the options, or None; the data, with whole floats such as 4e3 as integers where a key takes integers;
-    and the mistakes."""
+def validate(data: dict[str, Any]) -> tuple[RunOptions | None, list[Mistake]]:
+    """Return the options, or None; and the mistakes. Where a key takes an integer, 4e3 is one."""
     options, errors = _validate(data)
-    data = copy.deepcopy(data)
-    for error in errors:
-        value = error['input']
-        if error['type'] == 'int_type' and isinstance(value, float) and value.is_integer():
-            *above, last = _key(error, data)
-            _at(above, data)[last] = int(value)
-    if errors:
+    wholes = [error for error in errors if error['type'] == 'int_type' and _is_whole(error['input'])]
+    if wholes:
+        data = copy.deepcopy(data)
+        for *above, last in (_key(error, data) for error in wholes):
+            section = value_at(data, above)
+            section[last] = int(section[last])
         options, errors = _validate(data)
-    return options, data, [*_describe(errors, data)]
+    return options, [*_describe(errors, data)]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _validate(data: dict[str, Any]) -> tuple[RunOptions | None, list[ErrorDetails]]:
@@ -65,14 +65,10 @@ def _describe(errors: list[ErrorDetails], data: dict[str, Any]) -> Iterator[Mist
             found[key] = f'an unknown key{_hint(key, known)}'
             allowed[key] = [', '.join(str(other[-1]) for other in known if other[:-1] == key[:-1]) or 'none']
         else:
-            found[key] = 'nothing' if error['type'] == 'missing' else show(_at(key, data))
+            found[key] = 'nothing' if error['type'] == 'missing' else show(error['input'])
             allowed.setdefault(key, []).append(_allowed(error))
     for key, texts in allowed.items():
         yield Mistake(key, found[key], ' or '.join(dict.fromkeys(texts)))
-
-
-def _at(key: Iterable[str | int], data: Any) -> Any:
-    return reduce(getitem, key, data)
 
 
 def _key(error: ErrorDetails, data: Any) -> Key:
@@ -90,7 +86,8 @@ def _allowed(error: ErrorDetails) -> str:
     if 'expected' in context:
         return str(context['expected']).replace("'", '"')
     if error['type'] in ('too_short', 'too_long'):
-        return f'{context.get("min_length", context.get("max_length"))} items'
+        count = context.get('min_length', context.get('max_length'))
+        return f'{count} item{"s" * (count != 1)}'
     message = error['msg'].replace('Input should be ', '').replace('String should have ', 'text with ')
     return _ALLOWED.get(error['type'], message)
 
@@ -116,6 +113,9 @@ def _known_keys(data: dict[str, Any]) -> Iterator[Key]:
         yield from ((*prefix, name) for name in below)
         if isinstance(schema.get('additionalProperties'), dict):
             below |= dict.fromkeys(given, schema['additionalProperties'])
+        if isinstance(data, list):
+            for index, value in enumerate(data):
+                yield from keys(schema.get('items', {}), value, (*prefix, index))
         if len(prefix) < 8:  # a user's type may contain itself
             for name, value in below.items():
                 yield from keys(value, given.get(name), (*prefix, name))

@@ -12,7 +12,7 @@ Entry = TypeVar('Entry', bound=Callable[..., Any])
 
 
 class ComponentSection(Protocol):
-    """A section of an option file that `Registry.build` takes; see `basicsr.options.components.Component`."""
+    """A section of an option file that `Registry.build` takes; see `basicsr.utils.component.Component`."""
 
     @property
     def type(self) -> str: ...

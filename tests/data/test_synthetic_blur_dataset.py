@@ -245,47 +245,6 @@ def test_an_epoch_has_every_pair_about_as_often(folder, pairs):
     assert same(dataset[3], dataset[3]) and dataset.channels == 3
 
 
-def bad(**changes):
-    section = {'type': 'Dataset_SyntheticBlur', 'dataroot_gt': '{folder}', **changes}
-    return {key: value for key, value in section.items() if value is not None}
-
-
-@pytest.mark.parametrize(
-    ('section', 'text'),
-    [
-        ('x', 'found "x" as set 1; allowed: a mapping with type and weight'),
-        (bad(weight=0), 'found 0 as the weight of set 1; allowed: above 0'),
-        (bad(weight='2'), 'found "2" as the weight'),
-        (
-            bad(type='Dataset_Mixed'),
-            'found "Dataset_Mixed" as the type of set 1; allowed: .*Dataset_PairedImage',
-        ),
-        (bad(type=None), 'found null as the type'),
-        (
-            bad(blurr=3),
-            r'.*set 1 \(Dataset_SyntheticBlur\): blurr: found an unknown key; allowed: type, weight, shake',
-        ),
-        (bad(dataroot_gt=None), '.*dataroot_gt: found nothing; allowed: a value'),
-        (bad(dataroot_gt='nowhere'), '.*dataroot_gt: found "nowhere", which is not a folder'),
-        (bad(shake=[5, 4]), r'.*shake: found \[5, 4\]; allowed: \[lo, hi\] with'),
-        (bad(shake=5), r'.*shake: found 5; allowed: tuple\[float, float\]'),
-        (bad(in_memory='yes'), '.*in_memory: found "yes"; allowed: bool'),
-        ({'type': 'Dataset_PairedImage', 'dataroot_lq': '{folder}'}, '.*dataroot_gt: found nothing'),
-    ],
-)
-def test_mistakes_in_the_sets_are_sentences(folder, section, text):
-    if isinstance(section, dict):
-        section = {key: folder if value == '{folder}' else value for key, value in section.items()}
-    with pytest.raises(DataError, match=f'^sets: {text}'):
-        Dataset_Mixed([section])
-
-
-@pytest.mark.parametrize('sets', [[], {}, 'x', None])
-def test_no_sets_are_refused(sets):
-    with pytest.raises(DataError, match=r'^sets: found .*; allowed: a list of sets'):
-        Dataset_Mixed(sets)
-
-
 def test_sets_of_grey_and_coloured_images_are_not_mixed(folder, pairs):
     grey = {'type': 'Dataset_PairedImage', **pairs, 'channels': 1}
     with pytest.raises(DataError, match='found images of 3 and 1 channels; allowed: the same number'):
@@ -350,11 +309,24 @@ def test_both_can_stand_in_an_option_file(tmp_path, folder):
         ('type: Dataset_SyntheticBlur, dataroot_gt: [nowhere]', 'train.dataroot_gt: found "nowhere"'),
         ('type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, fov: [9, 2]', r'train.fov: found \[9.*; allowed: \[lo, hi'),
         ('type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, jpeg: x', 'train.jpeg: found "x"; allowed: a number'),
-        ('type: Dataset_Mixed, sets: []', r'train.sets: found \[\]; allowed: a list of sets'),
-        ('type: Dataset_Mixed, sets: [{type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, fow: 3}]',
-         'train.sets: found a mistake in set 1 .*fow: found an unknown key; allowed: '),
+        ('type: Dataset_Mixed, sets: []', r'train.sets: found \[\]; allowed: 1 item'),
+        ('type: Dataset_Mixed, sets: [x]', 'train.sets.0: found "x"; allowed: a mapping'),
+        ('type: Dataset_Mixed, sets: [{weight: 2}]', 'train.sets.0.type: found nothing; allowed: "Dataset_Mixed", '),
+        ('type: Dataset_Mixed, sets: [{type: Dataset_Mixed, sets: [SET]}]',
+         'train.sets: found Dataset_Mixed as set 1; allowed: other datasets'),
+        ('type: Dataset_Mixed, sets: [{type: Dataset_PairedImage, dataroot_lq: FOLDER}]',
+         'train.sets: found no dataroot_gt in set 1; allowed: a value, to train'),
+        *((f'type: Dataset_Mixed, sets: [SET, {{{change}, type: Dataset_SyntheticBlur, dataroot_gt: FOLDER}}]', text)
+          for change, text in (
+              ('weight: 0', 'train.sets.1.weight: found 0; allowed: greater than 0'),
+              ('weight: "2"', 'train.sets.1.weight: found "2"; allowed: a number'),
+              ('fow: 3', r'train.sets.1.fow: found an unknown key \(did you mean fov\?\); allowed: type, weight, '),
+              ('shake: 5', 'train.sets.1.shake: found 5; allowed: a list'),
+              ('shake: [5, 4]', r'train.sets: found a mistake in set 2 .*shake: found \[5.*allowed: \[lo, hi\] with'),
+              ('in_memory: yes!', 'train.sets.1.in_memory: found "yes!"; allowed: true or false'),
+          )),
     ],
 )  # fmt: skip
 def test_an_error_in_an_option_file_names_the_key(tmp_path, folder, train, text):
     with pytest.raises(OptionError, match=f'datasets.{text}'):
-        options(tmp_path, train.replace('FOLDER', folder))
+        options(tmp_path, train.replace('SET', '{type: Dataset_SyntheticBlur, dataroot_gt: FOLDER}').replace('FOLDER', folder))

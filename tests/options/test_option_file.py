@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from option_texts import SMALL, cases
 
-from basicsr.options.load import load_options
+from basicsr.options.load import read_options
 from basicsr.utils.errors import OptionError
 
 
@@ -117,11 +117,11 @@ def test_unreadable_files_are_refused(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(OptionError, match=r'options\.yml: cannot be read as an option file: '):
-        load_options(path)
+        read_options(path)
     with pytest.raises(OptionError, match='cannot be read as an option file: Is a directory'):
-        load_options(tmp_path)
+        read_options(tmp_path)
     with pytest.raises(OptionError, match='cannot be read as an option file: '):
-        load_options('a\0b')
+        read_options('a\0b')
 
 
 # ------------------------------------------------------------------ --force_yml

@@ -14,7 +14,7 @@ import yaml
 from option_texts import SMALL, cases
 
 from basicsr.options.json_schema import json_schema
-from basicsr.options.load import load_options
+from basicsr.options.load import read_options
 from basicsr.utils import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,10 +38,8 @@ def at(options, key):
 
 
 def test_the_published_file_loads_unchanged(load):
-    options, data, mistakes = load_options(PUBLISHED)
-    assert mistakes == []
+    options = read_options(PUBLISHED)
     written = yaml.safe_load(PUBLISHED.read_text())
-    assert data == written
     for key, value in leaves(written):
         assert at(options, key) == value, key
     assert options.val.val_freq == 4000 and type(options.val.val_freq) is int
@@ -53,8 +51,7 @@ def test_the_published_file_loads_unchanged(load):
 
 @pytest.mark.parametrize('path', OPTION_FILES, ids=lambda path: path.stem)
 def test_the_snapshot_of_a_run_loads_as_the_same_options(load, path):
-    options, _, mistakes = load_options(path)
-    assert mistakes == []
+    options = read_options(path)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         again = load(yaml.safe_dump(options.model_dump(mode='json'), sort_keys=False))
@@ -182,11 +179,13 @@ gt_size: 64  →  io_backend: {type: disk, tipe: 1}
 name: small  →  name: 5
     1: name: found 5; allowed: text (in quotes, …
 name: small  →  name: a/b
-    1: name: found "a/b"; allowed: the name of a folder, without slashes
+    1: name: found "a/b"; allowed: the name of a folder, at most 200 bytes, without slashes
 name: small  →  name: ..
-    1: name: found ".."; allowed: the name of a folder, without slashes
+    1: name: found ".."; allowed: the name of a folder, at most 200 bytes, without slashes
 name: small  →  name: ""
-    1: name: found ""; allowed: the name of a folder, without slashes
+    1: name: found ""; allowed: the name of a folder, at most 200 bytes, without slashes
+name: small  →  name: LONG
+    1: name: found "ä…
 name: small  →  name: s\nnum_gpu: -1
     2: num_gpu: found -1; allowed: greater than or equal to 0
 name: small  →  name: s\nmodel_type: X
@@ -212,7 +211,7 @@ NETWORK = (
 
 @pytest.mark.parametrize('case', re.findall(r'(.+)\n    (.+)', MISTAKES), ids='→'.join)
 def test_a_mistake_names_line_key_found_and_allowed(load, case):
-    old, new = case[0].replace('\\n', '\n').split('  →  ')
+    old, new = case[0].replace('\\n', '\n').replace('LONG', 'ä' * 150).split('  →  ')
     assert SMALL.count(old) == 1
     mistakes = load(SMALL.replace(old, new))
     message, is_start, _ = f'<file>:{case[1]}'.replace('NETWORK', NETWORK).partition('…')

@@ -44,16 +44,18 @@ class Section(BaseModel):
 
 
 class Component(Section):
-    _parameters: ClassVar[frozenset[str]] = frozenset()  # of the constructor, as far as they can be keys
+    parameters: ClassVar[frozenset[str]] = frozenset()  # of the constructor, as far as they can be keys
     _supplied: ClassVar[tuple[int, frozenset[str]]] = 0, frozenset()
     """(n, names): positional and named parameters that the caller supplies."""
+    _place: ClassVar[str] = ''
+    """Suffix in the JSON schema, if another kind of section has the same types."""
 
     type: str
 
     def arguments(self, plain: bool = False) -> dict[str, Any]:
         """Return a copy of the keyword arguments that the section sets, without the keys of loaders or metrics beside
         them. `plain`: for a checkpoint; values that only Python has, such as a Path, as they are in the file."""
-        names = (self.model_fields_set & self._parameters) | {*(self.model_extra or ())}
+        names = (self.model_fields_set & self.parameters) | {*(self.model_extra or ())}
         values = {name: value for name, value in self.model_dump().items() if name in names}
         written = self.model_dump(mode='json') if plain else values
         return {name: value if _is_plain(value) else written[name] for name, value in values.items()}
@@ -140,14 +142,14 @@ def _model(name: str, entry: Callable[..., Any], base: type[AnyComponent]) -> ty
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # parameters that share a name with a method of pydantic's
         model = create_model(
-            name,
+            name + base._place,
             __base__=base,
             __doc__=' '.join(text.partition('\n\n')[0].split()),
             __cls_kwargs__={'extra': 'allow'} if any_key else None,
             type=(Literal[name], ...),  # type: ignore[arg-type]
             **fields,
         )
-    model._parameters = frozenset(fields)
+    model.parameters = frozenset(fields)
     return model
 
 
