@@ -328,5 +328,6 @@ def test_both_can_stand_in_an_option_file(tmp_path, folder):
     ],
 )  # fmt: skip
 def test_an_error_in_an_option_file_names_the_key(tmp_path, folder, train, text):
+    train = train.replace('SET', '{type: Dataset_SyntheticBlur, dataroot_gt: FOLDER}').replace('FOLDER', folder)
     with pytest.raises(OptionError, match=f'datasets.{text}'):
-        options(tmp_path, train.replace('SET', '{type: Dataset_SyntheticBlur, dataroot_gt: FOLDER}').replace('FOLDER', folder))
+        options(tmp_path, train)
