@@ -52,19 +52,23 @@ class Run:
     """The options of a run of `world_size` processes, and the mistakes that the checks find in them.
 
     Args:
-        invalid: keys that are wrong by themselves. They are not in the options.
+        left_out: keys of the file that are not in the options, as they are wrong by themselves.
     """
 
-    def __init__(self, options: RunOptions, invalid: set[Key], purpose: Purpose, world_size: int) -> None:
-        self.options, self.invalid, self.world_size = options, invalid, world_size
+    def __init__(self, options: RunOptions, left_out: set[Key], purpose: Purpose, world_size: int) -> None:
+        self.options, self.left_out, self.world_size = options, left_out, world_size
         self.is_training = purpose == 'train'
         self.test_sets = {phase: section for phase, section in options.datasets.items() if phase != 'train'}
         self.used_sets = options.datasets if self.is_training else self.test_sets
         self.mistakes: list[Mistake] = []
 
     def report(self, key: Key, found: str, allowed: str) -> None:
-        if not any(key[: len(known)] == known for known in self.invalid):
+        if not any(key[: len(known)] == known for known in self.left_out):
             self.mistakes.append(Mistake(key, found, allowed))
+
+    def is_cut(self, *section: str) -> bool:
+        """Whether parts of a section were left out."""
+        return any(key[: len(section)] == section for key in self.left_out)
 
     def attempt(self, key: Key, section: Section, action: Callable[[], Any]) -> Any:
         """Return the result of an action; None where it fails. Values that are valid one by one may not fit each
@@ -75,7 +79,7 @@ class Run:
             reason = ' '.join(str(error).split())
             named = re.fullmatch(REFUSAL, reason)
             parameters = getattr(section, 'parameters', ())
-            if any((*key, name) in self.invalid for name in parameters):
+            if any((*key, name) in self.left_out for name in parameters):
                 pass  # the default of an invalid key may be the reason
             elif named and named[1] in type(section).model_fields:
                 self.report((*key, named[1]), named[2], named[3])
@@ -143,7 +147,7 @@ class Run:
 def check_required(run: Run) -> None:
     options = run.options
     if not run.is_training:
-        if not run.test_sets:
+        if not run.test_sets and not run.is_cut('datasets'):
             run.report(('datasets',), 'no set to test on', 'one of any name but train')
         if not options.path.pretrain_network_g:
             run.report(('path', 'pretrain_network_g'), 'nothing', 'the file of the weights to test')
@@ -304,7 +308,7 @@ def check_losses(run: Run, train: TrainOptions) -> None:
         run.report(('train', 'losses', 'pixel_opt'), found, allowed)
     if train.pixel_opt is not None:
         terms['train', 'pixel_opt'] = train.pixel_opt
-    elif not terms and ('train', 'losses') not in run.invalid:
+    elif not terms and not run.is_cut('train', 'losses'):
         run.report(('train', 'pixel_opt'), 'nothing', 'a loss, here or in train.losses')
     for key, section in terms.items():
         loss = run.module(LOSS_REGISTRY, section, key)
@@ -340,7 +344,7 @@ def check_sizes(run: Run) -> None:
     sizes: dict[Key, int | None] = {('val', 'window_size'): run.options.val.window_size}
     if run.is_training and loader is not None:
         sizes |= {(*TRAIN_SET, 'gt_sizes', index): size for index, size in enumerate(loader.gt_sizes or ())}
-        if loader.gt_sizes is None and (*TRAIN_SET, 'gt_sizes') not in run.invalid:
+        if loader.gt_sizes is None and (*TRAIN_SET, 'gt_sizes') not in run.left_out:
             sizes['datasets', 'train', 'gt_size'] = loader.gt_size
     multiple = _multiple(ARCH_REGISTRY.get(name))
     for key, value in sizes.items():
@@ -389,10 +393,9 @@ def check_precision(run: Run) -> None:
             run.report((section, 'precision'), found, 'fp32, bf16')
 
 
-def find_mistakes(options: RunOptions, invalid: set[Key], purpose: Purpose, world_size: int) -> list[Mistake]:
-    """The mistakes in valid options for a run of `world_size` processes. `invalid`: keys of the file that are wrong by
-    themselves, and so not in the options."""
-    run = Run(options, invalid, purpose, world_size)
+def find_mistakes(options: RunOptions, left_out: set[Key], purpose: Purpose, world_size: int) -> list[Mistake]:
+    """The mistakes in valid options for a run of `world_size` processes. `left_out`: see `Run`."""
+    run = Run(options, left_out, purpose, world_size)
     for check in (check_required, check_names, check_weights, check_data):
         check(run)
     train, loader = options.train, options.datasets.get('train')

@@ -29,11 +29,9 @@ def read_options(
     mistakes = list(_import_custom(file.data.get('custom_imports')))
     options, invalid = validate(file.data)
     mistakes += invalid
-    valid = options
-    if options is None:  # the other checks need valid options: leave out what is invalid, if it can be left out
-        valid, _ = validate(_without(file.data, invalid))
+    valid, left_out = _valid_part(file.data)
     if valid is not None and purpose is not None:
-        mistakes += find_mistakes(valid, {_option(mistake.key) for mistake in invalid}, purpose, world_size)
+        mistakes += find_mistakes(valid, left_out, purpose, world_size)
     lines = file.report(mistakes)
     if lines or options is None:
         raise OptionError(lines)
@@ -43,17 +41,27 @@ def read_options(
     return options
 
 
-def _option(key: Key) -> Key:
-    """The key of the list that an item is in."""
-    return tuple(takewhile(lambda step: isinstance(step, str), key))
-
-
-def _without(data: dict[str, Any], mistakes: Iterable[Mistake]) -> dict[str, Any]:
+def _valid_part(data: dict[str, Any]) -> tuple[RunOptions | None, set[Key]]:
+    """Options without the invalid keys, and these keys; a section that needs one of them is left out, too. None if
+    nothing is left."""
     data = copy.deepcopy(data)
-    for *above, last in (_option(mistake.key) for mistake in mistakes):
-        with contextlib.suppress(KeyError, TypeError):  # it is missing, or its section is left out
-            del value_at(data, above)[last]
-    return data
+    left_out: set[Key] = set()
+    while True:
+        options, mistakes = validate(data)
+        if options is not None:
+            return options, left_out
+        for mistake in mistakes:
+            key = tuple(takewhile(lambda step: isinstance(step, str), mistake.key))  # a list, not its item
+            section = key[:-1]
+            try:
+                del value_at(data, section)[key[-1]]
+            except (KeyError, TypeError):  # it is missing, or its section is left out
+                if not section:
+                    return None, left_out
+                key = section
+                with contextlib.suppress(KeyError):
+                    del value_at(data, section[:-1])[section[-1]]
+            left_out.add(key)
 
 
 def _import_custom(modules: Any) -> Iterator[Mistake]:
