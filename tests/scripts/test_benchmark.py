@@ -278,14 +278,6 @@ def test_peak_on_a_gpu_begins_after_the_warm_up_and_includes_recording(monkeypat
     assert seen == [*work, 'forget', 'synchronize', 'reset_peak_memory_stats', *work]
 
 
-def test_batches_of_noise_repeat(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor: tensor)
-    batches = [next(noise) for noise in [training.noise(16, 3)] for _ in range(2 * training.READY_BATCHES)]
-    assert batches[0] is batches[training.READY_BATCHES] is not batches[1]
-    assert all(batches[0][kind].shape == (3, 3, 16, 16) for kind in ('lq', 'gt'))
-    assert batches[0]['lq'].dtype == torch.uint8 and not batches[0]['lq'].equal(batches[0]['gt'])
-
-
 def test_default_number_of_repeats():
     cpu, cuda = map(torch.device, ('cpu', 'cuda'))
     asked = ((None, cpu, 3), (None, cuda, 3), (4, cuda, 3))

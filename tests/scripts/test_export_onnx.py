@@ -22,18 +22,13 @@ onnxruntime = pytest.importorskip('onnxruntime')
 from scripts import export_onnx  # noqa: E402
 
 SMALL = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
-KINDS = [
-    {},
-    *(
-        pytest.param(options, marks=pytest.mark.slow)
-        for options in (
-            {'LayerNorm_type': 'BiasFree'},
-            {'bias': True},
-            {'inp_channels': 6, 'dual_pixel_task': True},
-            {'inp_channels': 1, 'out_channels': 1},
-        )
-    ),
+OTHERS = [
+    {'LayerNorm_type': 'BiasFree'},
+    {'bias': True},
+    {'inp_channels': 6, 'dual_pixel_task': True},
+    {'inp_channels': 1, 'out_channels': 1},
 ]
+KINDS = [{}, *(pytest.param(options, marks=pytest.mark.slow) for options in OTHERS)]
 
 
 def export(*arguments):
