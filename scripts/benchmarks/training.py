@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
 from basicsr.data.loader import training_loader
@@ -37,6 +37,7 @@ from scripts.benchmarks import measuring
 from scripts.benchmarks.measuring import Memory, Row, Task
 from scripts.synthesize_blur import read_photograph
 
+RECIPE = ROOT / 'options' / 'Deblurring_Restormer.yml'  # the paper's
 PAIRS = 16
 CLIP_NORM = 0.01  # the recipe's
 READY_BATCHES = 4  # batches in pinned memory, on a GPU
@@ -45,8 +46,7 @@ COLUMNS += ['launch_seconds', 'data_wait', 'working_MB', 'of_plain_memory', 'pea
 
 
 def recipe() -> dict[str, Any]:
-    """Returns the paper's option file as plain data."""
-    return read_yaml(ROOT / 'options' / 'Deblurring_Restormer.yml')
+    return read_yaml(RECIPE)
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -54,17 +54,14 @@ def compare(args: argparse.Namespace) -> None:
     modes = [*(['plain'] if args.plain_steps != 0 else []), *args.modes]
     with tempfile.TemporaryDirectory() as folder:
         make_pairs(Path(folder))
-        tasks = [
-            {'stage': stage, 'mode': mode, 'folder': folder} for stage in asked_stages(args) for mode in modes
-        ]
+        stages = asked_stages(args)
+        tasks = [{'stage': stage, 'mode': mode, 'folder': folder} for stage in stages for mode in modes]
         measuring.compare(args, tasks, COLUMNS)
 
 
 def asked_stages(args: argparse.Namespace) -> list[str]:
     train = recipe()['datasets']['train']
-    paper = [
-        f'{patch}x{batch}' for patch, batch in zip(train['gt_sizes'], train['mini_batch_sizes'], strict=True)
-    ]
+    paper = list(map('{}x{}'.format, train['gt_sizes'], train['mini_batch_sizes']))
     return [stage for asked in args.stages for stage in (paper if asked == 'paper' else [asked])]
 
 
@@ -133,26 +130,19 @@ class PlainModel:
 
 def our_model(args: argparse.Namespace, task: Task, device: torch.device) -> ImageCleanModel:
     """Returns the model of basicsr/train.py with the paper's recipe and the settings of a row."""
-    defaults, folder = recipe(), Path(task['folder'])
     precision, *modes = task['mode'].split('+')
-    data = {'type': 'Dataset_PackedImage', 'dataroot': str(folder / 'pairs.pack')}
-    options = {
-        'name': 'benchmark',
-        'num_gpu': 0 if device.type == 'cpu' else 1,
-        'manual_seed': defaults['manual_seed'],
+    data = {'type': 'Dataset_PackedImage', 'dataroot': str(Path(task['folder'], 'pairs.pack'))}
+    settings = {
+        'num_gpu': int(device.type == 'cuda'),
         'datasets': {'train': {**data, 'batch_size_per_gpu': 1, 'gt_size': 8}},  # `measure` makes the batches
         'network_g': measuring.network_g(args),
-        'path': {'pretrain_network_g': str(args.weights.absolute()) if args.weights else None},
-        'train': {
-            **defaults['train'],
-            'precision': precision,
-            'compile': 'compile' in modes,
-            'activation_checkpointing': 'checkpointing' in modes,
-        },
+        'path:pretrain_network_g': str(args.weights.absolute()) if args.weights else None,
+        'train:precision': precision,
+        'train:compile': 'compile' in modes,
+        'train:activation_checkpointing': 'checkpointing' in modes,
     }
-    path = folder / 'options.yml'
-    path.write_text(yaml.safe_dump(options))
-    return ImageCleanModel(read_options(path, [], 'train'), device, Rank())
+    forced = [f'{key}={json.dumps(value)}' for key, value in settings.items()]
+    return ImageCleanModel(read_options(RECIPE, forced, 'train'), device, Rank())
 
 
 def noise(patch: int, batch: int) -> Iterator[dict[str, Tensor]]:
