@@ -128,7 +128,8 @@ def measured(tasks: Iterable[Task], machine: Row) -> Iterator[Row]:
         if 'seconds' in row and 'seconds' in baseline:
             row['of_plain_time'] = row['seconds'] / baseline['seconds']
             row['of_plain_speed'] = 1 / row['of_plain_time']
-            row['of_plain_memory'] = row['working_MB'] / baseline['working_MB']
+            if min(row['working_MB'], baseline['working_MB']) > 0:  # 0: a small image needs no fresh memory
+                row['of_plain_memory'] = row['working_MB'] / baseline['working_MB']
         yield {key: task[key] for key in ('size', 'stage', 'mode') if key in task} | row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import mmap
@@ -91,16 +92,19 @@ def test_figures_of_inference_follow_from_the_measured_ones(in_process, weights)
 
 @pytest.mark.slow
 def test_as_a_program(weights):
-    command = [
-        sys.executable,
-        ROOT / 'scripts' / 'benchmark.py',
-        'inference',
+    options = [
         '--device',
         'cpu',
         '--sizes',
         '16x16',
+        '--modes',
+        'fp32',
+        '--plain_repeats',
+        '0',
+        '--weights',
+        weights,
     ]
-    command += ['--modes', 'fp32', '--plain_repeats', '0', '--weights', weights]
+    command = [sys.executable, ROOT / 'scripts' / 'benchmark.py', 'inference', *options]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     machine, heading, row = result.stdout.splitlines()
@@ -261,21 +265,34 @@ class Event:
         return (end.at - self.at) * 1e3
 
 
-def test_times_on_a_gpu_are_those_between_events_without_waiting(monkeypatch):
-    clock = Clock(monkeypatch)
-    clock.launch()  # from now on the CPU is ahead
-    row = measuring.timed(clock.launch, 10, torch.device('cuda'))
-    assert row['seconds'] == pytest.approx(0.005) and row['range'] == pytest.approx([0.005, 0.005])
-    assert row['launch_seconds'] == pytest.approx(0.002)
+def test_steps_on_a_gpu_use_ready_bytes_and_events_and_do_not_wait(monkeypatch):
+    clock, seen = Clock(monkeypatch), []
 
+    class Model:
+        def step(self, batches, iteration, _):
+            clock.launch()
+            seen.append((iteration, {kind: (image.shape, image.dtype) for kind, image in batches[0].items()}))
 
-def test_peak_on_a_gpu_begins_after_the_warm_up_and_includes_recording(monkeypatch):
-    seen = []
+        def release(self):
+            seen.append('release')
+
+        def raise_if_bad(self):
+            seen.append('checked')
+
     for name in ('synchronize', 'reset_peak_memory_stats'):
         monkeypatch.setattr(torch.cuda, name, lambda name=name: seen.append(name))
-    measuring.warm_up_gpu(lambda: seen.append('work'), lambda: seen.append('forget'))
-    work = ['work'] * 3
-    assert seen == [*work, 'forget', 'synchronize', 'reset_peak_memory_stats', *work]
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor: tensor)
+    monkeypatch.setattr(measuring, 'device_of', lambda args: torch.device('cuda'))
+    monkeypatch.setattr(training, 'PlainModel', lambda *_: Model())
+    monkeypatch.setattr(training, 'Memory', lambda device: argparse.Namespace(read=lambda: MEMORY))
+    row = training.measure(parsed('train'), {'mode': 'plain', 'stage': '16x3', 'folder': ''})
+    assert row['seconds'] == pytest.approx(0.005) and row['range'] == pytest.approx([0.005, 0.005])
+    assert row['launch_seconds'] == pytest.approx(0.002) and row['samples_per_s'] == pytest.approx(600)
+    assert MEMORY.items() <= row.items()
+    image = (torch.Size([3, 3, 16, 16]), torch.uint8)
+    steps = [(iteration, {'lq': image, 'gt': image}) for iteration in range(1, 17)]
+    # The peak begins after the first steps, and includes recording.
+    assert seen == [*steps[:3], 'release', 'synchronize', 'reset_peak_memory_stats', *steps[3:], 'checked']
 
 
 def test_default_number_of_repeats():
