@@ -33,7 +33,9 @@ if __name__ == '__main__':
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -55,17 +57,11 @@ from basicsr.utils.parallel import in_parallel
 # motorcycle_right are two views of one).
 PHOTOGRAPHS = {
     'train': (
-        'astronaut.png',
-        'brick.png',
-        'camera.png',
-        'grass.png',
-        'gravel.png',
-        'motorcycle_left.png',
-        'motorcycle_right.png',
-        'rocket.jpg',
+        'astronaut.png', 'brick.png', 'camera.png', 'grass.png', 'gravel.png', 'motorcycle_left.png',
+        'motorcycle_right.png', 'rocket.jpg',
     ),
     'val': ('chelsea.png', 'coffee.png'),
-}
+}  # fmt: skip
 SETTINGS_FILE = 'settings.json'
 # Increase a number when the same arguments give other bytes than before.
 RECIPE = 1
@@ -90,10 +86,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"kernel: length of the camera's path in pixels; None: {BLUR_LENGTH[0]:g} {BLUR_LENGTH[1]:g}",
     )  # fmt: skip
     p.add_argument(
-        '--noise',
-        type=float,
+        '--noise', type=float,
         help=f'kernel: standard deviation of noise, in levels of 0 to 255; None: {NOISE:g}',
-    )
+    )  # fmt: skip
     p.add_argument(
         '--shake', type=float, nargs=2, metavar=('LO', 'HI'),
         help="shake6d: length of the camera's path, in %% of an image's longer side; None: "
@@ -124,7 +119,7 @@ def parameter(setting: str) -> tuple[str, Any]:
 
 
 def main(args: argparse.Namespace) -> None:
-    model = blur_model(args)
+    images, parameters = blur_model(args)
     if args.sheet is not None and args.sheet.suffix not in SHEET_SUFFIXES:
         raise UsageError(
             f'--sheet: found {args.sheet}; allowed: a file ending in {" or ".join(SHEET_SUFFIXES)}'
@@ -143,7 +138,7 @@ def main(args: argparse.Namespace) -> None:
         'photographs': photographs.splits,
         'seed': args.seed,
         'per_image': args.per_image,
-        **model.settings(),
+        **parameters,
         **({'sharp_dir': str(absolute(args.sharp_dir))} if args.sharp_dir else {}),
     }
     with made_folder(output.parent), scratch_folder(output.parent) as scratch:
@@ -151,7 +146,7 @@ def main(args: argparse.Namespace) -> None:
         for split in photographs.splits:
             for role in ('input', 'target'):
                 (folder / split / role).mkdir(parents=True)
-        writer = PairWriter(folder, photographs, model, args.seed, pairs)
+        writer = PairWriter(folder, photographs, images, args.seed, pairs)
         in_parallel(writer, args.workers, 'synthesize_blur', lambda _: None)
         atomic_write(folder / SETTINGS_FILE, (json.dumps(settings, indent=2) + '\n').encode())
         if args.overwrite and output.exists():
@@ -159,10 +154,7 @@ def main(args: argparse.Namespace) -> None:
         folder.rename(output)  # fails if another process has filled it meanwhile
     if args.sheet is not None:
         write_image(absolute(args.sheet), sheet(output, pairs))
-    counts = Counter(pair.split for pair in pairs)
-    words = {'train': 'training', 'val': 'validation'}
-    written = ' and '.join(f'{count} {words[split]}' for split, count in counts.items())
-    print(f'{args.output}: {written} pairs written')
+    print(f'{args.output}: {len(pairs)} pairs written')
 
 
 def check_output(output: Path, args: argparse.Namespace) -> None:
@@ -225,69 +217,68 @@ class Pair(NamedTuple):
         return folder / self.split / role / f'{Path(self.photograph).stem}-{self.number}.png'
 
 
-class KernelBlur(NamedTuple):
-    blur_length: tuple[float, float]
-    noise: float
-
-    def images(self, photographs: Photographs, pair: Pair, seed: int) -> tuple[Image, Image]:
-        """Returns the blurred and the sharp image in BGR order."""
-        # A random stream for each kernel and for each pair, so that none depends on which others are made.
-        kernel_rng = np.random.default_rng([seed, pair.number])
-        kernel = random_kernel(kernel_rng, kernel_rng.uniform(*self.blur_length))
-        noise_rng = np.random.default_rng([seed, pair.number, *pair.photograph.encode()])
-        sharp = photographs.read(pair.photograph)
-        return blur(sharp, kernel, self.noise, noise_rng), sharp
-
-    def settings(self) -> dict[str, Any]:
-        return {'blur_length': self.blur_length, 'noise': self.noise}
+# Makes the blurred and the sharp image of a pair, in BGR order, with a seed.
+Images = Callable[[Photographs, Pair, int], tuple[Image, Image]]
 
 
-class ShakeBlur(NamedTuple):
-    parameters: BlurParameters
-
-    def images(self, photographs: Photographs, pair: Pair, seed: int) -> tuple[Image, Image]:
-        """Returns the blurred and the sharp image in BGR order."""
-
-        def other(rng: np.random.Generator) -> Image:
-            names = photographs.splits[pair.split]
-            return photographs.read(names[int(rng.integers(len(names)))])[:, :, ::-1]
-
-        rng = np.random.default_rng([seed, pair.number, *pair.photograph.encode()])
-        sharp = photographs.read(pair.photograph)[:, :, ::-1]
-        blurred, sharp = blurred_pair(sharp, rng, self.parameters, other=other)
-        return blurred[:, :, ::-1], sharp[:, :, ::-1]
-
-    def settings(self) -> dict[str, Any]:
-        values = {
-            name: float(value) if isinstance(value, int | float) else [float(each) for each in value]
-            for name, value in asdict(self.parameters).items()
-        }
-        return {'model': 'shake6d', 'shake_recipe': SHAKE_RECIPE, 'parameters': values}
+def kernel_images(
+    blur_length: tuple[float, float], noise: float, photographs: Photographs, pair: Pair, seed: int
+) -> tuple[Image, Image]:
+    # A random stream for each kernel and for each pair, so that none depends on which others are made.
+    kernel_rng = np.random.default_rng([seed, pair.number])
+    kernel = random_kernel(kernel_rng, kernel_rng.uniform(*blur_length))
+    noise_rng = np.random.default_rng([seed, pair.number, *pair.photograph.encode()])
+    sharp = photographs.read(pair.photograph)
+    return blur(sharp, kernel, noise, noise_rng), sharp
 
 
-def blur_model(args: argparse.Namespace) -> KernelBlur | ShakeBlur:
-    """Raises UsageError on wrong values, and on arguments of the other model."""
+def shake_images(
+    parameters: BlurParameters, photographs: Photographs, pair: Pair, seed: int
+) -> tuple[Image, Image]:
+    def other(rng: np.random.Generator) -> Image:
+        names = photographs.splits[pair.split]
+        return photographs.read(names[int(rng.integers(len(names)))])[:, :, ::-1]
+
+    rng = np.random.default_rng([seed, pair.number, *pair.photograph.encode()])
+    sharp = photographs.read(pair.photograph)[:, :, ::-1]
+    blurred, sharp = blurred_pair(sharp, rng, parameters, other=other)
+    return blurred[:, :, ::-1], sharp[:, :, ::-1]
+
+
+def blur_model(args: argparse.Namespace) -> tuple[Images, dict[str, Any]]:
+    """Returns how to make pairs, and the settings to record. Raises UsageError on wrong values, and on arguments of the
+    other model."""
     foreign = {'kernel': ('shake', 'parameters'), 'shake6d': ('blur_length', 'noise')}[args.model]
     for name in foreign:
         if getattr(args, name) not in (None, []):
             raise UsageError(f'--{name}: not allowed with --model {args.model}')
     if args.model == 'shake6d':
-        known = [option.name for option in fields(BlurParameters)]
-        given = [*args.parameters, *([('shake', args.shake)] if args.shake else [])]
-        for key, count in Counter(key for key, _ in given).items():
-            if key not in known:
-                raise UsageError(f'--parameters: found {key}; allowed: {", ".join(known)}')
-            if count > 1:
-                raise UsageError(f'--parameters: found {key} {count} times; allowed: once')
-        with usage_errors():
-            return ShakeBlur(BlurParameters(**dict(given)))
+        parameters = shake_parameters(args)
+        values = {
+            name: float(value) if isinstance(value, int | float) else [float(each) for each in value]
+            for name, value in asdict(parameters).items()
+        }
+        settings = {'model': 'shake6d', 'shake_recipe': SHAKE_RECIPE, 'parameters': values}
+        return partial(shake_images, parameters), settings
     low, high = BLUR_LENGTH if args.blur_length is None else args.blur_length
     noise = NOISE if args.noise is None else args.noise
     if not 0 <= low <= high < 1000:
         raise UsageError(f'--blur_length: found {low:g} {high:g}; allowed: 0 ≤ lo ≤ hi < 1000 pixels')
     if not 0 <= noise <= 255:
         raise UsageError(f'--noise: found {noise:g}; allowed: 0 to 255')
-    return KernelBlur((low, high), noise)
+    return partial(kernel_images, (low, high), noise), {'blur_length': (low, high), 'noise': noise}
+
+
+def shake_parameters(args: argparse.Namespace) -> BlurParameters:
+    known = [option.name for option in fields(BlurParameters)]
+    given = [*args.parameters, *([('shake', args.shake)] if args.shake else [])]
+    for key, count in Counter(key for key, _ in given).items():
+        if key not in known:
+            raise UsageError(f'--parameters: found {key}; allowed: {", ".join(known)}')
+        if count > 1:
+            raise UsageError(f'--parameters: found {key} {count} times; allowed: once')
+    with usage_errors():
+        return BlurParameters(**dict(given))
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -299,7 +290,7 @@ class PairWriter:
 
     folder: Path
     photographs: Photographs
-    model: KernelBlur | ShakeBlur
+    images: Images
     seed: int
     pairs: list[Pair]
 
@@ -308,7 +299,7 @@ class PairWriter:
 
     def __getitem__(self, index: int) -> None:
         pair = self.pairs[index]
-        images = self.model.images(self.photographs, pair, self.seed)
+        images = self.images(self.photographs, pair, self.seed)
         for role, image in zip(('input', 'target'), images, strict=True):
             write_image(pair.path(self.folder, role), image)
 
@@ -327,9 +318,9 @@ def sheet(folder: Path, pairs: list[Pair]) -> Image:
     """Returns the centres of some sharp and blurred images, side by side."""
     chosen = np.linspace(0, len(pairs) - 1, min(len(pairs), SHEET_PAIRS)).astype(int)
     tiles = [_centre(pairs[index].path(folder, role)) for index in chosen for role in ('target', 'input')]
-    columns = min(SHEET_COLUMNS, len(tiles))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    return np.vstack([np.hstack(tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % SHEET_COLUMNS)
+    rows = range(0, len(tiles), SHEET_COLUMNS)
+    return np.vstack([np.hstack(tiles[start : start + SHEET_COLUMNS]) for start in rows])
 
 
 def _centre(path: Path) -> Image:

@@ -13,7 +13,6 @@ from basicsr.data.sampler import SampleKey, Stages, TrainingBatches
 from basicsr.data.transforms import collate
 from basicsr.data.types import Batch, PairedDataset
 from basicsr.models.image_clean_model import ImageCleanModel
-from basicsr.options.sections import RunOptions
 from basicsr.utils.errors import PreflightError
 from basicsr.utils.logger import get_logger
 from basicsr.utils.memory import free_memory, is_out_of_memory
@@ -39,7 +38,7 @@ def check_memory(
         shortage, need = _rehearse(model, batch, stage)
         shortages = [text for text in model.rank.gather(shortage) if text]
         if shortages:
-            raise PreflightError(_advice(model.options, stages, stage, shortages[0]))
+            raise PreflightError(_advice(model, stages, stage, shortages[0]))
         get_logger().info('Stage %d takes the most memory%s: it fits.', stage + 1, need)
 
 
@@ -145,12 +144,10 @@ def _run_on_gpu(model: ImageCleanModel, batch: Batch, stage: int) -> tuple[str |
 def _estimate(model: ImageCleanModel, batch: Batch) -> int:
     """Bytes of a step on a CPU, from what small patches save for backward, which grows linearly with their area."""
     samples, patch = len(batch['lq']), batch['lq'].shape[-1]
-    small, large = _SMALL_PATCHES
-    if patch <= large:
-        return int(_STEP_PER_SAVED * samples * _saved(model, batch, patch))
+    small, large = (min(size, patch) for size in _SMALL_PATCHES)
     few, many = (_saved(model, batch, size) for size in (small, large))
-    slope = (many - few) / (large**2 - small**2)
-    return int(_STEP_PER_SAVED * samples * (few + slope * (patch**2 - small**2)))
+    slope = (many - few) / (large**2 - small**2) if large > small else 0
+    return int(_STEP_PER_SAVED * samples * (many + slope * (patch**2 - large**2)))
 
 
 def _saved(model: ImageCleanModel, batch: Batch, patch: int) -> int:
@@ -173,21 +170,17 @@ def _size(size: float) -> str:
     return f'{size / 1e9:.1f} GB' if size >= 1e9 else f'{size / 1e6:.0f} MB'
 
 
-def _advice(options: RunOptions, stages: Stages, stage: int, shortage: str) -> str:
-    train = options.train
-    assert train is not None
-    batch, common = stages.batches[stage], gcd(*stages.batches)
-    ways = []
+def _advice(model: ImageCleanModel, stages: Stages, stage: int, shortage: str) -> str:
+    train, batch, common = model.train_options, stages.batches[stage], gcd(*stages.batches)
+    ways = ['lower gt_sizes (gt_size)']
     if common > 1:
-        more = f'multiply {"num_gpu" if train.accumulate == "auto" else "train.accumulate"} by it'
-        if train.accumulate == 'auto' and not options.num_gpu:  # a multiple of 0 is 0
-            more = f'set train.accumulate to {common}'
-        ways.append(
-            f'divide mini_batch_sizes (batch_size_per_gpu) by {common} and {more}, which keeps the global batches'
+        ways.insert(
+            0,
+            f'divide mini_batch_sizes (batch_size_per_gpu) by {common} and set train.accumulate to '
+            f'{model.accumulate * common}, which keeps the global batches',
         )
     elif batch > 1:
-        ways.append(f'lower its mini_batch_sizes, {batch}, which makes its global batch smaller')
-    ways.append('lower gt_sizes (gt_size)')
+        ways.insert(0, f'lower its mini_batch_sizes, {batch}, which makes its global batch smaller')
     if not train.activation_checkpointing:
         ways.append('set train.activation_checkpointing to true')
     if train.precision in ('fp32', 'fp64'):

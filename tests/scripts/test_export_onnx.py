@@ -1,7 +1,6 @@
 """scripts/export_onnx.py: the model against PyTorch; failed exports are one sentence and keep older files."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -22,18 +21,13 @@ onnxruntime = pytest.importorskip('onnxruntime')
 from scripts import export_onnx  # noqa: E402
 
 SMALL = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
-KINDS = [
-    {},
-    *(
-        pytest.param(options, marks=pytest.mark.slow)
-        for options in (
-            {'LayerNorm_type': 'BiasFree'},
-            {'bias': True},
-            {'inp_channels': 6, 'dual_pixel_task': True},
-            {'inp_channels': 1, 'out_channels': 1},
-        )
-    ),
+OTHERS = [
+    {'LayerNorm_type': 'BiasFree'},
+    {'bias': True},
+    {'inp_channels': 6, 'dual_pixel_task': True},
+    {'inp_channels': 1, 'out_channels': 1},
 ]
+KINDS = [{}, *(pytest.param(options, marks=pytest.mark.slow) for options in OTHERS)]
 
 
 def export(*arguments):
@@ -168,19 +162,13 @@ def test_wrong_model_is_not_written(weights, old, capsys, monkeypatch, wrong):
     assert f'{old} is not written: onnxruntime and PyTorch differ by ' in err
 
 
-@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
-def test_older_file_survives_a_failed_export(weights, old, monkeypatch, error):
-    def fail(net, example, file, **options):
+def test_older_file_survives_ctrl_c(weights, old, monkeypatch):
+    def interrupted(net, example, file, **options):
         file.write(b'the first bytes')
-        raise error('of the exporter')
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch.onnx, 'export', fail)
-    command = ['--weights', weights, '--output', old]
-    if error is KeyboardInterrupt:
-        assert export(*command) == 130
-    else:
-        with pytest.raises(RuntimeError, match='of the exporter'):
-            export(*command)
+    monkeypatch.setattr(torch.onnx, 'export', interrupted)
+    assert export('--weights', weights, '--output', old) == 130
 
 
 # --- command line -------------------------------------------------------------------------------------------
@@ -195,7 +183,6 @@ def test_older_file_survives_a_failed_export(weights, old, monkeypatch, error):
         (['--output', '{tmp}/out/' + 300 * 'x'], 'xxx cannot be written: '),
         (['--output', '{tmp}/out'], 'out is a folder'),
         (['--output', '{tmp}/in/../in/net.pth'], 'net.pth is a folder, or the weights themselves'),
-        (['--opset'], 'unrecognized arguments: --opset'),
     ],
     ids=lambda value: ' '.join(value)[:40] if isinstance(value, list) else '',
 )
@@ -206,16 +193,6 @@ def test_wrong_arguments(weights, old, tmp_path, capsys, arguments, says):
     out, err = capsys.readouterr()
     assert says in err.splitlines()[-1] and out == ''
     assert weights.read_bytes() == before
-
-
-@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write everywhere')
-def test_folder_without_write_permission(weights, old, capsys):
-    old.parent.chmod(0o500)
-    try:
-        assert export('--weights', weights, '--output', old) == 2
-    finally:
-        old.parent.chmod(0o700)
-    assert f'{old} cannot be written: Permission denied' in capsys.readouterr().err
 
 
 def test_missing_onnx_is_a_sentence(weights, old, capsys, monkeypatch):

@@ -74,12 +74,11 @@ def read_index(folder):
 
 
 def stored(pack, image, channels):
-    """The bytes of an image and its pixels, read by the description of the format alone."""
+    """The pixels of an image, read by the description of the format alone."""
     data = (pack / 'pixels.bin').read_bytes()[image['offset'] :]
     kind = {'uint8': 'u1', 'uint16': '<u2'}[image['dtype']]
     shape = image['height'], image['width'], channels
-    pixels = np.frombuffer(data, kind, count=int(np.prod(shape))).reshape(shape)
-    return pixels.tobytes(), pixels
+    return np.frombuffer(data, kind, count=int(np.prod(shape))).reshape(shape)
 
 
 # --- content of a pack --------------------------------------------------------------------------------------
@@ -98,9 +97,9 @@ def test_every_pixel_is_where_the_index_says(here, channels):
     for pair in index['pairs']:
         for kind, suffix in (('lq', '_blur'), ('gt', '')):  # in this order
             assert end <= pair[kind]['offset'] < end + 2
-            data, pixels = stored(here / 'my.pack', pair[kind], channels)
-            end = pair[kind]['offset'] + len(data)
-            assert pair[kind]['crc32'] == zlib.crc32(data)
+            pixels = stored(here / 'my.pack', pair[kind], channels)
+            end = pair[kind]['offset'] + pixels.nbytes
+            assert pair[kind]['crc32'] == zlib.crc32(pixels.tobytes())
             file = cv2.imread(f'{kind}/{pair["name"]}{suffix}.png', cv2.IMREAD_UNCHANGED)
             expected = file[..., ::-1] if channels == 3 else cv2.cvtColor(file, cv2.COLOR_BGR2GRAY)[..., None]
             np.testing.assert_array_equal(pixels, expected)
@@ -141,16 +140,16 @@ def test_only_a_few_images_are_decoded_ahead(tmp_path, monkeypatch):
     decoded, written, ahead = multiprocessing.Value('i'), [], []
     read, write_pair = Dataset_PairedImage.read, prepare_data.write_pair
 
-    def counted(dataset, index):
+    def counted(*pair):
         with decoded.get_lock():
             decoded.value += 1
-        return read(dataset, index)
+        return read(*pair)
 
-    def slow(file, name, images):
+    def slow(*pair):
         time.sleep(0.02)
         ahead.append(decoded.value - len(written))
-        written.append(name)
-        return write_pair(file, name, images)
+        written.append(pair)
+        return write_pair(*pair)
 
     monkeypatch.setattr(Dataset_PairedImage, 'read', counted)
     monkeypatch.setattr(prepare_data, 'write_pair', slow)
@@ -177,25 +176,10 @@ def test_verify_names_every_damaged_pair(here, capsys):
     pixels.write_bytes(data)
     assert cli.run('scripts.prepare_data', ['--verify', 'my.pack']) == 1
     out, error = capsys.readouterr()
-    lines = [line for line in error.splitlines() if line.strip() and 'verifying' not in line]
-    assert out == '' and lines[:3] == [
-        'my.pack:2: is damaged: lq',
-        'my.pack:9: is damaged: lq, gt',
-        'my.pack:12: is damaged: gt',
-    ]
-    assert lines[3].endswith(': my.pack: 3 of 7 pairs are damaged') and len(lines) == 4
-
-
-def test_verify_checks_each_byte(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for kind in ('lq', 'gt'):
-        write(tmp_path / kind / 'a.png', image(2, 3))
-    run()
-    pixels = tmp_path / 'my.pack' / 'pixels.bin'
-    intact = pixels.read_bytes()
-    for place in range(len(intact)):
-        pixels.write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
-        assert verify(capsys) == 'my.pack: 1 of 1 pairs are damaged'
+    *damaged, last = [line for line in error.splitlines() if line.strip() and 'verifying' not in line]
+    expected = (('2', 'lq'), ('9', 'lq, gt'), ('12', 'gt'))
+    assert damaged == [f'my.pack:{name}: is damaged: {kinds}' for name, kinds in expected]
+    assert last.endswith(': my.pack: 3 of 7 pairs are damaged') and out == ''
 
 
 def test_verify_refuses_what_cannot_be_opened(here, capsys):
@@ -248,18 +232,14 @@ class TestNothingIsLeftBehindBy:
             said = refusal(capsys, *ARGUMENTS, '--workers', workers)
         assert said == 'my.pack: cannot be written: File too large'
 
-    @pytest.mark.parametrize(
-        ('name', 'number', 'status'),
-        [('2', signal.SIGINT, 130), ('12', signal.SIGINT, 130), ('9', signal.SIGTERM, 143)],
-    )
-    def test_a_signal(self, monkeypatch, workers, name, number, status, untouched):
+    @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal(self, monkeypatch, workers, number, status, untouched):
         write_pair = prepare_data.write_pair
 
-        def write_then_stop(file, pair, images):
-            result = write_pair(file, pair, images)
-            if pair == name:
+        def write_then_stop(file, name, images):
+            if name == '9':
                 os.kill(os.getpid(), number)
-            return result
+            return write_pair(file, name, images)
 
         before = signal.getsignal(signal.SIGTERM)
         monkeypatch.setattr(prepare_data, 'write_pair', write_then_stop)
@@ -344,7 +324,7 @@ def test_program_that_is_interrupted_with_its_workers_leaves_nothing_behind(tmp_
         ([*ARGUMENTS, '--crop_size', '8'], 'found one of --crop_size and --stride; allowed: both or neither'),
         ([*ARGUMENTS, '--stride', '8'], 'found one of --crop_size and --stride; allowed: both or neither'),
         ([*ARGUMENTS, '--crop_size', '0', '--stride', '8'], '--crop_size: found 0; allowed: 1 or more'),
-        ([*ARGUMENTS, '--crop_size', '8', '--stride', '-1'], '--stride: found -1; allowed: 1 or more'),
+        ([*ARGUMENTS, '--crop_size', '8', '--stride', '0'], '--stride: found 0; allowed: 1 or more'),
         ([*ARGUMENTS, '--workers', '-1'], '--workers: found -1; allowed: 0 or more'),
         ([*ARGUMENTS, '--channels', '2'], 'argument --channels: invalid choice: '),
         (['--verify', 'a.pack', '--output', 'b.pack'], '--verify: found --output beside it; allowed: '),

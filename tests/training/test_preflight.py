@@ -49,37 +49,30 @@ def prepare(runs, tmp_path):
     return prepare
 
 
+STAGES = [(16, 32, 5), (32, 12, 6), (48, 4, 5), (64, 1, 4)]  # of about 8, 12, 9 and 4 thousand pixels
+EQUAL = [(32, 4, 5), (64, 1, 5), (16, 8, 5)]  # as in the paper's recipe: only the first could use fewer patches
+
+
 @pytest.mark.parametrize(
-    ('first', 'checkpointing', 'largest'),
+    ('stages', 'first', 'checkpointing', 'largest'),
     [
-        (1, False, [1]),
-        (12, False, [2]),
-        (17, False, [3]),
-        (1, True, [1]),
-        (1, [False, True, False, True], [1, 2]),
-        (17, [False, True, False, True], [3]),
+        (STAGES, 1, False, [1]),
+        (STAGES, 12, False, [2]),
+        (STAGES, 17, False, [3]),
+        (STAGES, 1, True, [1]),
+        (STAGES, 1, [False, True, False, True], [1, 2]),
+        (STAGES, 17, [False, True, False, True], [3]),
+        (EQUAL, 1, False, [1]),
     ],
 )
-def test_the_largest_remaining_stage_of_each_kind_is_tried(prepare, monkeypatch, first, checkpointing, largest):
-    """Stages of about 8, 12, 9 and 4 thousand pixels."""
-    model, *rest = prepare(
-        first,
-        stages=[(16, 32, 5), (32, 12, 6), (48, 4, 5), (64, 1, 4)],
-        activation_checkpointing=checkpointing,
-    )
+def test_the_largest_remaining_stage_of_each_kind_is_tried(
+    prepare, monkeypatch, stages, first, checkpointing, largest
+):
+    model, *rest = prepare(first, stages=stages, activation_checkpointing=checkpointing)
     tried = []
     monkeypatch.setattr(preflight, '_rehearse', lambda _, batch, stage: (tried.append(stage), ''))
     check_memory(model, *rest)
     assert tried == largest
-
-
-def test_of_equal_stages_the_one_with_larger_patches_is_tried(prepare, monkeypatch):
-    """In the paper's recipe 4·192² = 1·384²: only the first could use fewer patches."""
-    model, *rest = prepare(stages=[(32, 4, 5), (64, 1, 5), (16, 8, 5)])
-    tried = []
-    monkeypatch.setattr(preflight, '_rehearse', lambda _, batch, stage: (tried.append(stage), ''))
-    check_memory(model, *rest)
-    assert tried == [1]
 
 
 def test_a_run_resumed_with_larger_batches_starts_with_its_next_sample(prepare):
@@ -87,19 +80,14 @@ def test_a_run_resumed_with_larger_batches_starts_with_its_next_sample(prepare):
     model, stages, _, data = prepare()
     batches = TrainingBatches(TrainingOrder(6, 5), stages, 4, 5, accumulate=4, first_sample=12)
     seen = []
-    check_memory(model, stages, batches, Recorder(data, seen))
+
+    class Recorder:
+        def __getitem__(self, key):
+            seen.append(key.number)
+            return data[key]
+
+    check_memory(model, stages, batches, Recorder())
     assert seen == [12, 13, 14, 15]
-
-
-class Recorder:
-    """A dataset that records the numbers of its samples."""
-
-    def __init__(self, data, seen):
-        self.data, self.seen = data, seen
-
-    def __getitem__(self, key):
-        self.seen.append(key.number)
-        return self.data[key]
 
 
 def test_ranks_of_one_node_share_its_memory(prepare, monkeypatch):
@@ -176,10 +164,10 @@ print(peak() - before)
 @pytest.mark.parametrize(
     ('train', 'advice'),
     [
-        ({}, ['by 2 and multiply train.accumulate', 'gt_sizes', 'activation_checkpointing', 'bf16']),
+        ({}, ['by 2 and set train.accumulate to 2', 'gt_sizes', 'activation_checkpointing', 'bf16']),
         (
-            {'accumulate': 'auto', 'precision': 'bf16'},
-            ['by 2 and set train.accumulate to 2', 'gt_sizes', 'activation_checkpointing'],
+            {'accumulate': 3, 'precision': 'bf16'},
+            ['by 2 and set train.accumulate to 6', 'gt_sizes', 'activation_checkpointing'],
         ),
         (
             {'stages': [(32, 3, 9), (48, 2, 11)]},
@@ -198,15 +186,26 @@ def test_a_stage_that_does_not_fit_is_refused_with_advice(prepare, monkeypatch, 
     assert all(way in said for way in advice) and ('bf16' in said) is ('bf16' in advice)
 
 
-def test_a_failing_allocator_is_refused_with_advice(prepare, monkeypatch):
+@pytest.mark.parametrize(
+    ('text', 'kind', 'said'),
+    [
+        (
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory",
+            PreflightError,
+            r'one step takes more than there is.* To make it fit: ',
+        ),
+        ('a bug', RuntimeError, '^a bug$'),
+    ],
+)
+def test_a_failing_step_is_refused_with_advice_if_memory_is_why(prepare, monkeypatch, text, kind, said):
     model, *rest = prepare()
 
     def forward(_):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(text)
 
     monkeypatch.setattr(preflight, '_estimate', lambda *_: 0)
     monkeypatch.setattr(model, 'forward', forward)
-    with pytest.raises(PreflightError, match=r'one step takes more than there is.* To make it fit: '):
+    with pytest.raises(kind, match=said):
         check_memory(model, *rest)
     assert all(parameter.grad is None for parameter in model.parameters)
 
@@ -231,17 +230,6 @@ def test_a_set_without_training_samples_is_refused(prepare, data, error):
         PreflightError, match=rf'datasets\.train: {name} gives no training sample \({error}: .*SampleKey'
     ):
         check_memory(model, stages, batches, data)
-
-
-def test_other_errors_are_raised(prepare, monkeypatch):
-    model, *rest = prepare()
-
-    def forward(_):
-        raise RuntimeError('a bug')
-
-    monkeypatch.setattr(model, 'forward', forward)
-    with pytest.raises(RuntimeError, match='a bug'):
-        check_memory(model, *rest)
 
 
 def test_a_run_that_does_not_fit_ends_before_its_first_iteration(runs, caplog):
