@@ -9,10 +9,10 @@
 
 *Plain* is the network as it is usually written, in fp32 (basicsr/archs/restormer_reference.py): channels first,
 normalised copies of queries and keys, no strips. Ratios compare with that row. The modes `plain+bf16` (autocast),
-`plain+compile` and `plain+bf16+compile` take one or two lines more. A process of its own measures each row. *Working
-memory* is the peak of that process above its size once imports are done and the weights are loaded (`train`: and the
-optimiser exists). *Of the machine* compares the network's operations per second with a large matrix product of the same
-precision on the same device.
+`plain+compile` and `plain+bf16+compile` take one or two lines more. On a CPU, a process of its own measures each row.
+*Working memory* is the peak of that process above its size once imports are done and the weights are loaded (`train`:
+and the optimiser exists). *Of the machine* compares the network's operations per second with a large matrix product of
+the same precision on the same device.
 
 On a GPU, times are those between events on the GPU, one recorded before each step or image; nothing waits for the GPU
 in between. *Launch s* is the time that the CPU takes to launch one. The CPU waits while the GPU's queue is full, so it
@@ -132,4 +132,4 @@ def main(args: argparse.Namespace) -> None:
     if args.measure is None:
         args.compare(args)
     else:
-        print(json.dumps(attempt(args.measure_row, args)))
+        print(json.dumps(attempt(args, args.measure)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import signal
 import statistics
@@ -99,7 +100,7 @@ def precision_of(mode: str) -> str:
     return next((part for part in mode.split('+') if part in PRECISIONS), 'fp32')
 
 
-# --- rows, each in a process of its own ---------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def compare(args: argparse.Namespace, tasks: list[Task], columns: list[str], exact: bool = False) -> None:
@@ -112,14 +113,15 @@ def compare(args: argparse.Namespace, tasks: list[Task], columns: list[str], exa
     computer = machine(device, args.modes, exact)
     absent = 'data_wait' if device.type == 'cuda' else 'launch_seconds'
     shown = [key for key in columns if key != absent]
-    report(title(computer), computer, shown, measured(tasks, computer), args.json)
+    run = partial(run_here, args) if device.type == 'cuda' else run_alone
+    report(title(computer), computer, shown, measured(tasks, computer, run), args.json)
 
 
-def measured(tasks: Iterable[Task], machine: Row) -> Iterator[Row]:
+def measured(tasks: Iterable[Task], machine: Row, run: Callable[[Task], Row]) -> Iterator[Row]:
     """Yields the row of each task as soon as it is measured, with ratios to the last row of mode `plain`."""
     baseline: Row = {}
     for task in tasks:
-        mode, row = task['mode'], run_alone(task)
+        mode, row = task['mode'], run(task)
         if mode == 'plain':
             baseline = row
         if 'flops' in row:
@@ -146,10 +148,20 @@ def run_alone(task: Task) -> Row:
     return {'failed': lines[-1] if lines else f'ended with status {done.returncode}'}
 
 
-def attempt(measure: Callable[[argparse.Namespace, Task], Row], args: argparse.Namespace) -> Row:
-    """Returns the row that `measure` returns, or {'failed': why}, so that the other rows are still measured."""
+def run_here(args: argparse.Namespace, task: Task) -> Row:
+    """Returns the row of a task on a GPU, which counts its memory from row to row; processes take long to start."""
+    row = attempt(args, task)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.compiler.reset()  # it compiles a function for a few sizes only
+    return row
+
+
+def attempt(args: argparse.Namespace, task: Task) -> Row:
+    """Returns the row that `args.measure_row` returns, or {'failed': why}, so that the other rows are still
+    measured."""
     try:
-        return measure(args, args.measure)
+        return args.measure_row(args, task)
     except Exception as error:
         if is_out_of_memory(error):  # type: ignore[arg-type]
             return {'failed': 'does not fit into memory'}

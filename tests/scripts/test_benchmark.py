@@ -203,7 +203,10 @@ def test_table_of_training_has_a_line_for_each_row(measured, capsys):
 
 
 def test_table_of_a_gpu_has_launches_and_its_title_says_where_tf32_is_used(measured, monkeypatch, capsys):
+    """Its rows are measured by this process."""
     tf32 = {'convolutions': True, 'matrix products': False}
+    monkeypatch.setattr(measuring, 'run_alone', None)
+    monkeypatch.setattr(training, 'measure', lambda args, task: dict(MEASURED[task['mode'], task['stage']]))
     monkeypatch.setattr(measuring, 'resolve_device', lambda name: torch.device('cuda'))
     monkeypatch.setattr(torch.cuda, 'set_device', lambda index: None)
     monkeypatch.setattr(measuring, 'machine', lambda *_: {**MACHINE, 'tf32': tf32})
