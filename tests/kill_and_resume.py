@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,7 +36,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 12  # iterations of a run
-TIMES = ('step_time', 'data_time')
+TIMES = 'step_time', 'data_time'
 
 # Forks processes that have imported everything already.
 FORKSERVER = multiprocessing.get_context('forkserver')
@@ -54,48 +55,40 @@ def make_images(folder: Path, count: int = 6, size: tuple[int, int] = (45, 56)) 
         cv2.imwrite(str(folder / 'input' / f'{index}.png'), cv2.blur(sharp, (1, 5)))
 
 
+# 12 steps of a tiny network in two stages; saves, logs and validates out of step with each other.
+OPTIONS = f"""
+num_gpu: 0
+manual_seed: 5
+datasets:
+  train:
+    num_worker_per_gpu: 1
+    batch_size_per_gpu: 4
+    mini_batch_sizes: [4, 2]
+    gt_size: 32
+    gt_sizes: [16, 32]
+    iters: [5, 7]
+  val: {{}}
+network_g: {{type: Restormer, dim: 8, num_blocks: [1, 0, 0, 1], num_refinement_blocks: 0, heads: [1, 1, 2, 2]}}
+train:
+  total_iter: {TOTAL}
+  scheduler: {{type: CosineAnnealingRestartCyclicLR, periods: [{TOTAL}], eta_mins: [1.0e-6]}}
+  optim_g: {{type: AdamW, lr: 1.0e-3}}
+  pixel_opt: {{type: L1Loss}}
+  ema_decay: 0.9
+  mixing_augs: {{mixup: true}}
+val: {{val_freq: 5, metrics: {{psnr: {{type: calculate_psnr}}}}}}
+logger: {{print_freq: 3, save_checkpoint_freq: 2, keep_last: 2}}
+"""
+
+
 def options(folder: Path, name: str, **train: object) -> dict:
-    """12 steps of a tiny network in two stages; saves, logs and validates out of step with each other."""
-    data = {
-        'type': 'Dataset_PairedImage',
-        'dataroot_lq': str(folder / 'input'),
-        'dataroot_gt': str(folder / 'target'),
-    }
-    return {
-        'name': name,
-        'num_gpu': 0,
-        'manual_seed': 5,
-        'datasets': {
-            'train': {
-                **data,
-                'num_worker_per_gpu': 1,
-                'batch_size_per_gpu': 4,
-                'mini_batch_sizes': [4, 2],
-                'gt_size': 32,
-                'gt_sizes': [16, 32],
-                'iters': [5, 7],
-            },
-            'val': data,
-        },
-        'network_g': {
-            'type': 'Restormer',
-            'dim': 8,
-            'num_blocks': [1, 0, 0, 1],
-            'num_refinement_blocks': 0,
-            'heads': [1, 1, 2, 2],
-        },
-        'train': {
-            'total_iter': TOTAL,
-            'scheduler': {'type': 'CosineAnnealingRestartCyclicLR', 'periods': [TOTAL], 'eta_mins': [1e-6]},
-            'optim_g': {'type': 'AdamW', 'lr': 1e-3},
-            'pixel_opt': {'type': 'L1Loss'},
-            'ema_decay': 0.9,
-            'mixing_augs': {'mixup': True},
-            **train,
-        },
-        'val': {'val_freq': 5, 'metrics': {'psnr': {'type': 'calculate_psnr'}}},
-        'logger': {'print_freq': 3, 'save_checkpoint_freq': 2, 'keep_last': 2},
-    }
+    """OPTIONS for the images in a folder, with other keys of `train`."""
+    content = {'name': name, **yaml.safe_load(OPTIONS)}
+    for section in content['datasets'].values():
+        section['type'] = 'Dataset_PairedImage'
+        section['dataroot_lq'], section['dataroot_gt'] = str(folder / 'input'), str(folder / 'target')
+    content['train'].update(train)
+    return content
 
 
 class Done(NamedTuple):
@@ -204,14 +197,16 @@ def _work(
     sys.exit(cli.run('basicsr.train', arguments))
 
 
-def die_in_a_save(number: int) -> None:
-    """From now on: writes half of a file, and dies, at the n-th save of this process."""
-    saves, real_save = 0, torch.save
+def dying_in_save(number: int) -> Callable[[], None]:
+    """To prepare a run: it writes half of a file, and dies, at its n-th save."""
+    return partial(_die_in_save, number)
+
+
+def _die_in_save(number: int) -> None:
+    saves, real_save = itertools.count(1), torch.save
 
     def save(content: object, file: io.BufferedWriter) -> None:
-        nonlocal saves
-        saves += 1
-        if saves == number:
+        if next(saves) == number:
             complete = io.BytesIO()
             real_save(content, complete)
             file.write(complete.getvalue()[: len(complete.getvalue()) // 2])
@@ -220,10 +215,6 @@ def die_in_a_save(number: int) -> None:
         real_save(content, file)
 
     torch.save = save
-
-
-def dying_in_save(number: int) -> Callable[[], None]:
-    return partial(die_in_a_save, number)
 
 
 def results(name: str) -> dict:

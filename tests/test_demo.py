@@ -1,8 +1,10 @@
+import errno
 import io
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -298,7 +300,7 @@ def test_a_result_that_is_an_input_by_another_name(run, tmp_path, capsys, link):
         (['--input_dir', '{tmp}/empty'], 'empty: contains no images'),
         (['--input_dir', ''], '--input_dir: found an empty name; allowed: a file or folder'),
         (['--result_dir', ''], '--result_dir: found an empty name; allowed: a file or folder'),
-        (['--result_dir', '{tmp}/in/a.png'], 'cannot be created: '),
+        (['--result_dir', '{tmp}/in/a.png'], 'in/a.png: cannot be written: '),
         (['--tiles'], 'unrecognized arguments: --tiles'),
         (['--tlc', '7'], 'tlc: found 7; allowed: a window of a positive multiple of 8'),
         (['--tlc', 'wide'], "argument --tlc: invalid int value: 'wide'"),
@@ -318,9 +320,16 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(run, tmp_path, capsys, ar
 
 def test_a_read_only_result_folder_is_refused_before_any_work(run, tmp_path, capsys, monkeypatch):
     write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
-    monkeypatch.setattr(os, 'access', lambda *_: False)
+    mkdir = Path.mkdir
+
+    def read_only(folder, *mode, **how):
+        if folder.parent.name == 'motion_deblurring':
+            raise PermissionError(errno.EACCES, 'Permission denied')
+        mkdir(folder, *mode, **how)
+
+    monkeypatch.setattr(Path, 'mkdir', read_only)
     assert run() == 2
-    assert f'--result_dir {tmp_path / "out"}: is not writable' in capsys.readouterr().err
+    assert f'--result_dir {tmp_path / "out"}: cannot be written: Permission denied' in capsys.readouterr().err
 
 
 # As a program
