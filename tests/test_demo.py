@@ -1,5 +1,4 @@
 import errno
-import io
 import os
 import signal
 import subprocess
@@ -210,15 +209,6 @@ def test_a_result_without_its_comparison_is_reported(run, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert '1 of 1 images restored' in out
     assert err.startswith('not compared: ') and 'compare/a.png: cannot be written' in err
-
-
-def test_names_that_the_terminal_cannot_show(run, tmp_path, monkeypatch):
-    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
-    shown = io.BytesIO()
-    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(shown, 'utf-8', errors='strict'))
-    assert run(results=tmp_path / os.fsdecode(b'\xff')) == 0
-    sys.stdout.flush()
-    assert rb'1 of 1 images restored, in ' in shown.getvalue() and rb'\udcff' in shown.getvalue()
 
 
 @pytest.mark.usefixtures('threads')

@@ -9,7 +9,6 @@ run code.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import warnings
 import zipfile
@@ -118,10 +117,10 @@ def _unpickle(file: BinaryIO, path: Path) -> object:
                 f'is refused: it holds the Python object {_printable(refused[1])}, which could run code; allowed: '
                 'tensors and plain values'
             )
-        elif isinstance(error, pickle.UnpicklingError) and 'unexpected EOF' not in str(error):
-            problem = 'is refused: it is damaged or holds other things than tensors and plain values'
         else:
-            problem = 'is damaged, cut short, or not written by torch.save'
+            problem = (
+                'is refused: it is damaged, cut short, or holds other things than tensors and plain values'
+            )
         raise CheckpointError(f'{path} {problem}') from error
 
 

@@ -17,7 +17,6 @@ from basicsr.inference.strip_engine import STRIP_BYTES, STRIP_BYTES_CPU, StripEn
 from basicsr.inference.tiles import restore_tiles
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.errors import CheckpointError
-from basicsr.utils.logger import get_logger
 
 RNG = np.random.default_rng(0)
 
@@ -181,9 +180,7 @@ def raises(error):
     'error',
     [
         torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB'),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"
-        ),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes."),
         RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 12 bytes.'),
         RuntimeError('MPS backend out of memory'),
         RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
@@ -232,10 +229,7 @@ def test_no_gradients_are_recorded_and_the_result_is_an_ordinary_tensor():
     [
         (lambda: Function(lambda x: x, 2), 'takes 2 channels; allowed: 1 or 3'),
         (lambda: tiny(inp_channels=6, dual_pixel_task=True), 'takes 6 channels; allowed: 1 or 3'),
-        (
-            lambda: tiny(out_channels=1, dual_pixel_task=True),
-            'makes 1 channels of 3; allowed: as many as it takes',
-        ),
+        (lambda: tiny(out_channels=1, dual_pixel_task=True), 'makes 1 channels of 3; allowed: as many as'),
     ],
     ids=['2 in', '6 in', '3 in, 1 out'],
 )
@@ -305,7 +299,7 @@ def test_networks_and_images_in_double_precision(network, precision):
     for each in (x, x.double()):
         found = Restorer(net, 'cpu', precision).restore(each)
         assert found.dtype == torch.float64
-        close(found, expected, atol=1e-12 if precision == 'fp32' and each.dtype == torch.float64 else 0.02)
+        close(found, expected, atol=1e-12 if precision == 'fp32' else 0.02)
 
 
 class Shifted(Restormer):
@@ -317,16 +311,14 @@ class Named(Restormer):
     """Inherits the forward pass."""
 
 
-def test_subclass_keeps_the_strips_or_says_so(monkeypatch):
-    said = []
-    monkeypatch.setattr(get_logger(), 'warning', lambda text, *values: said.append(text % values))
+def test_subclass_keeps_the_strips_or_says_so(caplog):
     x = torch.rand(1, 3, 16, 24)
     for kind, shift in ((Named, 0), (Shifted, 1)):
         torch.manual_seed(0)
         restorer = fp32(kind(**TINY))
         close(restorer.restore(x), fp32(tiny()).restore(x) + shift)
-        assert (restorer.engine is None) == bool(said) == bool(shift)
-    (warning,) = said
+        assert (restorer.engine is None) == bool(caplog.messages) == bool(shift)
+    (warning,) = caplog.messages
     assert warning.startswith('Shifted changes') and 'without strips' in warning
 
 
@@ -488,92 +480,100 @@ def test_fixed_strips_give_the_same_bits_or_raise(free, used):
     close(fp32(net, memory_limit=least - 1).restore(x), results[0])  # as strips may become smaller
 
 
-class Gpu:
-    """A Restorer as on a GPU that runs out of memory with strips above `most` bytes, after it has written a wrong
-    result, which must not be returned. `strips`: the size of each attempt; `said`: the warnings."""
+@pytest.fixture
+def gpu(monkeypatch, free):
+    """`gpu(most)`: a Restorer as on a GPU that runs out of memory with strips above `most` bytes, after it has written
+    a wrong result, which must not be returned. `gpu.strips`: the size of each attempt."""
+    run = StripEngine._restore
 
-    def __init__(self, monkeypatch, most, strip_bytes=STRIP_BYTES, **options):
-        self.most, self.strips, self.said, self.emptied = most, [], [], 0
-        run = StripEngine._restore
+    def restore(engine, image_HWC, result_HWC, workspace):
+        gpu.strips.append(engine.strip_bytes)
+        if engine.strip_bytes > gpu.most:
+            run(engine, 1 - image_HWC, result_HWC, workspace)
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')
+        run(engine, image_HWC, result_HWC, workspace)
 
-        def restore(engine, image_HWC, result_HWC, workspace):
-            self.strips.append(engine.strip_bytes)
-            if engine.strip_bytes > self.most:
-                run(engine, 1 - image_HWC, result_HWC, workspace)
-                raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')
-            run(engine, image_HWC, result_HWC, workspace)
+    def gpu(most, **options):
+        gpu.most = most
+        one = fp32(tiny(), **options)
+        one.strip_bytes = STRIP_BYTES
+        return one
 
-        def empty():
-            self.emptied += 1
-
-        monkeypatch.setattr(StripEngine, '_restore', restore)
-        monkeypatch.setattr(torch.cuda, 'empty_cache', empty)
-        monkeypatch.setattr(restorer, 'free_memory', lambda device: None)
-        monkeypatch.setattr(get_logger(), 'warning', lambda text, *values: self.said.append(text % values))
-        self.restorer = fp32(tiny(), **options)
-        self.restorer.strip_bytes = strip_bytes
+    gpu.strips, gpu.emptied = [], []
+    monkeypatch.setattr(StripEngine, '_restore', restore)
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: gpu.emptied.append(1))
+    free(None)
+    return gpu
 
 
 @pytest.mark.parametrize('fixed', [False, True])
-def test_gpu_out_of_memory_retries_with_smaller_strips(monkeypatch, fixed):
+def test_gpu_out_of_memory_retries_with_smaller_strips(gpu, caplog, fixed):
     x = torch.rand(1, 3, 40, 56)
-    expected = fp32(tiny()).restore(x)
-    gpu = Gpu(monkeypatch, most=STRIP_BYTES // 16, fixed_strips=fixed)
-    close(gpu.restorer.restore(x), expected)
+    one = gpu(most=STRIP_BYTES, fixed_strips=fixed)
+    expected = one.restore(x)
+    gpu.strips.clear()
+    gpu.most = STRIP_BYTES // 16
+    close(one.restore(x), expected)
     assert gpu.strips == [STRIP_BYTES, STRIP_BYTES // 4, STRIP_BYTES // 16]
-    close(gpu.restorer.restore(x), expected)
+    close(one.restore(x), expected)
     assert gpu.strips[3:] == [STRIP_BYTES // 16]  # strips that did not fit are not tried again
-    assert gpu.emptied == 2
+    assert len(gpu.emptied) == 2
     gpu.most = STRIP_BYTES // 64
-    gpu.restorer.restore(x)
-    assert gpu.restorer.strip_bytes == STRIP_BYTES // 64
-    (warning,) = gpu.said  # once
+    one.restore(x)
+    assert one.strip_bytes == STRIP_BYTES // 64
+    (warning,) = caplog.messages  # once
     assert re.search('cpu is out of memory: .* smaller strips', warning)
 
 
-def test_retry_starts_from_the_chosen_strips(monkeypatch):
-    gpu = Gpu(monkeypatch, most=2_000_000)
-    gpu.restorer.memory_limit = needed(tiny(), 256, 256, 6_000_000)
-    gpu.restorer.restore(torch.rand(1, 3, 256, 256))
+def test_retry_starts_from_the_chosen_strips(gpu):
+    limit = needed(tiny(), 256, 256, 6_000_000)
+    gpu(most=2_000_000, memory_limit=limit).restore(torch.rand(1, 3, 256, 256))
     assert gpu.strips == [6_000_000, 1_500_000]
 
 
 @pytest.mark.parametrize(
     'restore', [lambda one: one(image(7, 9, 3)), lambda one: one.restore(torch.rand(1, 3, 7, 9))]
 )
-def test_image_that_fits_with_no_strips_raises(monkeypatch, restore):
-    gpu = Gpu(monkeypatch, most=0)
+def test_image_that_fits_with_no_strips_raises(gpu, restore):
+    one = gpu(most=0)
     with refused('an image of 9×7 pixels does not fit into the memory of cpu'):
-        restore(gpu.restorer)
+        restore(one)
     assert gpu.strips == [STRIP_BYTES // 4**n for n in range(5)]
     assert gpu.strips[-1] == restorer._SMALLEST_STRIP_BYTES
-    assert gpu.restorer.strip_bytes == STRIP_BYTES  # for the next image
+    assert one.strip_bytes == STRIP_BYTES  # for the next image
 
 
-def test_fixed_strips_that_do_not_fit_a_gpu_shrink_at_once(monkeypatch):
-    gpu = Gpu(monkeypatch, most=STRIP_BYTES, fixed_strips=True)
-    gpu.restorer.device = torch.device('cuda')  # says it; the work is the CPU's
-    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, **__: tensor)
-    limit = needed(tiny(), 256, 256, 6_000_000)
-    monkeypatch.setattr(restorer, 'free_memory', lambda device: limit)
-    gpu.restorer.restore(torch.rand(1, 3, 256, 256))
-    assert gpu.strips == [6_000_000] and len(gpu.said) == 1
-    limit = needed(tiny(), 256, 256) - 1
+@pytest.fixture
+def says_cuda(monkeypatch):
+    """`says_cuda(restorer)` says that it is on a GPU; the work is the CPU's."""
+
+    def says_cuda(one):
+        one.device = torch.device('cuda')
+        monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, **__: tensor)
+        return one
+
+    return says_cuda
+
+
+def test_fixed_strips_that_do_not_fit_a_gpu_shrink_at_once(gpu, says_cuda, free, caplog):
+    one = says_cuda(gpu(most=STRIP_BYTES, fixed_strips=True))
+    free(needed(tiny(), 256, 256, 6_000_000))
+    one.restore(torch.rand(1, 3, 256, 256))
+    assert gpu.strips == [6_000_000] and len(caplog.messages) == 1
+    free(needed(tiny(), 256, 256) - 1)
     with refused(r'needs .* GB are free'):
-        gpu.restorer.restore(torch.rand(1, 3, 256, 256))
+        one.restore(torch.rand(1, 3, 256, 256))
 
 
 @pytest.mark.parametrize('tile', [None, 16])
-@pytest.mark.parametrize(('precision', 'exact'), [('fp32', True), ('bf16', False)])
-def test_gpu_call_sets_libraries_and_restores_them(monkeypatch, precision, exact, tile):
-    gpu, cudnn, inside, entered = torch.device('cuda'), torch.backends.cudnn, [], []
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_gpu_call_sets_libraries_and_restores_them(monkeypatch, says_cuda, free, precision, tile):
+    cudnn, inside, entered = torch.backends.cudnn, [], []
     monkeypatch.setattr(cudnn, 'benchmark', True)
     monkeypatch.setattr(cudnn, 'deterministic', False)
-    monkeypatch.setattr(restorer, 'free_memory', lambda device: None)
-    monkeypatch.setattr(restorer, 'without_tf32', lambda device: entered.append(device) or nullcontext())
-    one = Restorer(tiny(), 'cpu', precision, tile=tile)
-    one.device = gpu  # the work is the CPU's
-    monkeypatch.setattr(torch.Tensor, 'to', lambda tensor, *_, **__: tensor)
+    monkeypatch.setattr(restorer, 'without_tf32', lambda device: entered.append(device.type) or nullcontext())
+    free(None)
+    one = says_cuda(Restorer(tiny(), 'cpu', precision, tile=tile))
 
     def call(engine, x):
         inside.append((cudnn.benchmark, cudnn.deterministic))
@@ -581,7 +581,7 @@ def test_gpu_call_sets_libraries_and_restores_them(monkeypatch, precision, exact
 
     monkeypatch.setattr(StripEngine, '__call__', call)
     one.restore(torch.rand(1, 3, 24, 24))
-    assert set(inside) == {(False, True)} and entered == [gpu] * exact
+    assert set(inside) == {(False, True)} and entered == ['cuda'] * (precision == 'fp32')
     assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
 
 
@@ -615,14 +615,6 @@ def test_concurrent_calls_keep_their_own_strips(monkeypatch):
 
 
 # Tiles
-
-
-@pytest.mark.parametrize('size', [(8, 8), (5, 40), (33, 50)])
-@pytest.mark.parametrize(('tile', 'overlap'), [(8, 0), (16, 5), (16, 15), (40, 32), (64, 0)])
-def test_tiles_of_a_pixelwise_network_equal_the_whole(size, tile, overlap):
-    net, x = Function(torch.sqrt), torch.rand(2, 3, *size)
-    close(fp32(net, tile=tile, tile_overlap=overlap).restore(x), x.sqrt(), atol=5e-6)
-    assert all(max(seen.shape[-2:]) <= tile for seen in net.seen)
 
 
 def test_every_tile_has_its_own_statistics():

@@ -1,3 +1,4 @@
+import inspect
 import os
 import pickle
 import zipfile
@@ -11,18 +12,10 @@ from basicsr.archs.restormer_arch import Restormer
 from basicsr.utils.checkpoint import Weights, apply_weights, load_weights, read_checkpoint, save_checkpoint
 from basicsr.utils.errors import CheckpointError
 
-TINY = {
-    'inp_channels': 3,
-    'out_channels': 3,
-    'dim': 8,
-    'num_blocks': [1, 1, 1, 1],
-    'num_refinement_blocks': 1,
-    'heads': [1, 1, 2, 2],
-    'ffn_expansion_factor': 2.66,
-    'bias': False,
-    'LayerNorm_type': 'WithBias',
-    'dual_pixel_task': False,
-}
+FULL = {
+    name: option.default for name, option in inspect.signature(Restormer).parameters.items()
+}  # as published
+TINY = {**FULL, 'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 2]}
 
 
 @pytest.fixture
@@ -99,8 +92,7 @@ def test_a_file_cut_short(saved, part, zipped):
         torch.save(read_checkpoint(saved), saved, _use_new_zipfile_serialization=False)
     content = saved.read_bytes()
     saved.write_bytes(content[: int(len(content) * part)])
-    sentence = refusal(saved)
-    assert 'damaged' in sentence or ('refused' in sentence and not zipped)
+    assert 'damaged' in refusal(saved)
 
 
 def test_one_flipped_bit_in_a_tensor_is_found(saved, net):
@@ -207,11 +199,10 @@ def test_prefixes_are_removed(tmp_path, names, bare):
 
 
 def test_half_precision_becomes_single(tmp_path):
-    torch.save(
-        {'a': torch.ones(1).half(), 'b': torch.ones(1).bfloat16(), 'n': torch.tensor(3)}, tmp_path / 'a.pth'
-    )
-    types = {name: tensor.dtype for name, tensor in load_weights(tmp_path / 'a.pth').params.items()}
-    assert types == {'a': torch.float32, 'b': torch.float32, 'n': torch.int64}
+    types = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int64
+    torch.save({str(dtype): torch.ones(1, dtype=dtype) for dtype in types}, tmp_path / 'a.pth')
+    found = [tensor.dtype for tensor in load_weights(tmp_path / 'a.pth').params.values()]
+    assert found == [torch.float32, torch.float32, *types[2:]]
 
 
 @pytest.mark.parametrize(
@@ -306,8 +297,6 @@ def test_not_strict_still_refuses_when_nothing_fits(net, tmp_path):
 
 
 # Options inferred from the tensors
-
-FULL = {**TINY, 'dim': 48, 'num_blocks': [4, 6, 6, 8], 'num_refinement_blocks': 4, 'heads': [1, 2, 4, 8]}
 
 
 @pytest.mark.parametrize(
