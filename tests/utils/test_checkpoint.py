@@ -12,9 +12,8 @@ from basicsr.archs.restormer_arch import Restormer
 from basicsr.utils.checkpoint import Weights, apply_weights, load_weights, read_checkpoint, save_checkpoint
 from basicsr.utils.errors import CheckpointError
 
-FULL = {
-    name: option.default for name, option in inspect.signature(Restormer).parameters.items()
-}  # as published
+PUBLISHED = {name: option.default for name, option in inspect.signature(Restormer).parameters.items()}
+FULL = {**PUBLISHED, 'num_blocks': [4, 6, 6, 8], 'heads': [1, 2, 4, 8]}  # lists, as YAML has them
 TINY = {**FULL, 'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 2]}
 
 
