@@ -118,51 +118,48 @@ def run(arguments: list[str]) -> Done:
         return Done(process.returncode, output.read())
 
 
+Prepare = Callable[[], None] | None
+
+
 def train(
-    option_file: Path,
-    *arguments: str,
-    prepare: Callable[[], None] | None = None,
-    killed_after: float | None = None,
+    option_file: Path, *arguments: str, prepare: Prepare = None, killed_after: float | None = None
 ) -> Done:
     """Runs basicsr/train.py in a forked process, after `prepare` there, to its end or for some seconds."""
-    (done,) = _train([{}], option_file, *arguments, prepare=prepare, killed_after=killed_after)
+    (done,) = _train([{}], ['-opt', str(option_file), *arguments], prepare, killed_after)
     return done
 
 
+def free_port() -> str:
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        return str(free.getsockname()[1])
+
+
 def train_ranks(
-    ranks: int,
-    option_file: Path,
-    *arguments: str,
-    prepare: Callable[[], None] | None = None,
-    launcher: str = 'pytorch',
+    ranks: int, option_file: Path, *arguments: str, prepare: Prepare = None, launcher: str = 'pytorch'
 ) -> list[Done]:
     """Runs the ranks of one process group, with the variables that torchrun or Slurm sets."""
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = str(free.getsockname()[1])
-    names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
-    place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    names = 'RANK', 'LOCAL_RANK', 'WORLD_SIZE'
+    place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port()}
     if launcher == 'slurm':
-        names = ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS')
-        place = {'SLURM_JOB_NODELIST': 'node', 'MASTER_PORT': port, 'PATH': os.environ['PATH']}
+        names = 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS'
+        place |= {'SLURM_JOB_NODELIST': 'node', 'PATH': os.environ['PATH']}
+        del place['MASTER_ADDR']
     environments = [
         {**place, **dict(zip(names, map(str, (rank, rank, ranks)), strict=True))} for rank in range(ranks)
     ]
-    return _train(environments, option_file, *arguments, '--launcher', launcher, prepare=prepare)
+    return _train(environments, ['-opt', str(option_file), *arguments, '--launcher', launcher], prepare)
 
 
 def _train(
     environments: list[dict[str, str]],
-    option_file: Path,
-    *arguments: str,
-    prepare: Callable[[], None] | None,
+    arguments: list[str],
+    prepare: Prepare,
     killed_after: float | None = None,
 ) -> list[Done]:
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(index) for index in range(len(environments))]
         processes = [
-            FORKSERVER.Process(
-                target=_work, args=(['-opt', str(option_file), *arguments], environment, output, prepare)
-            )
+            FORKSERVER.Process(target=_work, args=(arguments, environment, output, prepare))
             for environment, output in zip(environments, outputs, strict=True)
         ]
         try:
@@ -180,9 +177,7 @@ def _train(
         ]
 
 
-def _work(
-    arguments: list[str], environment: dict[str, str], output: Path, prepare: Callable[[], None] | None
-) -> None:
+def _work(arguments: list[str], environment: dict[str, str], output: Path, prepare: Prepare) -> None:
     os.environ.update({**environment, 'CUDA_VISIBLE_DEVICES': '', 'HIP_VISIBLE_DEVICES': ''})
     with output.open('wb') as file:
         os.dup2(file.fileno(), 1)

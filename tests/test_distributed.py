@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from kill_and_resume import ROOT, Runs, difference, dying_in_save, results, train, train_ranks
+from kill_and_resume import ROOT, Runs, difference, dying_in_save, free_port, results, train, train_ranks
 from kill_and_resume import run as run_program
 
 from basicsr.models.image_clean_model import ImageCleanModel
@@ -39,12 +39,9 @@ FAKE_SCONTROL = '#!/usr/bin/env bash\n[[ "$*" == "show hostnames node" ]] && ech
 @pytest.fixture(scope='module', autouse=True)
 def on_the_cpu():
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            'PYTHON': sys.executable,
-            'CUDA_VISIBLE_DEVICES': '',
-            'HIP_VISIBLE_DEVICES': '',
-        }.items():
-            patch.setenv(name, value)
+        patch.setenv('PYTHON', sys.executable)
+        patch.setenv('CUDA_VISIBLE_DEVICES', '')
+        patch.setenv('HIP_VISIBLE_DEVICES', '')
         yield
 
 
@@ -86,25 +83,19 @@ def alone(tmp_path_factory):
 
 def assert_complete(*ranks):
     assert [done.returncode for done in ranks] == [0] * len(ranks), ranks
-    assert (
-        'a global batch of 8 (2 at a time' in ranks[0].stdout and 'of the intended one' not in ranks[0].stdout
-    )
+    said = ranks[0].stdout
+    assert 'a global batch of 8 (2 at a time' in said and 'of the intended one' not in said
     assert all(done.stdout == '' for done in ranks[1:])
 
 
 def assert_close(ours, theirs, loss, weights=None, after=0):
     """Each loss within `loss`, relative; weights and averaged weights within `weights`."""
-    histories = [
-        [
-            (entry['kind'], entry['iter'], entry.get('loss', entry.get('psnr')))
-            for entry in each['history']
-            if entry['iter'] >= after
-        ]
-        for each in (ours, theirs)
-    ]
-    assert len(histories[0]) == len(histories[1]) > 1
+    histories = [[entry for entry in each['history'] if entry['iter'] >= after] for each in (ours, theirs)]
+    assert len(histories[0]) > 1
     for one, other in zip(*histories, strict=True):
-        assert one[:2] == other[:2] and one[2] == pytest.approx(other[2], rel=loss)
+        assert (one['kind'], one['iter']) == (other['kind'], other['iter'])
+        value = 'loss' if 'loss' in one else 'psnr'
+        assert one[value] == pytest.approx(other[value], rel=loss)
     for kind in ('params', 'params_ema') if weights else ():
         for name, tensor in theirs['weights'][kind].items():
             assert (ours['weights'][kind][name] - tensor).abs().max() <= weights, name
@@ -314,9 +305,7 @@ def test_torchrun(runs):
 @pytest.mark.slow
 def test_slurm_and_a_job_that_it_starts_again(runs, slurm, monkeypatch):
     name, path = option_file(runs, total_iter=2)
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = str(free.getsockname()[1])
-    monkeypatch.setenv('MASTER_PORT', port)
+    monkeypatch.setenv('MASTER_PORT', free_port())
     for key, value in {'NTASKS': '2', 'JOB_NODELIST': 'node', 'SUBMIT_DIR': str(ROOT)}.items():
         monkeypatch.setenv(f'SLURM_{key}', value)
     script = [str(ROOT / 'scripts' / 'train_slurm.sh'), str(path)]

@@ -220,6 +220,15 @@ def test_a_shared_parameter_is_averaged_under_both_names(make, monkeypatch):
     assert torch.equal(model.restorer().network.second.weight, ema['first.weight'])
 
 
+def mixed(image, iteration, micro_batch=0, identity=False):
+    """Mixup (Zhang et al., 2018), and the weight."""
+    generator = mixup_generator(5, iteration, micro_batch)
+    if identity:
+        generator.integers(2)
+    weight, order = generator.beta(1.2, 1.2), generator.permutation(len(image))
+    return weight * image + (1 - weight) * image[order], weight
+
+
 def test_mixup_is_a_convex_combination_seeded_by_the_iteration(make):
     model = make(mixing_augs={'mixup': True, 'mixup_beta': 1.2, 'use_identity': True})
     data = batch(1, dtype=torch.float32)
@@ -231,12 +240,9 @@ def test_mixup_is_a_convex_combination_seeded_by_the_iteration(make):
         if torch.equal(lq, data['lq']):
             identities += 1
             continue
-        generator = mixup_generator(5, iteration)
-        generator.integers(2)
-        weight, order = generator.beta(1.2, 1.2), generator.permutation(4)
-        for mixed, image in ((lq, data['lq']), (gt, data['gt'])):
-            expected = weight * image.numpy() + (1 - weight) * image.numpy()[order]
-            np.testing.assert_allclose(mixed.numpy(), expected, atol=1e-6)
+        for found, image in ((lq, data['lq']), (gt, data['gt'])):
+            expected, weight = mixed(image, iteration, identity=True)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
         weights.append(weight)
     # Half of the batches stay as they are (and some permutations of four are the identity).
     assert 160 < identities < 250
@@ -273,11 +279,9 @@ def test_each_micro_batch_has_its_own_mixup(make):
     model.forward = lambda lq: (seen.append(lq), model.net(lq))[1]
     same = batch(1, size=2)
     model.gradient([same, same], 3, 0)
-    for number, mixed in enumerate(seen):
-        generator = mixup_generator(5, 3, number)
-        weight, order = generator.beta(1.2, 1.2), generator.permutation(2)
-        lq = same['lq'].numpy() / 255
-        np.testing.assert_allclose(mixed.numpy(), weight * lq + (1 - weight) * lq[order], atol=1e-6)
+    for number, found in enumerate(seen):
+        expected, _ = mixed(same['lq'] / 255, 3, number)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert not torch.equal(*seen)
 
 
