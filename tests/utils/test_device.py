@@ -19,50 +19,48 @@ from basicsr.utils.errors import DeviceError
 
 @pytest.fixture
 def gpus(monkeypatch):
-    def there_are(count, capability=(8, 0)):
+    def there_are(count, capability=(8, 0), mps=False):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
-        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
 
     return there_are
 
 
-def test_auto_takes_the_first_available(gpus, monkeypatch):
-    gpus(2)
-    assert resolve_device() == torch.device('cuda')
-    gpus(0)
-    assert resolve_device('auto') == torch.device('cpu')
-    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
-    assert resolve_device('auto') == torch.device('mps')
+@pytest.mark.parametrize(
+    ('name', 'count', 'mps', 'device'),
+    [
+        ('auto', 2, False, 'cuda'),
+        ('auto', 0, False, 'cpu'),
+        ('auto', 0, True, 'mps'),
+        ('cpu', 2, False, 'cpu'),
+        (' CUDA:1 ', 2, False, 'cuda:1'),
+        (torch.device('cuda', 0), 2, False, 'cuda:0'),
+    ],
+)
+def test_devices(gpus, name, count, mps, device):
+    gpus(count, mps=mps)
+    assert resolve_device(name) == torch.device(device)
 
 
-def test_named_devices(gpus):
-    gpus(2)
-    assert resolve_device('cpu') == torch.device('cpu')
-    assert resolve_device(' CUDA:1 ') == torch.device('cuda:1')
-    assert resolve_device(torch.device('cuda', 0)) == torch.device('cuda:0')
+UNKNOWN = 'gpu', '', 'cuda:', 'cuda:-1', 'cuda:a', 'cuda0', 'cpu:1', 'auto:1', 'meta', 'xla'
 
 
 @pytest.mark.parametrize(
-    'name', ['gpu', '', 'cuda:', 'cuda:-1', 'cuda:a', 'cuda0', 'cpu:1', 'auto:1', 'meta', 'xla']
+    ('name', 'count', 'says'),
+    [
+        *((name, 2, f"found '{name}'; allowed: auto, cpu, mps, cuda, cuda:<number>") for name in UNKNOWN),
+        ('cuda:7', 2, 'found cuda:7, which does not exist; there are: cuda:0, cuda:1'),
+        ('cuda', 0, 'found cuda, but .*; allowed: auto, cpu'),
+        ('cuda:0', 0, 'found cuda:0, but .*; allowed: auto, cpu'),
+        ('mps', 0, 'found mps'),
+    ],
 )
-def test_unknown_name_lists_the_allowed(gpus, name):
-    gpus(2)
-    with pytest.raises(DeviceError, match='allowed: auto, cpu, mps, cuda, cuda:<number>'):
+def test_missing_and_unknown_devices_raise(gpus, name, count, says):
+    gpus(count)
+    with pytest.raises(DeviceError, match=f'^device: {says}'):
         resolve_device(name)
-
-
-def test_missing_gpu_raises(gpus):
-    gpus(2)
-    with pytest.raises(DeviceError, match=r'found cuda:7, which does not exist; there are: cuda:0, cuda:1'):
-        resolve_device('cuda:7')
-    gpus(0)
-    for name in ('cuda', 'cuda:0'):
-        with pytest.raises(DeviceError, match=f'found {name}, but .*; allowed: auto, cpu'):
-            resolve_device(name)
-    with pytest.raises(DeviceError, match='found mps'):
-        resolve_device('mps')
 
 
 def test_cpu_does_not_initialise_cuda(monkeypatch):
