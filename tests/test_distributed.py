@@ -19,7 +19,7 @@ from kill_and_resume import run as run_program
 
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.utils.cli import run
-from basicsr.utils.dist import Rank, join, leave
+from basicsr.utils.dist import Rank, find_rank, join, leave
 from basicsr.utils.errors import DataError, LaunchError
 
 # Starts as many tasks as SLURM_NTASKS says, each with its number, and ends with the worst of their statuses.
@@ -233,6 +233,22 @@ def test_a_number_of_ranks_that_cannot_share_the_batch_is_reported_once(runs, mo
         assert run('basicsr.train', ['-opt', str(path), '--launcher', 'pytorch']) == 2
         said = ''.join(capsys.readouterr())
         assert said.count('allowed: 1, 2, 4 processes (the nearest: 2 or 4)') == times
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'names'),
+    [
+        ('pytorch', ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')),
+        ('slurm', ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')),
+    ],
+)
+def test_ranks_are_read_from_the_launchers_variables(monkeypatch, launcher, names):
+    for name, value in zip(names, ('3', '8', '1'), strict=True):
+        monkeypatch.setenv(name, value)
+    assert find_rank(launcher) == Rank(index=3, world_size=8, local_index=1)
+    monkeypatch.delenv(names[1])
+    with pytest.raises(LaunchError, match=f'^--launcher {launcher}: {", ".join(names)} are not set; allowed: '):
+        find_rank(launcher)
 
 
 def test_without_the_address_of_the_first_node(monkeypatch):
