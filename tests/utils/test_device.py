@@ -136,25 +136,22 @@ def test_auto_on_a_cpu_is_bf16_where_it_has_instructions_for_it(cpuinfo, monkeyp
 
 
 NEW = hasattr(torch.backends.cuda.matmul, 'fp32_precision')  # PyTorch 2.9 and later
-OLD_SETTINGS = {
+SETTINGS = {
     'nothing': lambda: None,
-    'matmul': lambda: setattr(torch.backends.cuda.matmul, 'allow_tf32', True),
-    'cudnn': lambda: setattr(torch.backends.cudnn, 'allow_tf32', False),
+    'old matmul': lambda: setattr(torch.backends.cuda.matmul, 'allow_tf32', True),
+    'old cudnn': lambda: setattr(torch.backends.cudnn, 'allow_tf32', False),
     'high': lambda: torch.set_float32_matmul_precision('high'),
 }
-NEW_SETTINGS = {
-    'matmul': lambda: setattr(torch.backends.cuda.matmul, 'fp32_precision', 'tf32'),
-    'matmul, then high': lambda: (NEW_SETTINGS['matmul'](), torch.set_float32_matmul_precision('high')),
-    'convolutions': lambda: setattr(torch.backends.cudnn.conv, 'fp32_precision', 'ieee'),
-    'cudnn': lambda: setattr(torch.backends.cudnn, 'fp32_precision', 'tf32'),
-    'all': lambda: setattr(torch.backends, 'fp32_precision', 'tf32'),
-    'all exact': lambda: setattr(torch.backends, 'fp32_precision', 'ieee'),
-    'all and matmul': lambda: (NEW_SETTINGS['all'](), NEW_SETTINGS['matmul']()),
-}
-SETTINGS = {
-    **{f'old {name}': change for name, change in OLD_SETTINGS.items()},
-    **({f'new {name}': change for name, change in NEW_SETTINGS.items()} if NEW else {}),
-}
+if NEW:
+    SETTINGS |= {
+        'matmul': lambda: setattr(torch.backends.cuda.matmul, 'fp32_precision', 'tf32'),
+        'matmul, then high': lambda: (SETTINGS['matmul'](), SETTINGS['high']()),
+        'convolutions': lambda: setattr(torch.backends.cudnn.conv, 'fp32_precision', 'ieee'),
+        'cudnn': lambda: setattr(torch.backends.cudnn, 'fp32_precision', 'tf32'),
+        'all': lambda: setattr(torch.backends, 'fp32_precision', 'tf32'),
+        'all exact': lambda: setattr(torch.backends, 'fp32_precision', 'ieee'),
+        'all and matmul': lambda: (SETTINGS['all'](), SETTINGS['matmul']()),
+    }
 
 
 def tf32_is_off():
@@ -167,20 +164,15 @@ def precisions():
     """Values of all settings; None where reading one raises, as PyTorch does if old and new settings disagree."""
 
     def read(owner, name):
-        try:
+        with contextlib.suppress(RuntimeError):
             return getattr(owner, name)
-        except RuntimeError:
-            return None
 
     backends = torch.backends
     found = [read(owner, 'allow_tf32') for owner in (backends.cudnn, backends.cuda.matmul)]
     if NEW:
         owners = (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
         found += [read(owner, 'fp32_precision') for owner in (*owners, backends.mkldnn, backends.mkldnn.matmul)]
-    try:
-        return [*found, torch.get_float32_matmul_precision()]
-    except RuntimeError:
-        return [*found, None]
+    return found
 
 
 def _use(settings, answers, enter):
