@@ -23,19 +23,25 @@ def get_logger() -> logging.Logger:
 
 
 def log_to_console(rank: int = 0) -> logging.Logger:
-    """Logs to the console alone. Ranks other than 0 log errors only."""
+    """Ranks other than 0 log errors only."""
     logger = get_logger()
     logger.propagate = False
     logger.setLevel(logging.ERROR if rank else logging.INFO)
+    handler = next((each for each in logger.handlers if isinstance(each, _ConsoleHandler)), None)
+    if handler is None:
+        handler = _ConsoleHandler()
+        logger.addHandler(handler)
     sender = f' rank {rank}' if rank else ''
-    handler = _ConsoleHandler()
     handler.setFormatter(logging.Formatter(f'%(asctime)s %(levelname)s{sender}: %(message)s', '%H:%M:%S'))
-    logger.handlers = [handler]
     return logger
 
 
 def log_to_file(path: Path) -> None:
-    """Appends to `path`, too."""
+    """Appends to `path`, instead of an earlier file."""
+    logger = get_logger()
+    for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(handler)
+        handler.close()
     handler = logging.FileHandler(path, encoding='utf-8', errors='backslashreplace')
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s: %(message)s'))
-    get_logger().addHandler(handler)
+    logger.addHandler(handler)
