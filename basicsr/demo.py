@@ -9,7 +9,6 @@ Results are PNG files, <result_dir>/<task>/<name>.png. Exit status: 0 if every i
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from basicsr.tasks import TASKS, default_weights, find_task
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_tlc, usage_errors
 from basicsr.utils.errors import ImageFileError, UsageError, UserError
-from basicsr.utils.files import ROOT, expanded
+from basicsr.utils.files import ROOT, check_writable, expanded
 from basicsr.utils.parallel import in_stages
 
 
@@ -159,10 +158,9 @@ def _make_writable(folders: list[Path], result_dir: Path) -> None:
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
+            check_writable(folder)
     except OSError as error:
-        raise UsageError(f'--result_dir {result_dir}: cannot be created: {error.strerror or error}') from None
-    if not all(os.access(folder, os.W_OK | os.X_OK) for folder in folders):
-        raise UsageError(f'--result_dir {result_dir}: is not writable')
+        raise UsageError(f'--result_dir {result_dir}: cannot be written: {error.strerror or error}') from None
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

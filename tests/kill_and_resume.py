@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,7 +36,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 12  # iterations of a run
-TIMES = ('step_time', 'data_time')
+TIMES = 'step_time', 'data_time'
 
 # Forks processes that have imported everything already.
 FORKSERVER = multiprocessing.get_context('forkserver')
@@ -54,48 +55,40 @@ def make_images(folder: Path, count: int = 6, size: tuple[int, int] = (45, 56)) 
         cv2.imwrite(str(folder / 'input' / f'{index}.png'), cv2.blur(sharp, (1, 5)))
 
 
+# 12 steps of a tiny network in two stages; saves, logs and validates out of step with each other.
+OPTIONS = f"""
+num_gpu: 0
+manual_seed: 5
+datasets:
+  train:
+    num_worker_per_gpu: 1
+    batch_size_per_gpu: 4
+    mini_batch_sizes: [4, 2]
+    gt_size: 32
+    gt_sizes: [16, 32]
+    iters: [5, 7]
+  val: {{}}
+network_g: {{type: Restormer, dim: 8, num_blocks: [1, 0, 0, 1], num_refinement_blocks: 0, heads: [1, 1, 2, 2]}}
+train:
+  total_iter: {TOTAL}
+  scheduler: {{type: CosineAnnealingRestartCyclicLR, periods: [{TOTAL}], eta_mins: [1.0e-6]}}
+  optim_g: {{type: AdamW, lr: 1.0e-3}}
+  pixel_opt: {{type: L1Loss}}
+  ema_decay: 0.9
+  mixing_augs: {{mixup: true}}
+val: {{val_freq: 5, metrics: {{psnr: {{type: calculate_psnr}}}}}}
+logger: {{print_freq: 3, save_checkpoint_freq: 2, keep_last: 2}}
+"""
+
+
 def options(folder: Path, name: str, **train: object) -> dict:
-    """12 steps of a tiny network in two stages; saves, logs and validates out of step with each other."""
-    data = {
-        'type': 'Dataset_PairedImage',
-        'dataroot_lq': str(folder / 'input'),
-        'dataroot_gt': str(folder / 'target'),
-    }
-    return {
-        'name': name,
-        'num_gpu': 0,
-        'manual_seed': 5,
-        'datasets': {
-            'train': {
-                **data,
-                'num_worker_per_gpu': 1,
-                'batch_size_per_gpu': 4,
-                'mini_batch_sizes': [4, 2],
-                'gt_size': 32,
-                'gt_sizes': [16, 32],
-                'iters': [5, 7],
-            },
-            'val': data,
-        },
-        'network_g': {
-            'type': 'Restormer',
-            'dim': 8,
-            'num_blocks': [1, 0, 0, 1],
-            'num_refinement_blocks': 0,
-            'heads': [1, 1, 2, 2],
-        },
-        'train': {
-            'total_iter': TOTAL,
-            'scheduler': {'type': 'CosineAnnealingRestartCyclicLR', 'periods': [TOTAL], 'eta_mins': [1e-6]},
-            'optim_g': {'type': 'AdamW', 'lr': 1e-3},
-            'pixel_opt': {'type': 'L1Loss'},
-            'ema_decay': 0.9,
-            'mixing_augs': {'mixup': True},
-            **train,
-        },
-        'val': {'val_freq': 5, 'metrics': {'psnr': {'type': 'calculate_psnr'}}},
-        'logger': {'print_freq': 3, 'save_checkpoint_freq': 2, 'keep_last': 2},
-    }
+    """OPTIONS for the images in a folder, with other keys of `train`."""
+    content = {'name': name, **yaml.safe_load(OPTIONS)}
+    for section in content['datasets'].values():
+        section['type'] = 'Dataset_PairedImage'
+        section['dataroot_lq'], section['dataroot_gt'] = str(folder / 'input'), str(folder / 'target')
+    content['train'].update(train)
+    return content
 
 
 class Done(NamedTuple):
@@ -125,51 +118,48 @@ def run(arguments: list[str]) -> Done:
         return Done(process.returncode, output.read())
 
 
+Prepare = Callable[[], None] | None
+
+
 def train(
-    option_file: Path,
-    *arguments: str,
-    prepare: Callable[[], None] | None = None,
-    killed_after: float | None = None,
+    option_file: Path, *arguments: str, prepare: Prepare = None, killed_after: float | None = None
 ) -> Done:
     """Runs basicsr/train.py in a forked process, after `prepare` there, to its end or for some seconds."""
-    (done,) = _train([{}], option_file, *arguments, prepare=prepare, killed_after=killed_after)
+    (done,) = _train([{}], ['-opt', str(option_file), *arguments], prepare, killed_after)
     return done
 
 
+def free_port() -> str:
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        return str(free.getsockname()[1])
+
+
 def train_ranks(
-    ranks: int,
-    option_file: Path,
-    *arguments: str,
-    prepare: Callable[[], None] | None = None,
-    launcher: str = 'pytorch',
+    ranks: int, option_file: Path, *arguments: str, prepare: Prepare = None, launcher: str = 'pytorch'
 ) -> list[Done]:
     """Runs the ranks of one process group, with the variables that torchrun or Slurm sets."""
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = str(free.getsockname()[1])
-    names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
-    place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    names = 'RANK', 'LOCAL_RANK', 'WORLD_SIZE'
+    place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port()}
     if launcher == 'slurm':
-        names = ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS')
-        place = {'SLURM_JOB_NODELIST': 'node', 'MASTER_PORT': port, 'PATH': os.environ['PATH']}
+        names = 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS'
+        place |= {'SLURM_JOB_NODELIST': 'node', 'PATH': os.environ['PATH']}
+        del place['MASTER_ADDR']
     environments = [
         {**place, **dict(zip(names, map(str, (rank, rank, ranks)), strict=True))} for rank in range(ranks)
     ]
-    return _train(environments, option_file, *arguments, '--launcher', launcher, prepare=prepare)
+    return _train(environments, ['-opt', str(option_file), *arguments, '--launcher', launcher], prepare)
 
 
 def _train(
     environments: list[dict[str, str]],
-    option_file: Path,
-    *arguments: str,
-    prepare: Callable[[], None] | None,
+    arguments: list[str],
+    prepare: Prepare,
     killed_after: float | None = None,
 ) -> list[Done]:
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / str(index) for index in range(len(environments))]
         processes = [
-            FORKSERVER.Process(
-                target=_work, args=(['-opt', str(option_file), *arguments], environment, output, prepare)
-            )
+            FORKSERVER.Process(target=_work, args=(arguments, environment, output, prepare))
             for environment, output in zip(environments, outputs, strict=True)
         ]
         try:
@@ -187,9 +177,7 @@ def _train(
         ]
 
 
-def _work(
-    arguments: list[str], environment: dict[str, str], output: Path, prepare: Callable[[], None] | None
-) -> None:
+def _work(arguments: list[str], environment: dict[str, str], output: Path, prepare: Prepare) -> None:
     os.environ.update({**environment, 'CUDA_VISIBLE_DEVICES': '', 'HIP_VISIBLE_DEVICES': ''})
     with output.open('wb') as file:
         os.dup2(file.fileno(), 1)
@@ -204,14 +192,16 @@ def _work(
     sys.exit(cli.run('basicsr.train', arguments))
 
 
-def die_in_a_save(number: int) -> None:
-    """From now on: writes half of a file, and dies, at the n-th save of this process."""
-    saves, real_save = 0, torch.save
+def dying_in_save(number: int) -> Callable[[], None]:
+    """To prepare a run: it writes half of a file, and dies, at its n-th save."""
+    return partial(_die_in_save, number)
+
+
+def _die_in_save(number: int) -> None:
+    saves, real_save = itertools.count(1), torch.save
 
     def save(content: object, file: io.BufferedWriter) -> None:
-        nonlocal saves
-        saves += 1
-        if saves == number:
+        if next(saves) == number:
             complete = io.BytesIO()
             real_save(content, complete)
             file.write(complete.getvalue()[: len(complete.getvalue()) // 2])
@@ -220,10 +210,6 @@ def die_in_a_save(number: int) -> None:
         real_save(content, file)
 
     torch.save = save
-
-
-def dying_in_save(number: int) -> Callable[[], None]:
-    return partial(die_in_a_save, number)
 
 
 def results(name: str) -> dict:

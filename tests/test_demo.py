@@ -1,8 +1,9 @@
-import io
+import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -138,16 +139,6 @@ def test_profiles_and_colour_chunks_are_kept(run, tmp_path):
 # Windows, tiles, memory
 
 
-@pytest.fixture
-def lively(tmp_path):
-    """A network that changes its input, and its weights file."""
-    torch.manual_seed(1)
-    net = Restormer(**OPTIONS)
-    path = tmp_path / 'lively.pth'
-    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **OPTIONS}, 1)
-    return net, path
-
-
 def test_the_weights_of_the_repository_are_used_with_tlc(run, tmp_path, capsys):
     shipped = TASKS['motion_deblurring'].shipped_file
     pixels = noise(24, 400, 3)
@@ -175,8 +166,10 @@ def test_the_weights_of_the_repository_are_used_with_tlc(run, tmp_path, capsys):
     ],
     ids=str,
 )
-def test_windows_and_tiles(run, lively, tmp_path, arguments, options):
-    net, path = lively
+def test_windows_and_tiles(run, tmp_path, arguments, options):
+    torch.manual_seed(1)
+    net, path = Restormer(**OPTIONS), tmp_path / 'net.pth'
+    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **OPTIONS}, 1)
     pixels = noise(70, 400, 3, dtype=np.uint16)
     write_png(tmp_path / 'in' / 'a.png', pixels)
     assert run('--weights', str(path), '--precision', 'fp32', *arguments) == 0
@@ -216,15 +209,6 @@ def test_a_result_without_its_comparison_is_reported(run, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert '1 of 1 images restored' in out
     assert err.startswith('not compared: ') and 'compare/a.png: cannot be written' in err
-
-
-def test_names_that_the_terminal_cannot_show(run, tmp_path, monkeypatch):
-    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
-    shown = io.BytesIO()
-    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(shown, 'utf-8', errors='strict'))
-    assert run(results=tmp_path / os.fsdecode(b'\xff')) == 0
-    sys.stdout.flush()
-    assert rb'1 of 1 images restored, in ' in shown.getvalue() and rb'\udcff' in shown.getvalue()
 
 
 @pytest.mark.usefixtures('threads')
@@ -306,7 +290,7 @@ def test_a_result_that_is_an_input_by_another_name(run, tmp_path, capsys, link):
         (['--input_dir', '{tmp}/empty'], 'empty: contains no images'),
         (['--input_dir', ''], '--input_dir: found an empty name; allowed: a file or folder'),
         (['--result_dir', ''], '--result_dir: found an empty name; allowed: a file or folder'),
-        (['--result_dir', '{tmp}/in/a.png'], 'cannot be created: '),
+        (['--result_dir', '{tmp}/in/a.png'], 'in/a.png: cannot be written: '),
         (['--tiles'], 'unrecognized arguments: --tiles'),
         (['--tlc', '7'], 'tlc: found 7; allowed: a window of a positive multiple of 8'),
         (['--tlc', 'wide'], "argument --tlc: invalid int value: 'wide'"),
@@ -326,15 +310,16 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(run, tmp_path, capsys, ar
 
 def test_a_read_only_result_folder_is_refused_before_any_work(run, tmp_path, capsys, monkeypatch):
     write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
-    monkeypatch.setattr(os, 'access', lambda *_: False)
+    mkdir = Path.mkdir
+
+    def read_only(folder, *mode, **how):
+        if folder.parent.name == 'motion_deblurring':
+            raise PermissionError(errno.EACCES, 'Permission denied')
+        mkdir(folder, *mode, **how)
+
+    monkeypatch.setattr(Path, 'mkdir', read_only)
     assert run() == 2
-    assert f'--result_dir {tmp_path / "out"}: is not writable' in capsys.readouterr().err
-
-
-def test_every_option_has_help():
-    assert all(len(action.help) > 30 or action.dest == 'help' for action in demo.parser()._actions)
-    assert {'--task', '--input_dir', '--result_dir', '--weights', '--device', '--precision', '--tlc', '--tile',
-            '--tile_overlap', '--compare'} <= {*demo.parser()._option_string_actions}  # fmt: skip
+    assert f'--result_dir {tmp_path / "out"}: cannot be written: Permission denied' in capsys.readouterr().err
 
 
 # As a program
@@ -345,12 +330,7 @@ def test_relative_paths_from_another_working_directory(weights, tmp_path):
     (tmp_path / 'photos').mkdir()
     write_png(tmp_path / 'photos' / 'a.png', pixels)
     arguments = ['--input_dir', 'photos', '--result_dir', 'sharp', '--device', 'cpu', '--weights', weights]
-    done = subprocess.run(
-        [sys.executable, ROOT / 'demo.py', *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    program = [sys.executable, ROOT / 'demo.py', *arguments]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, '')
     np.testing.assert_array_equal(read_image(tmp_path / 'sharp/motion_deblurring/a.png').pixels, pixels)

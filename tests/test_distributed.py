@@ -14,12 +14,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from kill_and_resume import ROOT, Runs, difference, dying_in_save, results, train, train_ranks
+from kill_and_resume import ROOT, Runs, difference, dying_in_save, free_port, results, train, train_ranks
 from kill_and_resume import run as run_program
 
 from basicsr.models.image_clean_model import ImageCleanModel
 from basicsr.utils.cli import run
-from basicsr.utils.dist import Rank, join, leave
+from basicsr.utils.dist import Rank, find_rank, join, leave
 from basicsr.utils.errors import DataError, LaunchError
 
 # Starts as many tasks as SLURM_NTASKS says, each with its number, and ends with the worst of their statuses.
@@ -39,12 +39,9 @@ FAKE_SCONTROL = '#!/usr/bin/env bash\n[[ "$*" == "show hostnames node" ]] && ech
 @pytest.fixture(scope='module', autouse=True)
 def on_the_cpu():
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            'PYTHON': sys.executable,
-            'CUDA_VISIBLE_DEVICES': '',
-            'HIP_VISIBLE_DEVICES': '',
-        }.items():
-            patch.setenv(name, value)
+        patch.setenv('PYTHON', sys.executable)
+        patch.setenv('CUDA_VISIBLE_DEVICES', '')
+        patch.setenv('HIP_VISIBLE_DEVICES', '')
         yield
 
 
@@ -86,25 +83,19 @@ def alone(tmp_path_factory):
 
 def assert_complete(*ranks):
     assert [done.returncode for done in ranks] == [0] * len(ranks), ranks
-    assert (
-        'a global batch of 8 (2 at a time' in ranks[0].stdout and 'of the intended one' not in ranks[0].stdout
-    )
+    said = ranks[0].stdout
+    assert 'a global batch of 8 (2 at a time' in said and 'of the intended one' not in said
     assert all(done.stdout == '' for done in ranks[1:])
 
 
 def assert_close(ours, theirs, loss, weights=None, after=0):
     """Each loss within `loss`, relative; weights and averaged weights within `weights`."""
-    histories = [
-        [
-            (entry['kind'], entry['iter'], entry.get('loss', entry.get('psnr')))
-            for entry in each['history']
-            if entry['iter'] >= after
-        ]
-        for each in (ours, theirs)
-    ]
-    assert len(histories[0]) == len(histories[1]) > 1
+    histories = [[entry for entry in each['history'] if entry['iter'] >= after] for each in (ours, theirs)]
+    assert len(histories[0]) > 1
     for one, other in zip(*histories, strict=True):
-        assert one[:2] == other[:2] and one[2] == pytest.approx(other[2], rel=loss)
+        assert (one['kind'], one['iter']) == (other['kind'], other['iter'])
+        value = 'loss' if 'loss' in one else 'psnr'
+        assert one[value] == pytest.approx(other[value], rel=loss)
     for kind in ('params', 'params_ema') if weights else ():
         for name, tensor in theirs['weights'][kind].items():
             assert (ours['weights'][kind][name] - tensor).abs().max() <= weights, name
@@ -244,6 +235,22 @@ def test_a_number_of_ranks_that_cannot_share_the_batch_is_reported_once(runs, mo
         assert said.count('allowed: 1, 2, 4 processes (the nearest: 2 or 4)') == times
 
 
+@pytest.mark.parametrize(
+    ('launcher', 'names'),
+    [
+        ('pytorch', ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')),
+        ('slurm', ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')),
+    ],
+)
+def test_ranks_are_read_from_the_launchers_variables(monkeypatch, launcher, names):
+    for name, value in zip(names, ('3', '8', '1'), strict=True):
+        monkeypatch.setenv(name, value)
+    assert find_rank(launcher) == Rank(index=3, world_size=8, local_index=1)
+    monkeypatch.delenv(names[1])
+    with pytest.raises(LaunchError, match=f'^--launcher {launcher}: {", ".join(names)} are not set; allowed: '):
+        find_rank(launcher)
+
+
 def test_without_the_address_of_the_first_node(monkeypatch):
     for name in ('MASTER_ADDR', 'SLURM_JOB_NODELIST'):
         monkeypatch.delenv(name, raising=False)
@@ -314,9 +321,7 @@ def test_torchrun(runs):
 @pytest.mark.slow
 def test_slurm_and_a_job_that_it_starts_again(runs, slurm, monkeypatch):
     name, path = option_file(runs, total_iter=2)
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = str(free.getsockname()[1])
-    monkeypatch.setenv('MASTER_PORT', port)
+    monkeypatch.setenv('MASTER_PORT', free_port())
     for key, value in {'NTASKS': '2', 'JOB_NODELIST': 'node', 'SUBMIT_DIR': str(ROOT)}.items():
         monkeypatch.setenv(f'SLURM_{key}', value)
     script = [str(ROOT / 'scripts' / 'train_slurm.sh'), str(path)]

@@ -272,7 +272,7 @@ class Restorer:
         padded = H + -H % self.multiple, W + -W % self.multiple
         engine.strip_bytes = self.strip_bytes
         limit = self.memory_limit if self.memory_limit is not None else free_memory(self.device)
-        if limit is None or (self.fixed_strips and engine.memory(*padded) <= limit - beside):
+        if limit is None or engine.memory(*padded) <= limit - beside:
             return engine
         fixed = self.fixed_strips and self.device.type == 'cpu'  # on a GPU, strips shrink all the same
         if fixed or not engine.fit(*padded, limit - beside):

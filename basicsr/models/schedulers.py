@@ -89,31 +89,14 @@ class CosineAnnealingRestartCyclicLR:
 
 
 @SCHEDULER_REGISTRY.register()
-@dataclass(frozen=True)
-class CosineAnnealingRestartLR:
+def CosineAnnealingRestartLR(  # noqa: N802 - a published name
+    periods: list[int], restart_weights: list[float] | None = None, eta_min: float = 0.0
+) -> CosineAnnealingRestartCyclicLR:
     """`CosineAnnealingRestartCyclicLR` with one minimum, `eta_min`, for all periods."""
-
-    periods: list[int]
-    restart_weights: list[float] | None = None
-    eta_min: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(self.eta_min >= 0, 'eta_min', self.eta_min, '0 or above')
-        self._cyclic()  # refuses the rest
-
-    def _cyclic(self) -> CosineAnnealingRestartCyclicLR:
-        return CosineAnnealingRestartCyclicLR(
-            periods=self.periods,
-            restart_weights=self.restart_weights,
-            eta_mins=[self.eta_min] * len(self.periods),
-        )
-
-    @property
-    def covers(self) -> int:
-        return sum(self.periods)
-
-    def lr(self, iteration: int, base_lr: float) -> float:
-        return self._cyclic().lr(iteration, base_lr)
+    _require(eta_min >= 0, 'eta_min', eta_min, '0 or above')
+    return CosineAnnealingRestartCyclicLR(
+        periods=periods, restart_weights=restart_weights, eta_mins=[eta_min] * len(periods)
+    )
 
 
 @SCHEDULER_REGISTRY.register()

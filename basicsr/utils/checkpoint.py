@@ -9,7 +9,6 @@ run code.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import warnings
 import zipfile
@@ -24,8 +23,7 @@ from torch import Tensor, nn
 from basicsr.utils.archive import DAMAGES
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.files import atomic_write
-
-LISTED = 8  # names of each kind in a message
+from basicsr.utils.text import listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +38,6 @@ class Weights:
     params: dict[str, Tensor]
     key: str
     network_g: dict[str, Any] | None = None
-    iteration: int | None = None
     tlc: bool | int = False
     """TLC, or its window, as they were validated with; the default for inference."""
 
@@ -120,15 +117,15 @@ def _unpickle(file: BinaryIO, path: Path) -> object:
                 f'is refused: it holds the Python object {_printable(refused[1])}, which could run code; allowed: '
                 'tensors and plain values'
             )
-        elif isinstance(error, pickle.UnpicklingError) and 'unexpected EOF' not in str(error):
-            problem = 'is refused: it is damaged or holds other things than tensors and plain values'
         else:
-            problem = 'is damaged, cut short, or not written by torch.save'
+            problem = (
+                'is refused: it is damaged, cut short, or holds other things than tensors and plain values'
+            )
         raise CheckpointError(f'{path} {problem}') from error
 
 
 def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weights:
-    """Loads the tensors under `key`; by default under the first of params_ema, params and state_dict that exists, else
+    """Loads the tensors under `key`; by default under the first of params_ema, params and state_dict that has any, else
     the file itself. Removes the prefixes of DataParallel and torch.compile.
 
     Raises CheckpointError if the file is unreadable or has no tensors there.
@@ -136,9 +133,8 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
     path = Path(path)
     content = read_checkpoint(path)
     if key is None:
-        present = [k for k in ('params_ema', 'params', 'state_dict') if content.get(k) is not None]
-        filled = [k for k in present if not isinstance(content[k], dict) or content[k]]
-        key = next(iter([*filled, *present]), '')
+        present = [k for k in ('params_ema', 'params', 'state_dict') if isinstance(content.get(k), dict)]
+        key = next((k for k in present if content[k]), '')
     elif key not in content:
         raise CheckpointError(f'{path} has nothing under {key!r}; it has: {_listed(content)}')
     params = content[key] if key else content
@@ -150,13 +146,8 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
     ]
     if others:
         raise CheckpointError(f'{path} has other things than tensors {place}: {_listed(others)}')
-    if uncommon := [name for name, tensor in params.items() if not _is_dense(tensor)]:
-        raise CheckpointError(
-            f'{path} has tensors of an uncommon kind {place}: {_listed(uncommon)}; allowed: dense ones, whose '
-            'numbers are all in the file'
-        )
     # In a file of tensors alone, these would be names of parameters.
-    network_g, iteration, tlc = (content.get(name) if key else None for name in ('network_g', 'iter', 'tlc'))
+    network_g, tlc = (content.get(name) if key else None for name in ('network_g', 'tlc'))
     if not isinstance(network_g, dict | None):
         kind = type(network_g).__name__
         raise CheckpointError(f'{path}: network_g is a {kind}; allowed: a dictionary of options')
@@ -170,16 +161,8 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
         },
         key=key,
         network_g=network_g,
-        iteration=iteration if isinstance(iteration, int) else None,
         tlc=tlc or False,
     )
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """False for sparse, quantised and meta tensors, and for a small storage that is expanded to a large shape."""
-    if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _unwrapped(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,9 +174,7 @@ def _unwrapped(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _listed(names: Iterable[Any]) -> str:
-    shown = [_printable(str(name)) for name in names]
-    more = f' … and {len(shown) - LISTED} more' if len(shown) > LISTED else ''
-    return (', '.join(shown[:LISTED]) or 'nothing') + more
+    return listed(_printable(str(name)) for name in names) or 'nothing'
 
 
 def _printable(text: str) -> str:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from basicsr.utils.errors import OptionError, UsageError, UserError
 from basicsr.utils.logger import get_logger
@@ -61,7 +62,7 @@ def report(message: str) -> None:
     if get_logger().handlers:
         get_logger().error('%s', message)
     else:
-        print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr, flush=True)  # noqa: PTH119
+        print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -79,8 +80,6 @@ def usage_errors() -> Iterator[None]:
     """Turns errors about what the arguments name (a file, a device) into UsageError."""
     try:
         yield
-    except UsageError:
-        raise
     except (UserError, ValueError) as error:
         raise UsageError(str(error)) from None
 

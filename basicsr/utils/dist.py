@@ -53,26 +53,24 @@ class Rank:
         return values
 
 
+# The variables of `Rank`'s fields, and the command that sets them.
+_VARIABLES = {
+    'pytorch': (('RANK', 'WORLD_SIZE', 'LOCAL_RANK'), 'torchrun'),
+    'slurm': (('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'), 'srun'),
+}
+
+
 def find_rank(launcher: Launcher) -> Rank:
     """Reads the launcher's environment variables. Raises LaunchError if they are not set."""
     if launcher == 'none':
         return Rank()
-    if launcher == 'slurm':
-        _slurm_environment()
+    names, command = _VARIABLES[launcher]
     try:
-        return Rank(*(int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')))
+        return Rank(*(int(os.environ[name]) for name in names))
     except (KeyError, ValueError):
         raise LaunchError(
-            '--launcher pytorch: RANK, WORLD_SIZE and LOCAL_RANK are not set; allowed: a start through torchrun'
+            f'--launcher {launcher}: {", ".join(names)} are not set; allowed: a start through {command}'
         ) from None
-
-
-def _slurm_environment() -> None:
-    names = {'RANK': 'SLURM_PROCID', 'WORLD_SIZE': 'SLURM_NTASKS', 'LOCAL_RANK': 'SLURM_LOCALID'}
-    try:
-        os.environ.update({name: os.environ[slurm] for name, slurm in names.items()})
-    except KeyError as error:
-        raise LaunchError(f'--launcher slurm: {error} is not set; allowed: a start through srun') from None
 
 
 def _slurm_first_host() -> str:

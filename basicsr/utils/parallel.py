@@ -37,9 +37,7 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def in_parallel(
-    items: Items[Item], workers: int, what: str, then: Callable[[Item], Result], unit: str = 'pair'
-) -> list[Result]:
+def in_parallel(items: Items[Item], workers: int, what: str, then: Callable[[Item], Result]) -> list[Result]:
     """Returns `then(items[i])` for all i, in order. Worker processes compute the items ahead; this one calls `then`.
 
     Args:
@@ -49,7 +47,7 @@ def in_parallel(
     Raises what `items` and `then` raise, and UserError if a process dies.
     """
     try:
-        return [then(item) for item in _computed(items, workers, what, unit)]
+        return [then(item) for item in _computed(items, workers, what)]
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # the frames keep the processes alive
         if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker '):
@@ -57,7 +55,7 @@ def in_parallel(
         raise
 
 
-def _computed(items: Items[Item], workers: int, what: str, unit: str) -> Iterator[Item]:
+def _computed(items: Items[Item], workers: int, what: str) -> Iterator[Item]:
     loader: DataLoader[Item] = DataLoader(
         items,  # type: ignore[arg-type]
         batch_size=None,
@@ -65,7 +63,7 @@ def _computed(items: Items[Item], workers: int, what: str, unit: str) -> Iterato
         num_workers=min(workers, len(items), processors()),
         worker_init_fn=_start_worker,
     )
-    yield from tqdm(iter(loader), total=len(items), desc=what, unit=unit)
+    yield from tqdm(iter(loader), total=len(items), desc=what, unit='pair')
 
 
 def _identity(item: Any) -> Any:

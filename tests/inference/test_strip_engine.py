@@ -99,32 +99,6 @@ def test_tlc_equals_window_by_window(options, strip_bytes, size, window):
         assert relative(net(x), expected) > 1e-4  # TLC has an effect
 
 
-def test_tlc_has_no_effect_within_one_window():
-    net = network()
-    for size in ((64, 40), (64, 64), (8, 16)):
-        x = picture(net, size)
-        assert torch.equal(StripEngine(net, window=64)(x), StripEngine(net)(x))
-
-
-@pytest.mark.parametrize(
-    ('height', 'width', 'window'), [(720, 1280, 384), (90, 160, 48), (45, 33, 8), (7, 9, 1)]
-)
-def test_the_same_windows_cover_each_pixel_of_a_cell(height, width, window):
-    cells = Cells.of(height, width, window)
-    seen = torch.full((height, width), -1)
-    rows, columns = (reference.window_starts(length, window) for length in (height, width))
-    cover = torch.zeros(len(rows) * len(columns), height, width)
-    for index, (y, x) in enumerate((y, x) for y in rows for x in columns):
-        cover[index, y : y + min(window, height), x : x + min(window, width)] = 1
-    places = [(row, column) for row in cells.rows for column in cells.columns]
-    for index, ((top, bottom), (left, right)) in enumerate(places):
-        assert (seen[top:bottom, left:right] == -1).all()
-        seen[top:bottom, left:right] = index
-        inside = cover[:, top:bottom, left:right].flatten(1)
-        assert (inside == torch.kron(cells.over_rows, cells.over_columns)[:, index : index + 1]).all()
-    assert (seen >= 0).all() and len(cells) == len(places)
-
-
 @pytest.mark.parametrize(
     'options',
     [SMALL, pytest.param(dict.fromkeys(SMALL), marks=pytest.mark.slow)],
@@ -256,31 +230,17 @@ class OtherSkip(Restormer):
         return convolution(torch.cat([x_BCHW, -skip_BCHW], 1))
 
 
-class OtherPart(Restormer):
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.latent[0].ffn = nn.Identity()
-
-
-class OtherPadding(Restormer):
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.output.padding_mode = 'reflect'
-
-
 class Preset(Restormer):
-    def __init__(self):
-        super().__init__(**SMALL)
-        self.note = 'of its own'
-
-    def extra(self):
-        return self.note
+    """Inherits the forward pass and all parts."""
 
 
 def test_runs_in_strips_only_what_the_engine_computes():
-    assert runs_in_strips(Restormer(**SMALL)) and runs_in_strips(Preset())
-    assert not any(runs_in_strips(kind(**SMALL)) for kind in (OtherForward, OtherSkip, OtherPart, OtherPadding))
-    assert not runs_in_strips(nn.Conv2d(3, 3, 1))
+    assert runs_in_strips(Restormer(**SMALL)) and runs_in_strips(Preset(**SMALL))
+    other_part, other_padding = Preset(**SMALL), Preset(**SMALL)
+    other_part.latent[0].ffn = nn.Identity()
+    other_padding.output.padding_mode = 'reflect'
+    others = OtherForward(**SMALL), OtherSkip(**SMALL), other_part, other_padding, nn.Conv2d(3, 3, 1)
+    assert not any(map(runs_in_strips, others))
 
 
 class Pretended(_Recorded):
@@ -297,8 +257,8 @@ class Pretended(_Recorded):
 
 @pytest.fixture
 def no_cuda(monkeypatch):
-    for name, value in (('CUDAGraph', object), ('Stream', object)):
-        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ('CUDAGraph', 'Stream'):
+        monkeypatch.setattr(torch.cuda, name, object)
     monkeypatch.setattr(torch.cuda, 'graph', lambda *args, **how: nullcontext())
 
 

@@ -1,7 +1,5 @@
 import contextlib
 import multiprocessing
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +8,6 @@ import torch
 
 from basicsr.utils import device
 from basicsr.utils.device import (
-    PRECISIONS,
     precision_name,
     repeatable,
     resolve_device,
@@ -18,55 +15,52 @@ from basicsr.utils.device import (
     without_tf32,
 )
 from basicsr.utils.errors import DeviceError
-from basicsr.utils.files import ROOT
 
 
 @pytest.fixture
 def gpus(monkeypatch):
-    def there_are(count, capability=(8, 0)):
+    def there_are(count, capability=(8, 0), mps=False):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
-        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
 
     return there_are
 
 
-def test_auto_takes_the_first_available(gpus, monkeypatch):
-    gpus(2)
-    assert resolve_device() == torch.device('cuda')
-    gpus(0)
-    assert resolve_device('auto') == torch.device('cpu')
-    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
-    assert resolve_device('auto') == torch.device('mps')
+@pytest.mark.parametrize(
+    ('name', 'count', 'mps', 'device'),
+    [
+        ('auto', 2, False, 'cuda'),
+        ('auto', 0, False, 'cpu'),
+        ('auto', 0, True, 'mps'),
+        ('cpu', 2, False, 'cpu'),
+        (' CUDA:1 ', 2, False, 'cuda:1'),
+        (torch.device('cuda', 0), 2, False, 'cuda:0'),
+    ],
+)
+def test_devices(gpus, name, count, mps, device):
+    gpus(count, mps=mps)
+    assert resolve_device(name) == torch.device(device)
 
 
-def test_named_devices(gpus):
-    gpus(2)
-    assert resolve_device('cpu') == torch.device('cpu')
-    assert resolve_device(' CUDA:1 ') == torch.device('cuda:1')
-    assert resolve_device(torch.device('cuda', 0)) == torch.device('cuda:0')
+UNKNOWN = 'gpu', '', 'cuda:', 'cuda:-1', 'cuda:a', 'cuda0', 'cpu:1', 'auto:1', 'meta', 'xla'
 
 
 @pytest.mark.parametrize(
-    'name', ['gpu', '', 'cuda:', 'cuda:-1', 'cuda:a', 'cuda0', 'cpu:1', 'auto:1', 'meta', 'xla']
+    ('name', 'count', 'says'),
+    [
+        *((name, 2, f"found '{name}'; allowed: auto, cpu, mps, cuda, cuda:<number>") for name in UNKNOWN),
+        ('cuda:7', 2, 'found cuda:7, which does not exist; there are: cuda:0, cuda:1'),
+        ('cuda', 0, 'found cuda, but .*; allowed: auto, cpu'),
+        ('cuda:0', 0, 'found cuda:0, but .*; allowed: auto, cpu'),
+        ('mps', 0, 'found mps'),
+    ],
 )
-def test_unknown_name_lists_the_allowed(gpus, name):
-    gpus(2)
-    with pytest.raises(DeviceError, match='allowed: auto, cpu, mps, cuda, cuda:<number>'):
+def test_missing_and_unknown_devices_raise(gpus, name, count, says):
+    gpus(count)
+    with pytest.raises(DeviceError, match=f'^device: {says}'):
         resolve_device(name)
-
-
-def test_missing_gpu_raises(gpus):
-    gpus(2)
-    with pytest.raises(DeviceError, match=r'found cuda:7, which does not exist; there are: cuda:0, cuda:1'):
-        resolve_device('cuda:7')
-    gpus(0)
-    for name in ('cuda', 'cuda:0'):
-        with pytest.raises(DeviceError, match=f'found {name}, but .*; allowed: auto, cpu'):
-            resolve_device(name)
-    with pytest.raises(DeviceError, match='found mps'):
-        resolve_device('mps')
 
 
 def test_cpu_does_not_initialise_cuda(monkeypatch):
@@ -74,34 +68,35 @@ def test_cpu_does_not_initialise_cuda(monkeypatch):
     assert resolve_precision('auto', resolve_device('cpu')) in (None, torch.bfloat16)
 
 
-def test_importing_does_not_start_cuda():
-    code = (
-        'import torch\n'
-        'from basicsr.utils.device import resolve_device\n'
-        'resolve_device("cpu")\n'
-        'assert not torch.cuda.is_initialized()'
-    )
-    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+@pytest.mark.parametrize(
+    ('name', 'device', 'capability', 'dtype'),
+    [
+        ('fp32', 'cpu', None, None),
+        ('BF16', 'cpu', None, torch.bfloat16),
+        ('auto', 'cuda', (8, 6), torch.bfloat16),
+        ('auto', 'cuda', (8, 0), torch.bfloat16),
+        ('auto', 'cuda', (7, 5), None),
+        ('fp16', 'cuda', (7, 5), torch.float16),
+        ('fp32', 'cuda', (8, 6), None),
+        ('auto', 'mps', None, None),
+    ],
+)
+def test_precisions(gpus, name, device, capability, dtype):
+    gpus(1, capability)
+    assert resolve_precision(name, torch.device(device)) is dtype
+    assert precision_name(dtype) == (name.lower() if name != 'auto' else 'bf16' if dtype else 'fp32')
 
 
-def test_precision_on_a_cpu():
-    cpu = torch.device('cpu')
-    assert resolve_precision('fp32', cpu) is None
-    assert resolve_precision('BF16', cpu) == torch.bfloat16
-    with pytest.raises(DeviceError, match=r'found fp16 on a CPU.*; allowed: auto, fp32, bf16'):
-        resolve_precision('fp16', cpu)
-    with pytest.raises(DeviceError, match="found 'int8'; allowed: auto, fp32, bf16, fp16"):
-        resolve_precision('int8', cpu)
-
-
-def test_precision_on_a_gpu(gpus):
-    cuda = torch.device('cuda')
-    gpus(1, capability=(8, 6))
-    assert resolve_precision('auto', cuda) == torch.bfloat16
-    gpus(1, capability=(7, 5))
-    assert resolve_precision('auto', cuda) is None
-    assert resolve_precision('fp16', cuda) == torch.float16
-    assert resolve_precision('fp32', cuda) is None
+@pytest.mark.parametrize(
+    ('name', 'says'),
+    [
+        ('fp16', 'found fp16 on a CPU.*; allowed: auto, fp32, bf16'),
+        ('int8', "found 'int8'; allowed: auto, fp32, bf16, fp16"),
+    ],
+)
+def test_other_precisions_raise(name, says):
+    with pytest.raises(DeviceError, match=says):
+        resolve_precision(name, torch.device('cpu'))
 
 
 @pytest.fixture
@@ -125,68 +120,38 @@ def cpuinfo(monkeypatch):
     ('text', 'dtype'),
     [
         ('processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 sse4_2\n', torch.bfloat16),
-        ('processor\t: 0\nflags\t\t: fpu amx_bf16\n', torch.bfloat16),
-        ('processor\t: 0\nflags\t\t: amx_bf16 avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n', torch.bfloat16),
+        ('processor\t: 0\nflags\t\t: amx_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n', torch.bfloat16),
         ('processor\t: 0\nflags\t\t: fpu avx512f avx512_vnni amx_tile\n', None),
         ('vmx flags\t: avx512_bf16\nflags\t\t: fpu\nbugs\t\t: amx_bf16\n', None),
         ('processor\t: 0\nFeatures\t: fp asimd\n', None),  # not an x86
         ('flags', None),
-        ('', None),
         (None, None),
     ],
 )
-def test_auto_on_a_cpu_is_bf16_where_it_has_instructions_for_it(cpuinfo, text, dtype):
+def test_auto_on_a_cpu_is_bf16_where_it_has_instructions_for_it(cpuinfo, monkeypatch, text, dtype):
     cpuinfo(text)
-    cpu = torch.device('cpu')
-    assert resolve_precision('auto', cpu) is dtype
-    assert resolve_precision('fp32', cpu) is None
-    assert resolve_precision('bf16', cpu) is torch.bfloat16
-
-
-def test_auto_on_a_cpu_without_the_library_that_has_them(cpuinfo, monkeypatch):
-    cpuinfo('flags : amx_bf16 avx512_bf16')
-    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    assert resolve_precision('auto', torch.device('cpu')) is dtype
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)  # the library that has them
     assert resolve_precision('auto', torch.device('cpu')) is None
 
 
-def test_auto_on_other_devices():
-    assert resolve_precision('auto', torch.device('mps')) is None
-
-
-@pytest.mark.parametrize(
-    ('dtype', 'name'),
-    [(None, 'fp32'), (torch.bfloat16, 'bf16'), (torch.float16, 'fp16'), (torch.float32, 'fp32')],
-)
-def test_precision_name(dtype, name):
-    assert precision_name(dtype) == name
-
-
-@pytest.mark.parametrize('name', PRECISIONS[1:])
-def test_precision_name_inverts_resolve_precision(name):
-    assert precision_name(resolve_precision(name, torch.device('cuda'))) == name
-
-
 NEW = hasattr(torch.backends.cuda.matmul, 'fp32_precision')  # PyTorch 2.9 and later
-OLD_SETTINGS = {
-    'nothing': lambda: None,
-    'matmul': lambda: setattr(torch.backends.cuda.matmul, 'allow_tf32', True),
-    'cudnn': lambda: setattr(torch.backends.cudnn, 'allow_tf32', False),
-    'high': lambda: torch.set_float32_matmul_precision('high'),
-    'medium': lambda: torch.set_float32_matmul_precision('medium'),
-}
-NEW_SETTINGS = {
-    'matmul': lambda: setattr(torch.backends.cuda.matmul, 'fp32_precision', 'tf32'),
-    'matmul, then high': lambda: (NEW_SETTINGS['matmul'](), torch.set_float32_matmul_precision('high')),
-    'convolutions': lambda: setattr(torch.backends.cudnn.conv, 'fp32_precision', 'ieee'),
-    'cudnn': lambda: setattr(torch.backends.cudnn, 'fp32_precision', 'tf32'),
-    'all': lambda: setattr(torch.backends, 'fp32_precision', 'tf32'),
-    'all exact': lambda: setattr(torch.backends, 'fp32_precision', 'ieee'),
-    'all and matmul': lambda: (NEW_SETTINGS['all'](), NEW_SETTINGS['matmul']()),
-}
 SETTINGS = {
-    **{f'old {name}': change for name, change in OLD_SETTINGS.items()},
-    **({f'new {name}': change for name, change in NEW_SETTINGS.items()} if NEW else {}),
+    'nothing': lambda: None,
+    'old matmul': lambda: setattr(torch.backends.cuda.matmul, 'allow_tf32', True),
+    'old cudnn': lambda: setattr(torch.backends.cudnn, 'allow_tf32', False),
+    'high': lambda: torch.set_float32_matmul_precision('high'),
 }
+if NEW:
+    SETTINGS |= {
+        'matmul': lambda: setattr(torch.backends.cuda.matmul, 'fp32_precision', 'tf32'),
+        'matmul, then high': lambda: (SETTINGS['matmul'](), SETTINGS['high']()),
+        'convolutions': lambda: setattr(torch.backends.cudnn.conv, 'fp32_precision', 'ieee'),
+        'cudnn': lambda: setattr(torch.backends.cudnn, 'fp32_precision', 'tf32'),
+        'all': lambda: setattr(torch.backends, 'fp32_precision', 'tf32'),
+        'all exact': lambda: setattr(torch.backends, 'fp32_precision', 'ieee'),
+        'all and matmul': lambda: (SETTINGS['all'](), SETTINGS['matmul']()),
+    }
 
 
 def tf32_is_off():
@@ -199,20 +164,15 @@ def precisions():
     """Values of all settings; None where reading one raises, as PyTorch does if old and new settings disagree."""
 
     def read(owner, name):
-        try:
+        with contextlib.suppress(RuntimeError):
             return getattr(owner, name)
-        except RuntimeError:
-            return None
 
     backends = torch.backends
     found = [read(owner, 'allow_tf32') for owner in (backends.cudnn, backends.cuda.matmul)]
     if NEW:
         owners = (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
         found += [read(owner, 'fp32_precision') for owner in (*owners, backends.mkldnn, backends.mkldnn.matmul)]
-    try:
-        return [*found, torch.get_float32_matmul_precision()]
-    except RuntimeError:
-        return [*found, None]
+    return found
 
 
 def _use(settings, answers, enter):
@@ -267,18 +227,20 @@ def test_without_tf32_until_the_last_thread_leaves(first):
 
 
 def test_contexts_do_nothing_on_a_cpu():
-    before = precisions(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    def settings():
+        return precisions(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+
+    before = settings()
     with without_tf32(torch.device('cpu')), repeatable(torch.device('cpu')):
-        assert (precisions(), torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == before
+        assert settings() == before
 
 
-@pytest.mark.parametrize('benchmark', [True, False])
-@pytest.mark.parametrize('deterministic', [True, False])
-def test_repeatable(monkeypatch, benchmark, deterministic):
+@pytest.mark.parametrize('before', [(True, True), (True, False), (False, True), (False, False)], ids=str)
+def test_repeatable(monkeypatch, before):
     cudnn = torch.backends.cudnn
-    monkeypatch.setattr(cudnn, 'benchmark', benchmark)
-    monkeypatch.setattr(cudnn, 'deterministic', deterministic)
+    monkeypatch.setattr(cudnn, 'benchmark', before[0])
+    monkeypatch.setattr(cudnn, 'deterministic', before[1])
     with pytest.raises(KeyError), repeatable(torch.device('cuda')):
         assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
         raise KeyError
-    assert (cudnn.benchmark, cudnn.deterministic) == (benchmark, deterministic)
+    assert (cudnn.benchmark, cudnn.deterministic) == before

@@ -16,41 +16,39 @@ AVAILABLE = 1000
 
 
 @pytest.fixture
-def group(tmp_path, monkeypatch):
-    """Control groups of one's own: `group(folder, name=content, …)` makes files, '_' in a name for '.', and
-    `group.of(line, …)` says which this process is in."""
-
-    def make(folder, **contents):
-        path = tmp_path / 'cgroup' / folder
-        path.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (path / name.replace('_', '.', 1)).write_text(f'{content}\n')
-
-    def belong(*lines):
-        (tmp_path / 'self').write_text(''.join(f'{line}\n' for line in lines))
-
-    make.of = belong
+def groups(tmp_path, monkeypatch):
+    """`groups(membership, folder={file: content}, …)`: the free memory in these control groups."""
     monkeypatch.setattr(memory, '_CGROUPS', tmp_path / 'cgroup')
     monkeypatch.setattr(memory, '_MEMBERSHIP', tmp_path / 'self')
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=AVAILABLE))
-    return make
+
+    def free(*membership, **folders):
+        (tmp_path / 'self').write_text(''.join(f'{line}\n' for line in membership))
+        for folder, files in folders.items():
+            path = tmp_path / 'cgroup' / folder
+            path.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (path / name).write_text(f'{content}\n')
+        return free_memory(CPU)
+
+    return free
 
 
-def two(limit, used, inactive=0):
-    return {
-        'memory_max': limit,
-        'memory_current': used,
-        'memory_stat': f'anon 5\ninactive_file {inactive}\nactive_file 7',
-    }
+def v2(limit, used, inactive=0):
+    statistics = f'anon 5\ninactive_file {inactive}\nactive_file 7'
+    return {'memory.max': limit, 'memory.current': used, 'memory.stat': statistics}
 
 
-def one(limit, used, inactive=0):
-    return {
-        'memory_limit_in_bytes': limit,
-        'memory_usage_in_bytes': used,
-        # Of the group alone, and with the groups in it.
-        'memory_stat': f'cache 5\ninactive_file 1\ntotal_inactive_file {inactive}',
-    }
+def v1(limit, used, inactive=0):
+    # Of the group alone, and with the groups in it.
+    statistics = f'cache 5\ninactive_file 1\ntotal_inactive_file {inactive}'
+    limit = 2**63 - 4096 if limit == 'max' else limit
+    return {'memory.limit_in_bytes': limit, 'memory.usage_in_bytes': used, 'memory.stat': statistics}
+
+
+VERSIONS = pytest.mark.parametrize(
+    ('version', 'root', 'line'), [(v1, 'memory', '5:memory:'), (v2, '', '0::')], ids=['v1', 'v2']
+)
 
 
 def test_at_most_the_memory_of_the_system():
@@ -58,15 +56,15 @@ def test_at_most_the_memory_of_the_system():
 
 
 @pytest.mark.parametrize('line', ['0::/', '0::/some/where', '1:name=systemd:/', '5:cpu,cpuacct:/'])
-def test_no_limit_gives_the_available_memory(group, line):
-    group.of(line)
-    assert free_memory(CPU) == AVAILABLE
+def test_no_limit_gives_the_available_memory(groups, line):
+    assert groups(line) == AVAILABLE
 
 
-def test_no_control_groups_give_the_available_memory(group):
-    assert free_memory(CPU) == AVAILABLE
+def test_no_control_groups_give_the_available_memory(groups):
+    assert free_memory(CPU) == AVAILABLE  # the list of this process's groups does not exist
 
 
+@VERSIONS
 @pytest.mark.parametrize(
     ('limit', 'used', 'inactive', 'free'),
     [
@@ -74,20 +72,14 @@ def test_no_control_groups_give_the_available_memory(group):
         (500, 100, 60, 460),  # pages of files that the kernel gives up when asked
         (5000, 100, 0, AVAILABLE),
         ('max', 100, 0, AVAILABLE),
-        (500, 500, 0, 0),
         (500, 700, 0, 0),  # lowered while in use
         (500, 700, 250, 50),
     ],
 )
-@pytest.mark.parametrize('version', [1, 2])
-def test_limit_of_a_group(group, version, limit, used, inactive, free):
-    if version == 2:
-        group('batch/job', **two(limit, used, inactive))
-        group.of('0::/batch/job')
-    else:
-        group('memory/docker/abc', **one(2**63 - 4096 if limit == 'max' else limit, used, inactive))
-        group.of('5:memory:/docker/abc')
-    assert free_memory(CPU) == free
+def test_limit_of_a_group(groups, version, root, line, limit, used, inactive, free):
+    assert (
+        groups(f'{line}/batch/job', **{f'{root}/batch/job'.lstrip('/'): version(limit, used, inactive)}) == free
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,85 +93,52 @@ def test_limit_of_a_group(group, version, limit, used, inactive, free):
         (300, None, None, 290),
     ],
 )
-def test_tightest_of_nested_groups_counts(group, outer, middle, inner, free):
-    for folder, limit in (('', outer), ('a', middle), ('a/b.slice', inner)):
-        group(folder, **({} if limit is None else two(limit, 10)))
-    group('a/sister', **two(20, 10))
-    group.of('0::/a/b.slice')
-    assert free_memory(CPU) == free
+def test_tightest_of_nested_groups_counts(groups, outer, middle, inner, free):
+    limits = {'': outer, 'a': middle, 'a/b.slice': inner, 'a/sister': 20, '..': 20}  # the last two do not count
+    files = {folder: v2(limit, 10) for folder, limit in limits.items() if limit is not None}
+    assert groups('0::/a/b.slice', **files) == free
 
 
-def test_folder_above_the_groups_is_ignored(group, tmp_path):
-    for name, content in two(20, 10).items():
-        (tmp_path / name.replace('_', '.', 1)).write_text(str(content))
-    group.of('0::/')
-    assert free_memory(CPU) == AVAILABLE
-
-
-@pytest.mark.parametrize('version', [1, 2])
-def test_inside_a_container(group, version):
+@VERSIONS
+def test_inside_a_container(groups, version, root, line):
     """The path is the host's, and what is mounted is the group itself, as the root."""
-    if version == 2:
-        group('', **two(500, 100))
-        group.of('0::/kubepods/pod1/abc')
-    else:
-        group('memory', **one(500, 100))
-        group.of('4:memory:/kubepods/pod1/abc')
-    assert free_memory(CPU) == 400
+    assert groups(f'{line}/kubepods/pod1/abc', **{root: version(500, 100)}) == 400
 
 
-def test_both_versions_at_once(group):
-    group('memory/docker/a:b', **one(500, 100))
-    group('cpu/docker/abc', **one(50, 10))  # is not asked
-    group.of(
-        '12:pids:/docker/abc',
-        '11:cpu,cpuacct:/docker/abc',
-        '10:net_cls,memory:/docker/a:b',
-        '1:name=systemd:/docker/a:b',
-        '0::/docker/abc',
+def test_both_versions_at_once(groups):
+    lines = (
+        '12:pids:/d/abc',
+        '11:cpu,cpuacct:/d/abc',
+        '10:net_cls,memory:/d/a:b',
+        '1:name=systemd:/d/a:b',
+        '0::/d/abc',
     )
-    assert free_memory(CPU) == 400
-    group('docker/abc', **two(300, 100))
-    assert free_memory(CPU) == 200
+    assert groups(*lines, **{'memory/d/a:b': v1(500, 100), 'cpu/d/abc': v1(50, 10)}) == 400  # cpu is not asked
+    assert groups(*lines, **{'d/abc': v2(300, 100)}) == 200
 
 
-def test_similar_controller_names_are_ignored(group):
-    group('memory', **one(50, 10))
-    group.of('3:memory2:/', '2:name=memory:/')
-    assert free_memory(CPU) == AVAILABLE
+def test_similar_controller_names_are_ignored(groups):
+    assert groups('3:memory2:/', '2:name=memory:/', memory=v1(50, 10)) == AVAILABLE
 
 
-@pytest.mark.parametrize('version', [1, 2])
-@pytest.mark.parametrize('missing', ['memory_max', 'memory_current', 'memory_limit_in_bytes'])
-def test_missing_files_mean_no_limit(group, version, missing):
-    files = one(500, 100) if version == 1 else two(500, 100)
-    without = {name: content for name, content in files.items() if name != missing}
-    group('memory' if version == 1 else '', **without)
-    group.of('1:memory:/' if version == 1 else '0::/')
-    assert free_memory(CPU) == (400 if files == without else AVAILABLE)
+@VERSIONS
+@pytest.mark.parametrize('missing', ['max', 'current', 'limit_in_bytes', 'usage_in_bytes'])
+def test_missing_files_mean_no_limit(groups, version, root, line, missing):
+    files = version(500, 100)
+    was_there = files.pop(f'memory.{missing}', None)
+    assert groups(f'{line}/', **{root: files}) == (400 if was_there is None else AVAILABLE)
 
 
-@pytest.mark.parametrize('version', [1, 2])
+@VERSIONS
 @pytest.mark.parametrize(
-    'told', ['anon 5', '', 'inactive_file many\ntotal_inactive_file many', 'of another kind']
+    'told', [None, 'anon 5', '', 'inactive_file many\ntotal_inactive_file many', 'of another kind']
 )
-def test_missing_statistics_mean_no_cached_files(group, version, told):
-    files = one(500, 100) if version == 1 else two(500, 100)
-    files['memory_stat'] = told
-    group('memory' if version == 1 else '', **files)
-    group.of('1:memory:/' if version == 1 else '0::/')
-    assert free_memory(CPU) == 400
+def test_missing_statistics_mean_no_cached_files(groups, version, root, line, told):
+    files = version(500, 100) | {'memory.stat': told}
+    assert groups(f'{line}/', **{root: {name: text for name, text in files.items() if text is not None}}) == 400
 
 
-def test_limit_counts_without_statistics(group):
-    files = two(500, 100)
-    del files['memory_stat']
-    group('', **files)
-    group.of('0::/')
-    assert free_memory(CPU) == 400
-
-
-@pytest.mark.parametrize('device', ['mps', 'meta', 'xpu'])
+@pytest.mark.parametrize('device', ['mps', 'meta'])
 def test_unknown_on_other_devices(device):
     assert free_memory(torch.device(device)) is None
 
@@ -187,18 +146,10 @@ def test_unknown_on_other_devices(device):
 @pytest.mark.parametrize('name', ['cuda', 'cuda:1'])
 def test_gpu_memory_cached_by_this_process_is_free(monkeypatch, name):
     device = torch.device(name)
-
-    def says(value):
-        def function(asked):
-            assert asked == device
-            return value
-
-        return function
-
-    free = {device.index: (1000, 8000)}  # by the index: PyTorch 2.4 does not take a device without one
-    monkeypatch.setattr(torch.cuda, 'mem_get_info', free.__getitem__)
-    monkeypatch.setattr(torch.cuda, 'memory_reserved', says(500))
-    monkeypatch.setattr(torch.cuda, 'memory_allocated', says(200))
+    # By the index: PyTorch 2.4 does not take a device without one.
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', {device.index: (1000, 8000)}.__getitem__)
+    monkeypatch.setattr(torch.cuda, 'memory_reserved', {device: 500}.__getitem__)
+    monkeypatch.setattr(torch.cuda, 'memory_allocated', {device: 200}.__getitem__)
     assert free_memory(device) == 1300
 
 
@@ -223,27 +174,20 @@ def test_empty_raises_memory_error():
         empty(torch.float32, CPU, 1 << 28, 1 << 30)
 
 
-def test_empty_without_huge_pages(monkeypatch):
-    monkeypatch.delattr(memory.mmap, 'MADV_HUGEPAGE', raising=False)
-    assert empty(torch.bfloat16, CPU, 4, 3).zero_().shape == (4, 3)
-
-
-def test_empty_on_a_kernel_that_refuses_huge_pages(monkeypatch):
+@pytest.mark.parametrize('kernel', ['without huge pages', 'that refuses them'])
+def test_empty_on_a_kernel(monkeypatch, kernel):
     class Refusing(memory.mmap.mmap):
         def madvise(self, *arguments):
             raise OSError('no such advice')
 
-    monkeypatch.setattr(memory.mmap, 'mmap', Refusing)
-    assert empty(torch.float32, CPU, 4, 3).zero_().shape == (4, 3)
+    if kernel == 'without huge pages':
+        monkeypatch.delattr(memory.mmap, 'MADV_HUGEPAGE', raising=False)
+    else:
+        monkeypatch.setattr(memory.mmap, 'mmap', Refusing)
+    assert empty(torch.bfloat16, CPU, 4, 3).zero_().shape == (4, 3)
 
 
-@pytest.mark.skipif(
-    not Path('/proc/self/statm').exists(), reason='the size of a process is read by way of /proc'
-)
-def test_free_memory_returns_what_keep_all_memory_kept():
-    """In a process of its own, as it keeps memory from then on."""
-    script = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
+MEASURE = """
 import psutil, torch
 from basicsr.utils.memory import free_memory, keep_all_memory
 keep_all_memory()
@@ -255,7 +199,12 @@ kept = size()
 free_memory(torch.device('cpu'))
 print(kept - before, size() - before)
 """
-    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+
+
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='reads the size of a process from /proc')
+def test_free_memory_returns_what_keep_all_memory_kept():
+    """In a process of its own, as it keeps memory from then on."""
+    done = subprocess.run([sys.executable, '-c', MEASURE], cwd=ROOT, capture_output=True, text=True, check=True)
     kept, left = map(int, done.stdout.split())
     if kept < 5e8:
         pytest.skip('this C library has no such setting')

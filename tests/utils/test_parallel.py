@@ -11,10 +11,8 @@ import torch
 
 from basicsr.utils.parallel import in_stages
 
-CPU, OTHER = (
-    torch.device('cpu'),
-    torch.device('meta'),
-)  # the latter stands in for a GPU, as no test computes there
+CPU = torch.device('cpu')
+OTHER = torch.device('meta')  # stands in for a GPU, as no test computes there
 PATIENCE = 30  # seconds
 both = pytest.mark.parametrize('device', [CPU, OTHER], ids=str)
 
@@ -24,14 +22,6 @@ class Item:
 
     def __init__(self, key):
         self.key = key
-
-
-class Spoiled(Exception):  # noqa: N818
-    pass
-
-
-def spoiled(stage, item):
-    raise Spoiled(stage, getattr(item, 'key', item))
 
 
 @both
@@ -62,14 +52,16 @@ def test_an_error_is_raised_for_its_own_key(device):
     spoil = {1: 'read', 2: 'work', 4: 'write', 5: 'write', 6: 'read', 7: 'work'}
 
     def stage(name, key):
-        return spoiled(name, key) if spoil.get(key) == name else key
+        if spoil.get(key) == name:
+            raise ValueError(name, key)
+        return key
 
     stages = (partial(stage, name) for name in ('read', 'work', 'write'))
     found = {}
     for key, outcome in in_stages(range(9), *stages, device):
         try:
             found[key] = outcome()
-        except Spoiled as error:
+        except ValueError as error:
             found[key] = error.args
     assert list(found) == list(range(9))
     assert found == {key: (spoil[key], key) if key in spoil else key for key in range(9)}
@@ -118,10 +110,7 @@ def test_at_most_three_items_are_in_memory(device, most):
         reading.pop()
         return item
 
-    def work(item):
-        return item
-
-    for _, outcome in in_stages(range(20), read, work, lambda item: item.key, device):
+    for _, outcome in in_stages(range(20), read, lambda item: item, lambda item: item.key, device):
         outcome()
     assert len(counts) == 20 and max(counts) <= most
 
@@ -134,10 +123,10 @@ def test_a_failed_attempt_frees_its_memory_before_the_next(device):
         assert all(each() is None for each in temporaries)
         temporary = Item(key)
         temporaries.append(weakref.ref(temporary))
-        raise Spoiled
+        raise ValueError
 
     for _, outcome in in_stages(range(4), lambda key: key, work, lambda _: None, device):
-        with pytest.raises(Spoiled):
+        with pytest.raises(ValueError):
             outcome()
     assert len(temporaries) == 4
 
