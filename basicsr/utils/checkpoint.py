@@ -146,6 +146,11 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
     ]
     if others:
         raise CheckpointError(f'{path} has other things than tensors {place}: {_listed(others)}')
+    if uncommon := [name for name, tensor in params.items() if not _is_dense(tensor)]:
+        raise CheckpointError(
+            f'{path} has tensors of an uncommon kind {place}: {_listed(uncommon)}; allowed: dense ones, whose '
+            'numbers are all in the file'
+        )
     # In a file of tensors alone, these would be names of parameters.
     network_g, tlc = (content.get(name) if key else None for name in ('network_g', 'tlc'))
     if not isinstance(network_g, dict | None):
@@ -163,6 +168,13 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
         network_g=network_g,
         tlc=tlc or False,
     )
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """False for sparse, quantised and meta tensors, and for a small storage that is expanded to a large shape."""
+    if tensor.layout != torch.strided or tensor.device.type != 'cpu' or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _unwrapped(params: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -197,6 +197,20 @@ def test_prefixes_are_removed(tmp_path, names, bare):
     assert list(load_weights(tmp_path / 'a.pth').params) == bare
 
 
+@pytest.mark.parametrize(
+    'tensor',
+    [
+        torch.ones(2, device='meta'),
+        torch.eye(3).to_sparse(),
+        torch.ones(1, dtype=torch.float16).expand(1 << 45),
+    ],
+    ids=['without numbers', 'sparse', 'one number for many'],
+)
+def test_tensors_of_an_uncommon_kind_are_refused(tmp_path, tensor):
+    torch.save({'params': {'fine': torch.ones(2)[:1], 'odd': tensor}}, tmp_path / 'a.pth')
+    assert "an uncommon kind under 'params': odd; allowed: dense" in refusal(tmp_path / 'a.pth', load_weights)
+
+
 def test_half_precision_becomes_single(tmp_path):
     types = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int64
     torch.save({str(dtype): torch.ones(1, dtype=dtype) for dtype in types}, tmp_path / 'a.pth')
