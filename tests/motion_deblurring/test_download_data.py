@@ -131,32 +131,17 @@ def stop_server(server, monkeypatch):
     with_task(monkeypatch, weights=download_data.TASK.weights._replace(url=url))
 
 
-def go_offline(server, monkeypatch):
-    def no_name(*_, **__):
-        raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
-
-    monkeypatch.setattr(socket, 'getaddrinfo', no_name)
-
-
 def fall_silent(server, monkeypatch):
     monkeypatch.setattr(download, 'TIMEOUT', 0.5)
     server.cut, server.when_sent = 100_000, threading.Event().wait
 
 
-def fill_disk(server, monkeypatch):
-    disk = collections.namedtuple('disk', ['total', 'used', 'free'])(0, 0, 299_999)
-    monkeypatch.setattr(shutil, 'disk_usage', lambda _: disk)
-
-
 FAILURES = {
     'another file': (lambda server, _: setattr(server, 'content', bytes(300_000)), 'invalid hash value'),
-    'a web page': (lambda server, _: setattr(server, 'content', b'<html>Log in</html>'), 'invalid hash value'),
     'cut short': (lambda server, _: setattr(server, 'cut', 100_000), 'invalid hash value|IncompleteRead'),
     'status': (lambda server, _: setattr(server, 'status', 503), 'HTTP Error 503: Service Unavailable'),
     'no server': (stop_server, 'Connection refused'),
-    'offline': (go_offline, 'Name or service not known'),
     'silent': (fall_silent, 'timed out'),
-    'no room': (fill_disk, 'cannot be written: No space left on device .0 MB are needed'),
 }
 
 
@@ -170,18 +155,18 @@ def test_a_download_that_fails_changes_nothing(here, server, capsys, monkeypatch
     fail(server, monkeypatch)
     assert run('weights', '--force') == 1
     (error,) = said(capsys)[0]
-    assert error.startswith(('http://127.0.0.1:', str(here / WEIGHTS))) and re.search(words, error)
+    assert error.startswith('http://127.0.0.1:') and re.search(words, error)
     assert files(here) == there
 
 
-@pytest.mark.parametrize('content', [b'', CONTENT[:-1], bytes(len(CONTENT))], ids=['empty', 'short', 'zeros'])
+@pytest.mark.parametrize('content', [b'', bytes(len(CONTENT))], ids=['empty', 'zeros'])
 def test_another_file_is_replaced_with_force_only(here, server, capsys, content):
     (here / 'out').mkdir()
     (here / WEIGHTS).write_bytes(content)
     assert run('weights') == 1
     assert said(capsys)[0] == [
-        f'{here / WEIGHTS}: found another file than the published weights, by its size or checksum; allowed: these, '
-        'or none; --force replaces it'
+        f'{here / WEIGHTS}: found another file than the published weights, by its checksum; allowed: these, or none; '
+        '--force replaces it'
     ]
     assert server.requests == 0 and files(here) == {WEIGHTS: content}
     assert run('weights', '--force') == 0
@@ -191,7 +176,8 @@ def test_another_file_is_replaced_with_force_only(here, server, capsys, content)
 def test_a_full_disk_leaves_no_part(here, server, capsys, small_files):
     with small_files(100_000):
         assert run('weights') == 1
-    assert said(capsys)[0] == [f'{here / WEIGHTS}: cannot be written: File too large']
+    (error,) = said(capsys)[0]
+    assert error.endswith(': the download failed: [Errno 27] File too large; nothing of it was kept')
     assert files(here) == {}
 
 
@@ -232,7 +218,7 @@ class Drive:
 
     def download(self, url, output, resume, timeout=None):
         file_id = re.fullmatch(r'https://drive\.google\.com/uc\?id=([\w-]{33})', url)[1]
-        assert resume and timeout == download.TIMEOUT and output.endswith('.zip.part')
+        assert resume and timeout == download.TIMEOUT and output.endswith('.zip')
         self.calls.append(file_id)
         if self.error:
             raise self.error
@@ -274,10 +260,8 @@ def unpacked(*places):
     ('arguments', 'places'),
     [
         (['train'], PLACES[:1]),
-        (['test'], PLACES[1:]),
         (['HIDE', 'test', 'train'], PLACES),
         (['GoPro', 'RealBlur_R', 'GoPro'], ['test/GoPro', 'test/RealBlur_R']),
-        (['RealBlur_J'], ['test/RealBlur_J']),
     ],
 )
 def test_sets_are_unpacked_where_they_belong(here, drive, capsys, arguments, places):
@@ -343,17 +327,10 @@ def test_without_gdown_the_message_tells_how_to_install_it(here, drive, capsys, 
         monkeypatch.setattr(drive, 'download', lambda url, output, resume: None)
     else:
         monkeypatch.setattr(download, 'gdown', None)
-    missing = "gdown is needed, which is not installed, or too old: pip install 'gdown>=6.4'\n"
     assert run('test') == 2
-    assert missing in capsys.readouterr().err and files(here) == {}
-    (here / 'out').mkdir()
-    archive = here / 'out' / 'GoPro_test.zip'
-    archive.write_bytes(damaged('bytes'))  # downloaded in a browser
-    assert run('GoPro', '--force') == 1
-    (error,) = said(capsys)[0]
-    assert '; to download data sets, the package gdown is needed' in error
-    assert archive.read_bytes() == damaged('bytes')
-    archive.write_bytes(drive.archives[GOPRO])
+    missing = "gdown is needed, which is not installed, or too old: pip install 'gdown>=6.4'\n"
+    assert capsys.readouterr().err.count(missing) == 1 and files(here) == {}
+    (here / 'out' / 'GoPro_test.zip').write_bytes(drive.archives[GOPRO])  # downloaded in a browser
     assert run('GoPro') == 0
     assert run('GoPro') == 0
 
@@ -369,12 +346,8 @@ def test_without_gdown_the_message_tells_how_to_install_it(here, drive, capsys, 
             RuntimeError('several\nlines'),
             'the download from Google Drive failed: RuntimeError: several lines; ',
         ),
-        (
-            OSError(28, 'No space left'),
-            'the download from Google Drive failed: OSError: [Errno 28] No space left',
-        ),
     ],
-    ids=['quota', 'other', 'disk'],
+    ids=['quota', 'other'],
 )
 def test_refusals_of_google_drive(here, drive, capsys, error, words):
     drive.error = error
@@ -389,11 +362,12 @@ def test_refusals_of_google_drive(here, drive, capsys, error, words):
 def test_one_that_fails_does_not_keep_the_others(here, drive, capsys):
     drive.archives[HIDE] = b'<html>'
     assert run('test') == 1
-    assert files(here).keys() == unpacked('test/GoPro', 'test/RealBlur_J', 'test/RealBlur_R')
+    assert files(here).keys() == unpacked('test/GoPro', 'test/RealBlur_J', 'test/RealBlur_R') | {
+        'out/HIDE_test.zip'
+    }
     (error,) = said(capsys)[0]
     assert error == (
-        f'{here / "out" / "HIDE_test.zip"}: found no zip archive in the answer of Google Drive; nothing of it was '
-        'kept'
+        f'{here / "out" / "HIDE_test.zip"}: cannot be unpacked: File is not a zip file; --force downloads it anew'
     )
 
 
@@ -430,12 +404,9 @@ LINK.external_attr = (stat.S_IFLNK | 0o777) << 16
     [
         ('../evil.png', "found '../evil.png' in it, a path that leads out of the folder"),
         ('test/GoPro/input/../../../../evil.png', 'a path that leads out of the folder'),
-        ('/tmp/evil.png', 'a path that leads out of the folder'),
         ('test\\GoPro\\input\\..\\..\\evil.png', 'a path that leads out of the folder'),
         ('C:/evil.png', 'a path that leads out of the folder'),
-        ('C:evil.png', 'a path that leads out of the folder'),
         ('\\evil.png', 'a path that leads out of the folder'),
-        ('../', 'a path that leads out of the folder'),
         (LINK, "found 'test/GoPro/input/link.png' in it, a link"),
     ],
     ids=repr,
@@ -450,6 +421,14 @@ def test_an_archive_that_would_write_elsewhere_is_refused(here, drive, capsys, n
     assert len(drive.calls) == 1  # another download would be no better
 
 
+OTHER_NAMES = archive_of(
+    [],
+    extra=[
+        (f'{kind}/{name}.png', b'') for kind, names in (('input', 'abc'), ('target', 'abd')) for name in names
+    ],
+)
+
+
 @pytest.mark.parametrize(
     ('archive', 'words'),
     [
@@ -459,15 +438,15 @@ def test_an_archive_that_would_write_elsewhere_is_refused(here, drive, capsys, n
             'found 2 places with folders input and target',
         ),
         (archive_of([]), 'found no place (but nothing) with folders'),
-        (archive_of(names=['a.png', 'b.png']), 'found 2 pairs; allowed: 3'),
         (
-            archive_of(extra=[('test/GoPro/input/d.png', b'')]),
-            'found 1 image without a partner of the same name: d',
+            archive_of(names=['a.png', 'b.png']),
+            'found 2 (input) and 2 (target) images; allowed: 3, with the same names in each folder',
         ),
-        (archive_of(names=['a.txt']), 'found 0 pairs; allowed: 3'),
+        (archive_of(extra=[('test/GoPro/input/d.png', b'')]), 'found 4 (input) and 3 (target) images; '),
+        (OTHER_NAMES, 'found 3 (input) and 3 (target) images; '),
         (archive_of(['hide/input', 'hide/target']), 'found the set hide in it; allowed: GoPro'),
     ],
-    ids=['apart', 'twice', 'empty', 'few', 'lonely', 'no images', 'another set'],
+    ids=['apart', 'twice', 'empty', 'few', 'lonely', 'other names', 'another set'],
 )
 def test_an_archive_of_something_else_is_refused(here, drive, capsys, archive, words):
     drive.archives[GOPRO] = archive
@@ -485,21 +464,14 @@ def damaged(kind):
     data = bytearray(archive_of())
     if kind == 'bytes':
         data[data.index(b'input/b.png') + 20] ^= 255
-    elif kind == 'middle':
-        data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
-    elif kind == 'password':
+    else:
         for mark, place in ((b'PK\3\4', 6), (b'PK\1\2', 8)):
-            start = -1
-            while (start := data.find(mark, start + 1)) >= 0:
-                data[start + place] |= 1
-    elif kind == 'method':
-        start = -1
-        while (start := data.find(b'PK\1\2', start + 1)) >= 0:
-            data[start + 10] = 77
+            for header in re.finditer(mark, bytes(data)):
+                data[header.start() + place] |= 1
     return bytes(data)
 
 
-@pytest.mark.parametrize('kind', ['bytes', 'middle', 'password', 'method'])
+@pytest.mark.parametrize('kind', ['bytes', 'password'])
 def test_a_damaged_archive(here, drive, capsys, kind):
     good, drive.archives[GOPRO] = drive.archives[GOPRO], damaged(kind)
     for _ in range(2):  # just downloaded, and there from before
@@ -510,10 +482,6 @@ def test_a_damaged_archive(here, drive, capsys, kind):
         assert files(here).keys() == {'out/GoPro_test.zip'}
         assert not (here / 'out' / 'test' / 'GoPro').exists()  # evaluate.py would take it for a set
     assert len(drive.calls) == 1
-    before, drive.error = files(here), RefusedError('too often')
-    assert run('GoPro', '--force') == 1
-    assert files(here) == before  # until there is another
-    drive.error, drive.calls[1:] = None, []
     drive.archives[GOPRO] = good
     assert run('GoPro', '--force') == 0
     assert files(here).keys() == unpacked('test/GoPro')
@@ -545,13 +513,6 @@ def test_a_disk_without_room_for_the_images(here, drive, capsys, monkeypatch):
     assert files(here).keys() == {'out/GoPro_test.zip'}
 
 
-def test_an_archive_that_is_no_file(here, drive, capsys):
-    (here / 'out' / 'GoPro_test.zip').mkdir(parents=True)
-    assert run('GoPro', 'HIDE') == 1
-    assert len(said(capsys)[0]) == 1
-    assert files(here).keys() == unpacked('test/HIDE')
-
-
 def test_a_set_that_is_there_and_wrong_is_replaced_by_force_alone(here, drive, capsys):
     run('GoPro')
     whole = files(here)
@@ -571,11 +532,11 @@ def test_a_set_that_is_there_and_wrong_is_replaced_by_force_alone(here, drive, c
 
 
 def test_leftovers_of_a_kill_are_removed(here, drive):
-    for place in ('out/test/.GoPro.unpacked', 'out/train/GoPro/.GoPro.unpacked'):
-        (here / place).mkdir(parents=True)
-        (here / place / 'half.png').write_bytes(b'')
-    assert run('GoPro', 'train') == 0
-    assert files(here).keys() == unpacked('test/GoPro', 'train/GoPro')
+    scratch = here / 'out' / 'test' / 'GoPro' / '.unpacked'
+    scratch.mkdir(parents=True)
+    (scratch / 'half.png').write_bytes(b'')
+    assert run('GoPro') == 0
+    assert files(here).keys() == unpacked('test/GoPro')
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
