@@ -159,17 +159,18 @@ class Download:
 
     def fetch_and_unpack(self, missing: Sequence[DataSet]) -> None:
         """An archive that exists is used, so that it can be downloaded in a browser."""
-        exists = self.path.exists()
-        if not exists:
+        new = not self.path.exists()
+        if new:
             fetch_from_drive(self.archive.drive_id, self.path)
         try:
             for one in missing:
                 self.unpack(one)
         except WrongArchiveError as error:
-            if not (exists and self.force):
+            if new or not self.force:
                 raise WrongArchiveError(f'{error}; --force downloads it anew') from None
-            self.path.unlink()
-            self.fetch_and_unpack(missing)
+            fetch_from_drive(self.archive.drive_id, self.path)
+            for one in missing:
+                self.unpack(one)
 
     def unpack(self, one: DataSet) -> None:
         place = self.datasets / one.place
@@ -221,16 +222,18 @@ def is_occupied(folder: Path) -> bool:
 
 
 def fetch_from_drive(file_id: str, path: Path) -> None:
-    """Downloads a file from Google Drive, under another name until it is complete; resumes what an earlier call has
-    left. Raises DownloadError, or UsageError without a gdown that notices silence and truncated downloads."""
+    """Downloads a file from Google Drive; resumes what an earlier call has left. `path` is made or replaced when the
+    file is complete. Raises DownloadError, or UsageError without a gdown that notices silence and truncated downloads.
+    """
     if gdown is None or 'timeout' not in inspect.signature(gdown.download).parameters:
         raise UsageError(
             'to download data sets, the package gdown is needed, which is not installed, or too old: '
             "pip install 'gdown>=6.4'"
         )
+    part = path.with_name(f'{path.name}.part')  # gdown would keep a file that exists
     url = f'https://drive.google.com/uc?id={file_id}'
     try:
-        gdown.download(url=url, output=str(path), resume=True, timeout=TIMEOUT)
+        gdown.download(url=url, output=str(part), resume=True, timeout=TIMEOUT)
     except FileURLRetrievalError:
         raise DownloadError(
             f'{path}: Google Drive gives no access to the file, usually because it was downloaded too often today; '
@@ -240,5 +243,6 @@ def fetch_from_drive(file_id: str, path: Path) -> None:
         text = ' '.join(str(error).split())
         raise DownloadError(
             f'{path}: the download from Google Drive failed: {type(error).__name__}: {text}; repeating the command '
-            f'resumes it (if it never succeeds, remove {path.name}*.part)'
+            f'resumes it (if it never succeeds, remove {part.name}*)'
         ) from None
+    part.replace(path)

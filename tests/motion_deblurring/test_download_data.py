@@ -218,7 +218,7 @@ class Drive:
 
     def download(self, url, output, resume, timeout=None):
         file_id = re.fullmatch(r'https://drive\.google\.com/uc\?id=([\w-]{33})', url)[1]
-        assert resume and timeout == download.TIMEOUT and output.endswith('.zip')
+        assert resume and timeout == download.TIMEOUT and output.endswith('.zip.part')
         self.calls.append(file_id)
         if self.error:
             raise self.error
@@ -481,11 +481,13 @@ def test_a_damaged_archive(here, drive, capsys, kind):
         assert error.endswith('; --force downloads it anew')
         assert files(here).keys() == {'out/GoPro_test.zip'}
         assert not (here / 'out' / 'test' / 'GoPro').exists()  # evaluate.py would take it for a set
-    assert len(drive.calls) == 1
-    drive.archives[GOPRO] = good
+    before, drive.error = files(here), RefusedError('too often')
+    assert run('GoPro', '--force') == 1
+    assert files(here) == before  # until there is another
+    drive.error, drive.archives[GOPRO] = None, good
     assert run('GoPro', '--force') == 0
     assert files(here).keys() == unpacked('test/GoPro')
-    assert len(drive.calls) == 2
+    assert len(drive.calls) == 3
 
 
 def test_any_wrong_byte_in_an_archive_ends_in_a_sentence(here, drive, capsys):
