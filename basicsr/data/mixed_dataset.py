@@ -36,9 +36,11 @@ class Dataset_Mixed(Dataset):
     """
 
     def __init__(self, sets: list[dict[str, Any]], in_memory: bool = False) -> None:
-        if not isinstance(sets, list) or not sets:
-            raise DataError(f'sets: found {show(sets)}; allowed: a list of sets, each with type and weight')
-        weights = np.array([_weight(section, number) for number, section in enumerate(sets, 1)])
+        if not sets:
+            raise DataError('sets: found []; allowed: a list of sets, each with type and weight')
+        weights = np.array([section.get('weight', 1) for section in sets])
+        if not (weights.dtype.kind in 'if' and weights.min() > 0 and weights.max() < np.inf):
+            raise DataError(f'sets: found the weights {show(weights.tolist())}; allowed: numbers above 0')
         self.sets = [_set_of(section, number, in_memory) for number, section in enumerate(sets, 1)]
         channels = [getattr(dataset, 'channels', 3) for dataset in self.sets]
         if len(set(channels)) > 1:
@@ -71,19 +73,9 @@ class Dataset_Mixed(Dataset):
         return self.sets[int(np.searchsorted(self._until, generator.random(), side='right'))]
 
 
-def _weight(section: Any, number: int) -> float:
-    if not isinstance(section, dict):
-        raise DataError(f'sets: found {show(section)} as set {number}; allowed: a mapping with type and weight')
-    weight = section.get('weight', 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float('inf'):
-        raise DataError(f'sets: found {show(weight)} as the weight of set {number}; allowed: above 0')
-    return weight
-
-
 def _set_of(section: dict[str, Any], number: int, in_memory: bool) -> Any:
-    """Its keys are checked as those of a set by itself."""
-    known = [name for name in DATASET_REGISTRY.names() if name != Dataset_Mixed.__name__]
     name = section.get('type')
+    known = [each for each in DATASET_REGISTRY.names() if each != Dataset_Mixed.__name__]
     if name not in known:
         raise DataError(f'sets: found {show(name)} as the type of set {number}; allowed: {", ".join(known)}')
     entry = DATASET_REGISTRY.get(name)
@@ -99,29 +91,26 @@ def _set_of(section: dict[str, Any], number: int, in_memory: bool) -> Any:
 
 def _check(entry: Callable[..., Any], options: dict[str, Any]) -> None:
     """Raises DataError if these are not arguments of a dataset to train on."""
-    parameters = inspect.signature(entry).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    named = {name: it for name, it in parameters.items() if it.kind not in (it.VAR_KEYWORD, it.VAR_POSITIONAL)}
+    signature = inspect.signature(entry)
+    try:
+        signature.bind(**options)
+    except TypeError as error:  # an unknown key, or a missing one
+        raise DataError(f'{error}; allowed: {", ".join(signature.parameters)}') from None
+    if 'dataroot_gt' in signature.parameters and not options.get('dataroot_gt'):
+        raise DataError('dataroot_gt: found nothing; allowed: a folder, as training needs clean images')
     for key, value in options.items():
-        if key not in named and not open_ended:
-            allowed = ', '.join(['type', 'weight', *named])
-            raise DataError(f'{key}: found an unknown key; allowed: {allowed}')
-        if key in named and not _fits(entry, key, value):
-            raise DataError(f'{key}: found {show(value)}; allowed: {named[key].annotation}')
-    for key, parameter in named.items():
-        # Without clean images there is nothing to train on.
-        if options.get(key) is None and (parameter.default is parameter.empty or key == 'dataroot_gt'):
-            raise DataError(f'{key}: found nothing; allowed: a value, as this key is needed')
+        if not _fits(entry, key, value):
+            raise DataError(f'{key}: found {show(value)}; allowed: {signature.parameters[key].annotation}')
 
 
 def _fits(entry: Callable[..., Any], key: str, value: Any) -> bool:
-    """Whether the annotation of a parameter allows a value; True where it says nothing."""
+    """Whether the annotation of a parameter allows a value; True if it says nothing."""
     try:
         hints = typing.get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
         # As option files are checked: JSON, in whose strict mode a list is a tuple.
         TypeAdapter(hints.get(key, Any)).validate_json(json.dumps(value), strict=True)
     except ValidationError:
         return False
-    except Exception:  # anything can stand in an annotation
+    except Exception:  # an annotation may be anything
         return True
     return True
