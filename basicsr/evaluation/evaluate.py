@@ -234,12 +234,10 @@ def _measured(
             data_range = float(np.iinfo(gt.dtype).max) if np.issubdtype(gt.dtype, np.integer) else 1.0
             for key, metric in metrics.items():
                 figures[start + key] = metric(image, gt, data_range)
-    except ValueError as error:  # an image too small for a metric, as a rule
-        raise DataError(f'{where}: {error}') from None
-    except (MemoryError, cv2.error) as error:
-        if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
-            raise DataError(f'{where}: out of memory while measuring; fewer workers need less') from None
-        raise DataError(f'{where}: OpenCV cannot measure it: {error.err}') from None
+    except (ValueError, cv2.error) as error:  # an image too small for a metric, as a rule
+        raise DataError(f'{where}: {" ".join(str(error).split())}') from None
+    except MemoryError:
+        raise DataError(f'{where}: out of memory while measuring; fewer workers need less') from None
     return figures
 
 

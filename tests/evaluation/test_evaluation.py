@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 
 from basicsr import test
-from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.evaluation.evaluate import Evaluation, _in_order, build_metrics, evaluate, files_of
 from basicsr.evaluation.report import as_table, write_figures
 from basicsr.metrics.metric import Metric
@@ -115,17 +114,6 @@ def test_images_are_measured_at_the_depth_of_the_ground_truth(rounded, lq_depth,
         assert result.means[name] == pytest.approx(sum(values) / 3, abs=1e-5)
 
 
-def test_rounding_is_seen_by_the_metric():
-    gt = [np.full((8, 8, 3), 100, np.uint8)]
-
-    def almost(x):
-        return x + 0.4 / 255
-
-    assert evaluate(almost, Pairs(gt, gt), PSNR, rounded=True).means['psnr'] == math.inf
-    unrounded = evaluate(almost, Pairs(gt, gt), PSNR, rounded=False).means['psnr']
-    assert unrounded == pytest.approx(20 * math.log10(255 / 0.4), abs=1e-3)
-
-
 @pytest.mark.parametrize('rounded', [True, False])
 @pytest.mark.parametrize('depth', DEPTHS)
 def test_unchanged_images_are_equal(rounded, depth):
@@ -180,9 +168,8 @@ def test_a_metric_may_give_any_kind_of_number(number):
 
 
 def test_a_metric_may_give_a_condition():
-    result = evaluate(
-        darker, Pairs(images(2), images(2)), {'tall': Metric(lambda x, *_, **__: x.shape[0] > 11)}
-    )
+    tall = {'tall': Metric(lambda x, *_, **__: x.shape[0] > 11)}
+    result = evaluate(darker, Pairs(images(2), images(2)), tall)
     assert [image['tall'] for image in result.images] == [False, True] and result.means == {}
 
 
@@ -229,27 +216,17 @@ def picky(error, restored, gt, data_range):
     return 1.0
 
 
-def cv2_error(code):
-    error = cv2.error('no idea')
-    error.code, error.err = code, 'no idea'
-    return error
-
-
 MEASURING = {
     'too small': (ValueError('too small'), 'too small'),
     'memory': (MemoryError(), 'out of memory while measuring; fewer workers need less'),
-    'memory of OpenCV': (
-        cv2_error(cv2.Error.StsNoMem),
-        'out of memory while measuring; fewer workers need less',
-    ),
-    'OpenCV': (cv2_error(cv2.Error.StsBadArg), 'OpenCV cannot measure it: no idea'),
+    'OpenCV': (cv2.error('no\nidea\n'), 'no idea'),
 }
 NOT_FINITE = 'the restored image is not finite'
 SPOILED = {
     'unreadable': (unreadable, darker, {}, 'is empty'),
     **{
         f'{value}': (lambda pairs: pairs, partial(spoiled, value), {}, NOT_FINITE)
-        for value in (math.nan, math.inf, -math.inf)
+        for value in (math.nan, -math.inf)
     },
     'not restored': (lambda pairs: pairs, partial(spoiled, RestoreError('too large')), {}, 'too large'),
     **{
@@ -362,18 +339,6 @@ def test_the_sample_is_the_first_image_in_8_bits(lq_depth, device):
         assert sample[kind].dtype == np.uint8
         np.testing.assert_array_equal(sample[kind], np.rint(image * 255))
     assert evaluate(darker, Pairs(lq), PSNR).sample.keys() == {'lq', 'restored'}
-
-
-def test_a_dataset_of_files(tmp_path):
-    lq, gt = images(3), images(3, np.uint16, seed=1)
-    for kind, pictures in {'lq': lq, 'gt': gt}.items():
-        (tmp_path / kind).mkdir()
-        for number, picture in enumerate(pictures):
-            cv2.imwrite(str(tmp_path / kind / f'{number + 8}.png'), picture[..., ::-1])
-    result = evaluate(darker, Dataset_PairedImage(str(tmp_path / 'lq'), str(tmp_path / 'gt')), PSNR)
-    assert [image['name'] for image in result.images] == ['8', '9', '10']
-    expected = [psnr(darker(scaled(a)), scaled(b), 65535) for a, b in zip(lq, gt, strict=True)]
-    assert [image['psnr'] for image in result.images] == pytest.approx(expected, abs=1e-5)
 
 
 # Reports
