@@ -216,23 +216,6 @@ def test_an_lmdb_that_does_not_match_its_meta_info_is_refused(tmp_path):
 # Errors
 
 
-class _Failing:
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        try:
-            raise OSError('unrelated')
-        except OSError:
-            raise DataError('a/DataError: x.png: is empty') from None
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_an_error_from_a_worker_keeps_its_message(workers):
-    loader = DataLoader(_Failing(), num_workers=workers)
-    assert refusal(lambda: list(loader)) == 'a/DataError: x.png: is empty'
-
-
 def test_an_error_keeps_its_message_when_pickled():
     text = 'Caught DataError: a.png: x'
     assert str(DataError(text)) == text
