@@ -104,25 +104,6 @@ def test_motion_and_darkening_are_undone_together():
     assert darker == pytest.approx(plain, rel=1e-3)
 
 
-def test_homography_maps_target_to_restored():
-    """The restored image has the content of the target 3 pixels further left."""
-    scene = smooth(HEIGHT, WIDTH + 3)
-    homography = find_homography(scene[:, 3:], scene[:, :-3])
-    assert np.abs(corners(homography) - corners(np.array([[1, 0, -3], [0, 1, 0], [0, 0, 1.0]]))).max() < 0.1
-
-
-def test_pixels_beyond_the_edges_are_not_measured():
-    restored, target = moved_pair()
-    aligned = align(restored, target)
-    spoiled = np.where(aligned.mask[..., None] == 0, 1 - target, target)
-    assert masked_psnr(aligned.restored, spoiled, aligned.mask) == pytest.approx(
-        masked_psnr(aligned.restored, target, aligned.mask), rel=1e-12
-    )
-    assert masked_ssim(aligned.restored, spoiled, aligned.mask) == pytest.approx(
-        masked_ssim(aligned.restored, target, aligned.mask), rel=1e-12
-    )
-
-
 # Brightness
 
 
