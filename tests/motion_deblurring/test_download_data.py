@@ -1,7 +1,6 @@
-"""Downloads from a server in this process, and from a stand-in for gdown: what is kept, replaced and refused."""
+"""Downloads from a file URL, and from a stand-in for gdown: what is kept, replaced and refused."""
 
 import collections
-import http.server
 import io
 import os
 import re
@@ -16,11 +15,14 @@ import threading
 import zipfile
 from dataclasses import replace
 from hashlib import sha256
+from http.client import IncompleteRead
 from pathlib import Path
+from urllib.error import URLError
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from tqdm import tqdm
 
 from basicsr.data import download
@@ -58,109 +60,76 @@ def files(folder):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """The working directory; no proxy of this machine is between us and ourselves."""
+    """The working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('no_proxy', '*')
     monkeypatch.setattr(sys, 'argv', ['download_data.py'])
     # A signal may leave the lock of all progress bars taken, which a process forked by a later test would wait for.
     monkeypatch.setattr(tqdm, '_lock', threading.RLock(), raising=False)
     return tmp_path
 
 
-# Weights
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT, as well or badly as the server's attributes say."""
-
-    def do_GET(self):
-        server = self.server
-        server.requests += 1
-        if server.status:
-            self.send_error(server.status)
-            return
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(server.content)))
-        self.end_headers()
-        self.wfile.write(server.content[: server.cut])
-        self.wfile.flush()
-        server.when_sent()
-
-    def log_message(self, *_):
-        pass
-
-
 def with_task(monkeypatch, **changes):
     monkeypatch.setattr(download_data, 'TASK', replace(download_data.TASK, **changes))
 
 
-@pytest.fixture
-def server(monkeypatch):
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
-        server.daemon_threads, server.handle_error = True, lambda *_: None  # a client may hang up
-        server.content, server.cut, server.status, server.requests = CONTENT, None, None, 0
-        server.when_sent = lambda: None
-        server.url = f'http://127.0.0.1:{server.server_port}/v1.0/motion_deblurring.pth'
-        thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
-        thread.start()
-        remote = RemoteFile(server.url, len(CONTENT), sha256(CONTENT).hexdigest())
-        with_task(monkeypatch, weights=remote)
-        yield server
-        server.shutdown()
-        thread.join()
-
+# Weights
 
 WEIGHTS = 'out/motion_deblurring.pth'
 
 
-def test_weights_are_downloaded_once(here, server, capsys):
+@pytest.fixture
+def published(tmp_path_factory, monkeypatch):
+    """The file at the URL of the published weights."""
+    path = tmp_path_factory.mktemp('server') / 'motion_deblurring.pth'
+    path.write_bytes(CONTENT)
+    with_task(monkeypatch, weights=RemoteFile(path.as_uri(), len(CONTENT), sha256(CONTENT).hexdigest()))
+    return path
+
+
+def test_weights_are_downloaded_once(here, published, capsys):
     assert run('weights') == 0
     assert files(here) == {WEIGHTS: CONTENT}
     complete = f'{here / WEIGHTS} is complete; its licence allows non-commercial use only\n'
     assert said(capsys) == ([], complete)
+    published.unlink()
     for force in ([], ['--force']):
         assert run('weights', *force) == 0
         assert said(capsys) == ([], f'{here / WEIGHTS} exists already, and is complete\n')
-    assert server.requests == 1 and files(here) == {WEIGHTS: CONTENT}
-
-
-def stop_server(server, monkeypatch):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        url = f'http://127.0.0.1:{free.getsockname()[1]}/motion_deblurring.pth'
-    with_task(monkeypatch, weights=download_data.TASK.weights._replace(url=url))
-
-
-def fall_silent(server, monkeypatch):
-    monkeypatch.setattr(download, 'TIMEOUT', 0.5)
-    server.cut, server.when_sent = 100_000, threading.Event().wait
+    assert files(here) == {WEIGHTS: CONTENT}
 
 
 FAILURES = {
-    'another file': (lambda server, _: setattr(server, 'content', bytes(300_000)), 'invalid hash value'),
-    'cut short': (lambda server, _: setattr(server, 'cut', 100_000), 'invalid hash value|IncompleteRead'),
-    'status': (lambda server, _: setattr(server, 'status', 503), 'HTTP Error 503: Service Unavailable'),
-    'no server': (stop_server, 'Connection refused'),
-    'silent': (fall_silent, 'timed out'),
+    'another file': (None, 'invalid hash value'),
+    'no server': (URLError('Name or service not known'), 'Name or service not known'),
+    'cut short': (IncompleteRead(b'x'), 'IncompleteRead'),
+    'reset': (ConnectionResetError(104, 'Connection reset by peer'), 'Connection reset by peer'),
+    'silent': (TimeoutError('timed out'), 'timed out'),
 }
 
 
-@pytest.mark.parametrize(('fail', 'words'), FAILURES.values(), ids=list(FAILURES))
+@pytest.mark.parametrize(('error', 'words'), FAILURES.values(), ids=list(FAILURES))
 @pytest.mark.parametrize('before', [None, bytes(len(CONTENT))], ids=['nothing', 'another file'])
-def test_a_download_that_fails_changes_nothing(here, server, capsys, monkeypatch, fail, words, before):
+def test_a_download_that_fails_changes_nothing(here, published, capsys, monkeypatch, error, words, before):
     if before is not None:
         (here / 'out').mkdir()
         (here / WEIGHTS).write_bytes(before)
     there = files(here)
-    fail(server, monkeypatch)
+    published.write_bytes(bytes(len(CONTENT)))
+
+    def fails(*_):
+        assert socket.getdefaulttimeout() == download.TIMEOUT  # PyTorch has none
+        raise error
+
+    if error:
+        monkeypatch.setattr(torch.hub, 'download_url_to_file', fails)
     assert run('weights', '--force') == 1
-    (error,) = said(capsys)[0]
-    assert error.startswith('http://127.0.0.1:') and re.search(words, error)
-    assert files(here) == there
+    (text,) = said(capsys)[0]
+    assert text.startswith(f'{published.as_uri()}: the download failed: ') and words in text
+    assert files(here) == there and socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize('content', [b'', bytes(len(CONTENT))], ids=['empty', 'zeros'])
-def test_another_file_is_replaced_with_force_only(here, server, capsys, content):
+def test_another_file_is_replaced_with_force_only(here, published, capsys, content):
     (here / 'out').mkdir()
     (here / WEIGHTS).write_bytes(content)
     assert run('weights') == 1
@@ -168,27 +137,16 @@ def test_another_file_is_replaced_with_force_only(here, server, capsys, content)
         f'{here / WEIGHTS}: found another file than the published weights, by its checksum; allowed: these, or none; '
         '--force replaces it'
     ]
-    assert server.requests == 0 and files(here) == {WEIGHTS: content}
+    assert files(here) == {WEIGHTS: content}
     assert run('weights', '--force') == 0
     assert files(here) == {WEIGHTS: CONTENT}
 
 
-def test_a_full_disk_leaves_no_part(here, server, capsys, small_files):
+def test_a_full_disk_leaves_no_part(here, published, capsys, small_files):
     with small_files(100_000):
         assert run('weights') == 1
     (error,) = said(capsys)[0]
     assert error.endswith(': the download failed: [Errno 27] File too large; nothing of it was kept')
-    assert files(here) == {}
-
-
-@pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_download_ended_by_a_signal_leaves_no_part(here, server, number, status):
-    never = threading.Event()
-    server.cut, server.when_sent = 131_072, lambda: (os.kill(os.getpid(), number), never.wait(5))
-    try:
-        assert run('weights') == status
-    finally:
-        never.set()
     assert files(here) == {}
 
 
@@ -280,7 +238,7 @@ def test_sets_are_unpacked_where_they_belong(here, drive, capsys, arguments, pla
     assert drive.calls == calls and files(here) == before
 
 
-def test_weights_and_sets_together(here, drive, server):
+def test_weights_and_sets_together(here, drive, published):
     assert run('weights', 'GoPro') == 0
     assert files(here).keys() == {WEIGHTS, *unpacked('test/GoPro')}
 
