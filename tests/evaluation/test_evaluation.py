@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import multiprocessing
-from concurrent.futures import Future
+import time
 from functools import partial
 
 import cv2
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from basicsr import test
-from basicsr.evaluation.evaluate import Evaluation, _in_order, build_metrics, evaluate, files_of
+from basicsr.evaluation.evaluate import Evaluation, build_metrics, evaluate, files_of
 from basicsr.evaluation.report import as_table, write_figures
 from basicsr.metrics.metric import Metric
 from basicsr.metrics.psnr_ssim import calculate_psnr
@@ -285,22 +285,31 @@ def test_figures_measured_before_an_exception_are_kept(tmp_path, workers, device
 
 
 def test_few_images_wait_in_memory():
-    started, taken = [], []
+    restored, measured, waiting = [], [], []
 
-    def jobs():
-        for number in range(20):
-            job = Future()
-            started.append(job)
-            yield number, job
-            if len(started) - len(taken) > 3:
-                started[len(taken)].set_result({})
+    def restore(x):
+        waiting.append(len(restored) - len(measured))
+        restored.append(x)
+        return x
 
-    for number, job in _in_order(jobs(), 4):
-        if not job.done():
-            job.set_result({})
-        taken.append(number)
-        assert len(started) - len(taken) <= 4
-    assert taken == list(range(20))
+    def slow(*_, **__):
+        time.sleep(0.01)
+        measured.append(1)
+        return 1.0
+
+    evaluate(restore, Pairs(images(12), images(12)), {'x': Metric(slow)}, workers=2)
+    assert 2 <= max(waiting) <= 5 and len(measured) == 12
+
+
+def test_a_bug_in_a_metric_is_raised():
+    def broken(restored, gt, data_range):
+        if restored.shape[0] == 13:  # the last image
+            raise TypeError('a bug')
+        return 1.0
+
+    for workers in (0, 2):
+        with pytest.raises(TypeError, match='a bug'):
+            evaluate(darker, Pairs(images(3), images(3)), {'x': Metric(broken)}, workers=workers)
 
 
 # Results as files
