@@ -301,9 +301,27 @@ def test_few_images_wait_in_memory():
     assert 2 <= max(waiting) <= 5 and len(measured) == 12
 
 
+def test_ctrl_c_waits_only_for_the_image_that_is_being_measured():
+    result = Evaluation()
+
+    def interrupted(x):
+        if x.shape[2] == 13:  # the third image
+            raise KeyboardInterrupt
+        return x
+
+    def slow(*_, **__):
+        time.sleep(0.3)
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(interrupted, Pairs(images(4), images(4)), {'x': Metric(slow)}, workers=1, result=result)
+    assert [image['name'] for image in result.images] == ['image 0']
+
+
 def test_a_bug_in_a_metric_is_raised():
     def broken(restored, gt, data_range):
         if restored.shape[0] == 13:  # the last image
+            time.sleep(0.05)
             raise TypeError('a bug')
         return 1.0
 
