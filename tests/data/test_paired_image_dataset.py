@@ -2,47 +2,19 @@
 
 import pickle
 
-import cv2
-import lmdb
 import numpy as np
 import pytest
 import torch
+from data_files import assert_same, folders, image, refusal, write_lmdb
 from torch.utils.data import DataLoader
 
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sampler import SampleKey, Stages, TrainingBatches, TrainingOrder
 from basicsr.data.transforms import collate, random_crop, to_float, to_tensor
-from basicsr.utils.errors import DataError
-
-RNG = np.random.default_rng(0)
-
-
-def image(height=20, width=30, dtype=np.uint8):
-    return RNG.integers(0, np.iinfo(dtype).max + 1, (height, width, 3), dtype)
-
-
-def write(path, rgb):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(path.suffix, rgb[..., ::-1])[1].tobytes())
-
-
-def folders(tmp_path, lq, gt):
-    """File name → image; returns the constructor's arguments."""
-    for kind, images in {'lq': lq, 'gt': gt}.items():
-        for name, rgb in images.items():
-            write(tmp_path / kind / name, rgb)
-    return {f'dataroot_{kind}': str(tmp_path / kind) for kind in ('lq', 'gt')}
 
 
 def key(number, patch, seed=0, index=0):
     return SampleKey(index, number, patch, seed)
-
-
-def refusal(act):
-    with pytest.raises(DataError) as caught:
-        act()
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
 
 
 def assert_is(tensor, rgb):
@@ -138,14 +110,8 @@ def test_an_lmdb_gives_the_samples_of_the_folder(tmp_path):
     lq, gt = ({f'{name}.png': image() for name in names} for _ in range(2))
     roots = folders(tmp_path, lq, gt)
     for kind in ('lq', 'gt'):
-        folder = tmp_path / f'{kind}.lmdb'
-        with (
-            lmdb.open(str(folder), map_size=1 << 24) as environment,
-            environment.begin(write=True) as transaction,
-        ):
-            for name in names:
-                transaction.put(name.encode(), (tmp_path / kind / f'{name}.png').read_bytes())
-        (folder / 'meta_info.txt').write_text(''.join(f'{name}.png (20,30,3) 1\n' for name in names))
+        encoded = {name: (tmp_path / kind / f'{name}.png').read_bytes() for name in names}
+        write_lmdb(tmp_path / f'{kind}.lmdb', encoded)
     disk = Dataset_PairedImage(**roots)
     lmdbs = {name: f'{root}.lmdb' for name, root in roots.items()}
     in_lmdb = Dataset_PairedImage(**lmdbs, io_backend={'type': 'lmdb'})
@@ -302,14 +268,6 @@ STAGES = Stages(iters=(4, 3), patches=(8, 16), batches=(4, 2))
 def load(dataset, workers, first=1):
     batches = TrainingBatches(TrainingOrder(len(dataset), seed=11), STAGES, first, 9)
     return list(DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers))
-
-
-def assert_same(found, expected):
-    """Samples or batches."""
-    for one, other in zip(found, expected, strict=True):
-        assert one['name'] == other['name']
-        assert torch.equal(one['lq'], other['lq'])
-        assert torch.equal(one['gt'], other['gt'])
 
 
 @pytest.mark.filterwarnings('ignore:This DataLoader will create')  # more workers than cores

@@ -6,29 +6,13 @@ import pickle
 import lmdb
 import numpy as np
 import pytest
+from data_files import refusal, write_lmdb
 from torch.utils.data import DataLoader
 
 from basicsr.data.sources import FolderSource, LMDBSource, open_source, read_meta_info
 from basicsr.utils.errors import DataError
 
 RNG = np.random.default_rng(0)
-
-
-def write_lmdb(folder, images, lines=None):
-    """`images`: key → bytes. As BasicSR writes it, except for the order of the lines."""
-    with lmdb.open(str(folder), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
-        for key, data in images.items():
-            transaction.put(key.encode(), data)
-    lines = [f'{key}.png (20,30,3) 1' for key in images] if lines is None else lines
-    (folder / 'meta_info.txt').write_text('\n'.join(lines) + '\n')
-    return folder
-
-
-def refusal(act):
-    with pytest.raises(DataError) as caught:
-        act()
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
 
 
 # Folders
