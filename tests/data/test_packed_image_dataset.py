@@ -84,7 +84,7 @@ def test_windows_give_the_samples_of_crop_files(tmp_path, augment):
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('depths', [(np.uint8, np.uint8), (np.uint16, np.uint16), (np.uint8, np.uint16)])
 def test_images_of_every_depth(tmp_path, channels, depths):
-    sizes = {'0': (9, 11), '1': (7, 7), '2': (1, 1), '3': (21, 33)}  # odd, so that offsets are odd
+    sizes = {'0': (9, 11), '1': (7, 7), '2': (1, 1)}  # odd, so that offsets are odd
     pairs = {name: tuple(image(*size, dtype) for dtype in depths) for name, size in sizes.items()}
     pairs['3'] = (image(), image())  # a pack may mix depths
     roots = folders_of(tmp_path, pairs)

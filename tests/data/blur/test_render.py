@@ -1,6 +1,5 @@
 """Synthetic blur against closed forms: motion, averaging, light, saturation, noise."""
 
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -349,13 +348,7 @@ def test_gain_saturates_except_in_video(photograph):
         np.testing.assert_array_equal(picture, photograph)
 
 
-# --- randomness and arguments -------------------------------------------------------------------------------
-
-
-def test_other_seeds_give_other_pictures(photograph):
-    pairs = [blurred_pair(photograph, np.random.default_rng(n), BlurParameters(), 64) for n in range(6)]
-    assert len({zlib.crc32(lq.tobytes()) for lq, _ in pairs}) == 6
-    assert all(image.dtype == np.uint8 and image.shape == (64, 64, 3) for pair in pairs for image in pair)
+# --- arguments -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -370,7 +363,3 @@ def test_other_seeds_give_other_pictures(photograph):
 def test_wrong_parameters_are_refused(name, value):
     with pytest.raises(ValueError, match=rf'^{name}: found .*; allowed: (a chance from|\[lo, hi\] with) '):
         BlurParameters(**{name: value})
-
-
-def test_lists_are_ranges_too():
-    assert BlurParameters(shake=[2, 3]).shake == [2, 3]
