@@ -136,10 +136,10 @@ class Download:
         missing = []
         for one in wanted:
             place = self.datasets / one.place
-            if is_complete(place, one):
+            if not problem_of(place, one):
                 kept = f'; {self.path} is not needed for it any more' if self.path.exists() else ''
                 print(f'{place} exists already: {one.pairs:,} pairs{kept}', flush=True)
-            elif not self.force and any(is_occupied(place / kind) for kind in one.kinds):
+            elif not self.force and any(os.path.lexists(place / kind) for kind in one.kinds):
                 raise DataError(
                     f'{place}: found {" and ".join(one.kinds)} with other files than the {one.pairs:,} pairs; '
                     'allowed: these, or nothing; --force replaces them'
@@ -179,14 +179,11 @@ class Download:
             with made_folder(place), scratch_folder(place, place / '.unpacked') as scratch:
                 several = len(self.archive.sets) > 1
                 new = unpack_folders(self.path, one.kinds, scratch, one.name if several else None)
-                if new.name.casefold() in self.names - {
-                    one.name.casefold()
-                }:  # RealBlur's two sets have pairs of the same names
+                others = self.names - {one.name.casefold()}
+                if new.name.casefold() in others:  # RealBlur's two sets have pairs of the same names
                     raise WrongArchiveError(f'{self.path}: found the set {new.name} in it; allowed: {one.name}')
-                try:
-                    check_pairs(new, one, self.path)
-                except DataError as error:
-                    raise WrongArchiveError(str(error)) from None
+                if problem := problem_of(new, one):
+                    raise WrongArchiveError(f'{self.path}: {problem}')
                 for kind in one.kinds:
                     if os.path.lexists(place / kind):
                         (place / kind).rename(scratch / f'old {kind}')
@@ -197,28 +194,17 @@ class Download:
         print(f'{place} is complete: {one.pairs:,} pairs', flush=True)
 
 
-def is_complete(place: Path, one: DataSet) -> bool:
-    try:
-        check_pairs(place, one, place)
-    except DataError:
-        return False
-    return True
-
-
-def check_pairs(place: Path, one: DataSet, where: Path) -> None:
-    """Raises DataError, about `where`, unless each folder has one image for each pair, with the same names. (The
+def problem_of(place: Path, one: DataSet) -> str:
+    """What is wrong with the folders of a set; '' if each has one image for each pair, with the same names. (The
     archives have no published checksum.)"""
-    names = [FolderSource(place / kind).names for kind in one.kinds]
-    if {len(each) for each in names} != {one.pairs} or any(set(each) != set(names[0]) for each in names):
-        found = ' and '.join(f'{len(each):,} ({kind})' for each, kind in zip(names, one.kinds, strict=True))
-        raise DataError(
-            f'{where}: found {found} images; allowed: {one.pairs:,}, with the same names in each folder'
-        )
-
-
-def is_occupied(folder: Path) -> bool:
-    """Whether a folder has something in it, or its name is that of a file."""
-    return any(folder.iterdir()) if folder.is_dir() else os.path.lexists(folder)
+    try:
+        names = [set(FolderSource(place / kind).names) for kind in one.kinds]
+    except DataError as error:
+        return str(error)
+    if all(len(each) == one.pairs and each == names[0] for each in names):
+        return ''
+    found = ' and '.join(f'{len(each):,} ({kind})' for each, kind in zip(names, one.kinds, strict=True))
+    return f'found {found} images; allowed: {one.pairs:,}, with the same names in each folder'
 
 
 def fetch_from_drive(file_id: str, path: Path) -> None:
