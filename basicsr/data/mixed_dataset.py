@@ -33,10 +33,9 @@ class Dataset_Mixed(Dataset):
             the others (1 if not given).
         in_memory: as the same key of those sets that have it.
 
-    Which set a sample is of follows from its key, and not from the random numbers that the set then draws for it.
-    An epoch has ROUNDS times as many samples as the largest set has pairs, so that the pairs of every set come
-    equally often, within 1 in ROUNDS. `dataset[i]` is a whole pair of the set that i alone decides. Raises ValueError
-    on sets that cannot be made.
+    A sample's key decides its set, by random numbers that the set itself does not use. An epoch has ROUNDS times as
+    many samples as the largest set has pairs, so that the pairs of every set come equally often, within 1 in ROUNDS.
+    `dataset[i]` is a pair at full size, of the set that i decides. Raises ValueError on sets that cannot be made.
     """
 
     def __init__(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 Figures = dict[str, str | float]  # 'name', and the value of each metric by its key
 Restore = Callable[[Tensor], Tensor]
+Compared = dict[str, tuple[np.ndarray, np.ndarray]]  # start of the metrics' keys → image, ground truth
 
 LISTED = 3  # images in an error message
 
@@ -135,7 +136,7 @@ def evaluate(
             raise RestoreError('the restored image is not finite')
         return index, pair, restored.clamp(0, 1).cpu()
 
-    def write(item: tuple[int, Mapping[str, Any], Tensor]) -> Future[Figures]:
+    def write(item: tuple[int, Mapping[str, Any], Tensor]) -> Future[None] | None:
         index, pair, restored = item
         if folder is not None:
             path = folder / f'{pair["name"]}.png'
@@ -148,82 +149,54 @@ def evaluate(
             images = {**pair, 'restored': restored}
             kinds = [kind for kind in ('lq', 'restored', 'gt') if kind in images]
             result.sample = {kind: _levels(images[kind], deep=False) for kind in kinds}
-        compared: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        compared: Compared = {}
         if 'gt' in pair:
             compared[''] = _comparable(restored, pair['gt'], rounded)
             if measure_input:
                 compared['input_'] = _comparable(pair['lq'], pair['gt'], rounded)
-        return pool.submit(_measured, pair['name'], files_of(dataset, index), compared, metrics)
+        if workers:
+            return pool.submit(measure, index, pair['name'], compared)
+        measure(index, pair['name'], compared)
+        return None
 
-    def started() -> Iterator[tuple[int, Future[Figures]]]:
-        for index, outcome in in_stages(indices, read, work, write, device):
-            try:
-                job = outcome()
-            except (DataError, RestoreError) as error:
-                where = f'{files_of(dataset, index)}: ' if isinstance(error, RestoreError) else ''
-                job = Future()
-                job.set_exception(DataError(f'{where}{error}'))  # without the traceback, which holds the images
-            yield index, job
-
-    bar = tqdm(
-        desc=title,
-        total=len(indices),
-        unit='image',
-        leave=False,
-        disable=None if rank.is_main else True,
-    )
-    with bar, ThreadPoolExecutor(workers) if workers else _InTurn() as pool:
+    def measure(index: int, name: str, compared: Compared) -> None:
         try:
-            for index, job in _in_order(started(), 2 * workers):
+            result.figures[index] = _measured(name, compared, metrics)
+        except DataError as error:
+            leave_out(index, f'{files_of(dataset, index)}: {error}')
+
+    def leave_out(index: int, sentence: str) -> None:
+        result.failures[index] = sentence
+        bar.write(f'not measured: {sentence}', file=sys.stderr)
+
+    hidden = None if rank.is_main else True  # None: unless stderr is a terminal
+    bar = tqdm(desc=title, total=len(indices), unit='image', leave=False, disable=hidden)
+    with bar, ThreadPoolExecutor(max(workers, 1)) as pool:
+        jobs: deque[Future[None]] = deque()
+        try:
+            for index, outcome in in_stages(indices, read, work, write, device):
                 try:
-                    result.figures[index] = job.result()
+                    if job := outcome():
+                        jobs.append(job)
                 except DataError as error:
-                    result.failures[index] = str(error)
-                    bar.write(f'not measured: {error}', file=sys.stderr)
+                    leave_out(index, str(error))
+                except RestoreError as error:
+                    leave_out(index, f'{files_of(dataset, index)}: {error}')
+                while jobs and (len(jobs) > 2 * workers or jobs[0].done()):  # each holds images
+                    jobs.popleft().result()
                 bar.update()
-        finally:
+            for job in jobs:
+                job.result()
+        except (KeyboardInterrupt, SystemExit):
             pool.shutdown(cancel_futures=True)
+            raise
     for figures, failures in rank.gather((result.figures, result.failures)):
         result.figures |= figures
         result.failures |= failures
     return result
 
 
-class _InTurn(Executor):
-    """Runs each job when it is submitted."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        job: Future[Any] = Future()
-        try:
-            job.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            job.set_exception(error)
-        return job
-
-
-def _in_order(jobs: Iterable[tuple[int, Future[Figures]]], ahead: int) -> Iterator[tuple[int, Future[Figures]]]:
-    """The jobs in order, each once it is done, with at most `ahead` others waiting, as each holds images. An exception
-    of `jobs` is raised after those before it."""
-    waiting: deque[tuple[int, Future[Figures]]] = deque()
-    stopped: Exception | None = None
-    try:
-        for job in jobs:
-            waiting.append(job)
-            while waiting and (len(waiting) > ahead or waiting[0][1].done()):
-                yield waiting.popleft()
-    except Exception as error:
-        stopped = error
-    yield from waiting
-    if stopped is not None:
-        raise stopped
-
-
-def _measured(
-    name: str,
-    where: str,
-    compared: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    metrics: Mapping[str, Metric],
-) -> Figures:
+def _measured(name: str, compared: Compared, metrics: Mapping[str, Metric]) -> Figures:
     """The figures of each pair of images, by its key and that of the metric. Raises DataError.
 
     Uses NumPy only: in a thread of its own, each operation of PyTorch would start as many threads as there are cores.
@@ -234,12 +207,10 @@ def _measured(
             data_range = float(np.iinfo(gt.dtype).max) if np.issubdtype(gt.dtype, np.integer) else 1.0
             for key, metric in metrics.items():
                 figures[start + key] = metric(image, gt, data_range)
-    except ValueError as error:  # an image too small for a metric, as a rule
-        raise DataError(f'{where}: {error}') from None
-    except (MemoryError, cv2.error) as error:
-        if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
-            raise DataError(f'{where}: out of memory while measuring; fewer workers need less') from None
-        raise DataError(f'{where}: OpenCV cannot measure it: {error.err}') from None
+    except (ValueError, cv2.error) as error:  # an image too small for a metric, as a rule
+        raise DataError(' '.join(str(error).split())) from None
+    except MemoryError:
+        raise DataError('out of memory while measuring; fewer workers need less') from None
     return figures
 
 

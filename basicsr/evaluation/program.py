@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,25 @@ from basicsr.tasks import PROTOCOLS, Figure, Task, TestSet, default_weights
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_tlc, at_least, usage_errors
 from basicsr.utils.errors import CheckpointError, DataError, UsageError
-from basicsr.utils.files import absolute, as_json, atomic_write, check_writable, expanded
+from basicsr.utils.files import absolute, as_json, atomic_write
 from basicsr.utils.parallel import processors
 from basicsr.utils.registry import METRIC_REGISTRY
 from basicsr.utils.text import listed
 
 
 def parser(task: Task) -> argparse.ArgumentParser:
-    names = {one.name.lower(): one.name for one in task.test_sets}
+    names = [one.name for one in task.test_sets]
     protocols = list(dict.fromkeys(one.protocol for one in task.test_sets))
-
-    def test_set(name: str) -> str:
-        if name.lower() not in names:
-            raise argparse.ArgumentTypeError(f'found {name}; allowed: {", ".join(names.values())}')
-        return names[name.lower()]
-
     p = argparse.ArgumentParser(
         description='Measure a network, or images restored elsewhere, on the test sets, beside the published figures.'
     )
-    folder: dict[str, Any] = {'type': expanded, 'metavar': 'FOLDER'}
-    file: dict[str, Any] = {'type': expanded, 'metavar': 'FILE'}
+    folder: dict[str, Any] = {'type': absolute, 'metavar': 'FOLDER'}
+    file: dict[str, Any] = {'type': absolute, 'metavar': 'FILE'}
     number: dict[str, Any] = {'type': at_least(1), 'metavar': 'N'}
     pairs = p.add_argument_group('what to measure on')
-    sets = f'one or more of {", ".join(names.values())} (any letter case); default: those in --data_dir'
-    pairs.add_argument('--datasets', nargs='+', type=test_set, metavar='SET', help=sets)
+    sets = f'one or more of {", ".join(names)} (any letter case); default: those in --data_dir'
+    lower = [name.lower() for name in names]
+    pairs.add_argument('--datasets', nargs='+', type=str.lower, choices=lower, metavar='SET', help=sets)
     data = f'with <SET>/input and <SET>/target; default: {task.folder}/Datasets/test of the repository'
     pairs.add_argument('--data_dir', default=task.datasets / 'test', **folder, help=data)
     pairs.add_argument('--input_dir', **folder, help='degraded images of your own')
@@ -87,14 +83,14 @@ def main(args: argparse.Namespace, task: Task) -> int:
         raise UsageError('no test set to measure on')
     sets = [(one, open_set(one, args.limit)) for one in chosen]  # before any work
     about: dict[str, object] = {'limit': args.limit}
-    restorer: Restorer | None = None
+    restore, device = None, torch.device('cpu')
     if args.restored_dir:
         about['restored_dir'] = str(args.restored_dir)
     else:
         with usage_errors():
             restorer, weights, tlc = build_restorer(args, task)
-        print(f'weights: {weights}')
-        print(f'device: {restorer.device}, {restorer.precision}{", TLC" if tlc else ""}', flush=True)
+        restore, device = restorer.restore, restorer.device
+        print(f'weights: {weights}\ndevice: {device}, {restorer.precision}{", TLC" if tlc else ""}', flush=True)
         about |= {'weights': weights, 'precision': restorer.precision, 'tlc': tlc}
 
     results: dict[str, object] = {}
@@ -103,11 +99,11 @@ def main(args: argparse.Namespace, task: Task) -> int:
         result = Evaluation()
         try:
             evaluate(
-                restorer.restore if restorer else None,
+                restore,
                 images,
                 one.metrics,
-                device=restorer.device if restorer else torch.device('cpu'),
-                folder=one.save,
+                device=device,
+                folder=args.save_dir and args.save_dir / one.name,
                 title=one.name,
                 measure_input=True,
                 limit=args.limit,
@@ -117,10 +113,10 @@ def main(args: argparse.Namespace, task: Task) -> int:
         finally:  # an exception must not lose figures that may have taken hours
             failed |= bool(result.failed)
             if result.images:
-                print(f'\n{title(one, result, len(images), args.limit)}\n{table(one, result)}', flush=True)
+                print(f'\n{title(one, result, len(images))}\n{table(one, result)}', flush=True)
                 results[one.name] = as_data(one, result, len(images))
                 if args.json:
-                    atomic_write(absolute(args.json), as_json({**about, 'datasets': results}).encode())
+                    atomic_write(args.json, as_json({**about, 'datasets': results}).encode())
     return 1 if failed else 0
 
 
@@ -131,39 +127,30 @@ def check_args(args: argparse.Namespace) -> None:
     if args.input_dir and args.datasets:
         raise UsageError('--datasets: found together with --input_dir; allowed: one of them')
     if args.protocol and not args.input_dir:
-        raise UsageError(
-            '--protocol: found without --input_dir; allowed: with it, as each test set has its own'
-        )
-    given = [
-        '--no-tlc' if name == 'tlc' and args.tlc is False else f'--{name}'
-        for name in ('weights', 'tlc', 'precision', 'device', 'save_dir')
-        if getattr(args, name) is not None
-    ]
-    if args.restored_dir and given:
-        raise UsageError(
-            f'--restored_dir: found {", ".join(given)} beside it; allowed: without, as no image is restored'
-        )
-    if args.json:
-        try:
-            check_writable(absolute(args.json).parent)  # before hours of work
-        except OSError as error:
-            raise UsageError(f'--json: {args.json} cannot be written ({error.strerror})') from None
-        if args.json.is_dir():
-            raise UsageError(f'--json: found the folder {args.json}; allowed: a file')
+        raise UsageError('--protocol: allowed with --input_dir only, as each test set has its own')
+    if args.restored_dir:
+        for name in ('weights', 'tlc', 'precision', 'device', 'save_dir'):
+            if getattr(args, name) is not None:
+                raise UsageError(
+                    f'--restored_dir: found with --{name}; allowed: without, as no image is restored'
+                )
+    if args.save_dir and args.save_dir / 'pairs' in (args.input_dir, args.target_dir):
+        raise UsageError(f'--save_dir: results would replace the images of {args.save_dir / "pairs"}')
+    if args.json and (args.json.is_dir() or not os.access(args.json.parent, os.W_OK)):  # before hours of work
+        raise UsageError(f'--json: {args.json} cannot be written; allowed: a file in a folder that exists')
 
 
 # --- what to measure on -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class ChosenSet:
-    """`restored`: folder of its restored images, None: a network restores them; `save`: folder for its results."""
+    """`restored`: folder of its restored images; None: a network restores them."""
 
     of: TestSet
     input: Path
     target: Path
     restored: Path | None = None
-    save: Path | None = None
 
     @property
     def name(self) -> str:
@@ -180,45 +167,35 @@ class ChosenSet:
 
 def chosen_sets(args: argparse.Namespace, task: Task) -> tuple[list[ChosenSet], list[str]]:
     """The sets with all their folders, and a sentence about each other set."""
-    missing = []
+    chosen, missing = [], []
     if args.input_dir:
         pairs = TestSet('pairs', args.protocol or task.test_sets[0].protocol)
-        chosen = [ChosenSet(pairs, absolute(args.input_dir), absolute(args.target_dir))]
+        chosen.append(ChosenSet(pairs, args.input_dir, args.target_dir))
     else:
-        chosen = []
-        asked = args.datasets or [one.name for one in task.test_sets]
-        by_name = {one.name: one for one in task.test_sets}
-        for name in dict.fromkeys(asked):
-            place = absolute(args.data_dir) / name
-            one = ChosenSet(by_name[name], place / 'input', place / 'target')
-            absent = [folder for folder in (place, one.input, one.target) if not folder.is_dir()]
+        for one in task.test_sets:
+            if args.datasets and one.name.lower() not in args.datasets:
+                continue
+            folders = [args.data_dir / one.name / kind for kind in ('input', 'target')]
+            absent = [folder for folder in folders if not folder.is_dir()]
             if absent:
-                get = f'python {task.folder}/download_data.py --data {name}'
-                missing.append(f'{name}: skipped, as {absent[0]} does not exist; {get} downloads it')
+                get = f'python {task.folder}/download_data.py --data {one.name}'
+                missing.append(f'{one.name}: skipped, as {absent[0]} does not exist; {get} downloads it')
             else:
-                chosen.append(one)
-    if args.save_dir:
-        chosen = [replace(one, save=absolute(args.save_dir) / one.name) for one in chosen]
+                chosen.append(ChosenSet(one, *folders))
     if args.restored_dir:
-        root = absolute(args.restored_dir)
-        alone = len(chosen) == 1 and not (root / chosen[0].name).is_dir()
-        chosen = [replace(one, restored=root if alone else root / one.name) for one in chosen]
-        missing += [
-            f'{one.name}: skipped, as {one.restored} does not exist'
-            for one in chosen
-            if not (one.restored and one.restored.is_dir())
-        ]
-        chosen = [one for one in chosen if one.restored and one.restored.is_dir()]
+        alone = len(chosen) == 1 and not (args.restored_dir / chosen[0].name).is_dir()
+        for each in list(chosen):
+            each.restored = args.restored_dir if alone else args.restored_dir / each.name
+            if not each.restored.is_dir():
+                missing.append(f'{each.name}: skipped, as {each.restored} does not exist')
+                chosen.remove(each)
     return chosen, missing
 
 
 def open_set(one: ChosenSet, limit: int | None) -> ImageSet:
     """Raises DataError on images without a partner."""
     pairs = Dataset_PairedImage(str(one.input), str(one.target))
-    save = one.save
-    if save is not None and any(save.exists() and save.samefile(each) for each in (one.input, one.target)):
-        raise DataError(f'--save_dir: found {save}, which holds images of the set; allowed: another folder')
-    return pairs if one.restored is None else RestoredPairs(pairs, one.restored, limit)
+    return RestoredPairs(pairs, one.restored, limit) if one.restored else pairs
 
 
 class RestoredPairs:
@@ -227,24 +204,18 @@ class RestoredPairs:
 
     def __init__(self, pairs: Dataset_PairedImage, folder: Path, limit: int | None) -> None:
         self.pairs, self.restored = pairs, Dataset_PairedImage(str(folder))
+        self.files = pairs.files
         self.index = {name: index for index, name in enumerate(self.restored.names)}
-        problems = {
-            'missing': [name for name in pairs.names[:limit] if name not in self.index],
-            'without a partner of the same name': sorted(self.index.keys() - set(pairs.names)),
-        }
-        found = [
-            f'{len(names)} restored image{"s are" if len(names) > 1 else " is"} {what}: {listed(names)}'
-            for what, names in problems.items()
-            if names
-        ]
-        if found:
-            raise DataError(f'{folder}: {"; ".join(found)}')
+        missing = [name for name in pairs.names[:limit] if name not in self.index]
+        others = sorted(self.index.keys() - set(pairs.names))
+        if missing or others:
+            raise DataError(
+                f'{folder}: found restored images with other names than the clean ones; missing: '
+                f'{listed(missing) or "none"}; unknown: {listed(others) or "none"}'
+            )
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-    def files(self, index: int) -> str:
-        return self.pairs.files(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = self.index[self.pairs.names[index]]
@@ -260,16 +231,12 @@ class RestoredPairs:
 def build_restorer(args: argparse.Namespace, task: Task) -> tuple[Restorer, str, bool | int]:
     """The Restorer, its weights in words, and its TLC. Raises CheckpointError, DeviceError, RestoreError or
     ValueError."""
-    path = args.weights
-    if path is None and args.input_dir:
-        path = default_weights(task.name)
-    elif path is None:
-        path = task.published_file
-        if not path.is_file():
-            raise CheckpointError(
-                f'{path}: found no published weights; allowed: these, which python {task.folder}/download_data.py '
-                f'--data weights gets, or others with --weights, as {task.shipped_file}'
-            )
+    path = args.weights or (default_weights(task.name) if args.input_dir else task.published_file)
+    if path == task.published_file and not path.is_file():
+        raise CheckpointError(
+            f'{path}: found no published weights; allowed: these, which python {task.folder}/download_data.py '
+            f'--data weights gets, or others with --weights, as {task.shipped_file}'
+        )
     weights = load_weights(path)
     tlc = weights.with_tlc(args.tlc)
     restorer = Restorer(
@@ -283,20 +250,17 @@ def build_restorer(args: argparse.Namespace, task: Task) -> tuple[Restorer, str,
 # --- report -------------------------------------------------------------------------------------------------
 
 
-def title(one: ChosenSet, result: Evaluation, available: int, limit: int | None) -> str:
-    measured, count = len(result.images), min(available, limit or available)
-    if measured == available:
+def title(one: ChosenSet, result: Evaluation, available: int) -> str:
+    if len(result.images) == available:
         return f'{one.name}: {available:,} images'
     apart = '; the published figures are of all' if one.of.published else ''
-    first = f'the first {count:,} of ' if count < available else ''
-    of = '' if measured == count else f'{measured:,} of '
-    return f'{one.name}: {of}{first}{available:,} images only{" (--limit)" if first else ""}{apart}'
+    return f'{one.name}: {len(result.images):,} of {available:,} images only{apart}'
 
 
 def table(one: ChosenSet, result: Evaluation) -> str:
     """A line for each figure: of the degraded images, of the results, and as published."""
-    methods, means, not_so = one.of.published, result.means, not_holding(one, result)
-    rows = [['', 'blurred', 'result', *(f'{method}, published' for method in methods)]]
+    means, not_so = result.means, not_holding(one, result)
+    rows = [['', 'input', 'result', *(f'{method}, published' for method in one.of.published)]]
     for figure in one.protocol:
         if figure.key in not_so:
             ours = [str(number) for number in not_so[figure.key].values()]
@@ -304,7 +268,7 @@ def table(one: ChosenSet, result: Evaluation) -> str:
             ours = [f'{means[start + figure.key]:.4f}' for start in ('input_', '')]
         theirs = [
             f'{figures[figure.key]:.{figure.digits}f}' if figure.key in figures else '-'
-            for figures in methods.values()
+            for figures in one.of.published.values()
         ]
         rows.append([figure.title, *ours, *theirs])
     return '\n'.join(fixed_width(rows))
@@ -315,7 +279,7 @@ def not_holding(one: ChosenSet, result: Evaluation) -> dict[str, dict[str, int]]
     return {
         figure.key: {
             kind: sum(image[start + figure.key] is False for image in result.images)
-            for kind, start in (('blurred', 'input_'), ('result', ''))
+            for kind, start in (('input', 'input_'), ('result', ''))
         }
         for figure in one.protocol
         if isinstance(result.images[0][figure.key], bool)

@@ -82,13 +82,6 @@ def test_the_seed_decides_the_order_and_all_orders_are_equally_likely():
     assert first_epoch(7) == first_epoch(7)
 
 
-def test_the_order_has_no_memory():
-    order = TrainingOrder(100, seed=1)
-    expected = {number: TrainingOrder(100, seed=1).index(number) for number in range(500)}
-    for number in np.random.default_rng(0).permutation(500).tolist():
-        assert order.index(number) == expected[number]
-
-
 # Batches
 
 

@@ -6,29 +6,13 @@ import pickle
 import lmdb
 import numpy as np
 import pytest
+from data_files import refusal, write_lmdb
 from torch.utils.data import DataLoader
 
 from basicsr.data.sources import FolderSource, LMDBSource, open_source, read_meta_info
 from basicsr.utils.errors import DataError
 
 RNG = np.random.default_rng(0)
-
-
-def write_lmdb(folder, images, lines=None):
-    """`images`: key → bytes. As BasicSR writes it, except for the order of the lines."""
-    with lmdb.open(str(folder), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
-        for key, data in images.items():
-            transaction.put(key.encode(), data)
-    lines = [f'{key}.png (20,30,3) 1' for key in images] if lines is None else lines
-    (folder / 'meta_info.txt').write_text('\n'.join(lines) + '\n')
-    return folder
-
-
-def refusal(act):
-    with pytest.raises(DataError) as caught:
-        act()
-    assert '\n' not in str(caught.value)
-    return str(caught.value)
 
 
 # Folders
@@ -214,23 +198,6 @@ def test_an_lmdb_that_does_not_match_its_meta_info_is_refused(tmp_path):
 
 
 # Errors
-
-
-class _Failing:
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        try:
-            raise OSError('unrelated')
-        except OSError:
-            raise DataError('a/DataError: x.png: is empty') from None
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_an_error_from_a_worker_keeps_its_message(workers):
-    loader = DataLoader(_Failing(), num_workers=workers)
-    assert refusal(lambda: list(loader)) == 'a/DataError: x.png: is empty'
 
 
 def test_an_error_keeps_its_message_when_pickled():

@@ -37,11 +37,6 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def other_folder(tmp_path):
-    return write_photographs(tmp_path / 'others', 'd.png', 'e.png')
-
-
-@pytest.fixture
 def pairs(tmp_path):
     """Real ones, for Dataset_PairedImage."""
     return {
@@ -54,36 +49,27 @@ def same(one, other):
     return one['name'] == other['name'] and all(torch.equal(one[kind], other[kind]) for kind in ('lq', 'gt'))
 
 
-def differ(one, other):
-    return not torch.equal(one['lq'], other['lq'])
-
-
 # --- synthetic ----------------------------------------------------------------------------------------------
 
 
-def test_a_sample_is_a_pair_of_patches(folder):
-    dataset = Dataset_SyntheticBlur(dataroot_gt=folder)
+def test_a_sample_is_a_pair_of_patches_that_depends_only_on_its_key(folder):
+    dataset, again = (Dataset_SyntheticBlur(dataroot_gt=folder) for _ in range(2))
     assert (len(dataset), dataset.channels) == (3, 3)
-    for number in range(8):
-        sample = dataset[KEY._replace(number=number, index=number % 3)]
+    samples = [dataset[KEY._replace(number=number, index=number % 3)] for number in range(8)]
+    for number, sample in enumerate(samples):
         assert sample['name'] == 'abc'[number % 3]
         for kind in ('lq', 'gt'):
             assert sample[kind].dtype == torch.uint8 and sample[kind].shape == (3, 32, 32)
-
-
-def test_a_sample_depends_only_on_its_key(folder):
-    dataset, again = (Dataset_SyntheticBlur(dataroot_gt=folder) for _ in range(2))
-    dataset[KEY._replace(number=3)]  # there is no state
-    assert same(dataset[KEY], again[KEY])
+    assert same(again[KEY._replace(number=4)], samples[4])  # there is no state
     for other in (KEY._replace(number=6), KEY._replace(seed=8), KEY._replace(index=2)):
-        assert differ(dataset[KEY], dataset[other])
+        assert not torch.equal(dataset[KEY]['lq'], dataset[other]['lq'])
 
 
 def test_another_process_makes_the_same_bytes(folder):
     code = (
         'import zlib; from basicsr.data.sampler import SampleKey; '
         'from basicsr.data.synthetic_blur_dataset import Dataset_SyntheticBlur; '
-        f'sample = Dataset_SyntheticBlur(dataroot_gt={folder!r}, foreground=1)[SampleKey{tuple(KEY)}]; '
+        f'sample = Dataset_SyntheticBlur(dataroot_gt={folder!r}, foreground=1, jpeg=1)[SampleKey{tuple(KEY)}]; '
         'checksum = zlib.crc32(sample["lq"].numpy().tobytes() + sample["gt"].numpy().tobytes())'
     )
     here = {}
@@ -102,20 +88,13 @@ def test_a_full_size_pair_depends_only_on_its_index(folder):
     assert list(range(3)) == [index for index, _ in enumerate(dataset)]  # a large index ends the loop
 
 
-def test_colours_are_in_the_order_of_the_file(tmp_path):
-    image = np.zeros((40, 40, 3), np.uint8)
-    image[..., 2] = 200  # red, to OpenCV
+def test_colours_are_in_the_order_of_the_file_and_16_bit_photographs_become_8_bit(tmp_path):
+    image = np.zeros((40, 40, 3), np.uint16)
+    image[..., 2] = 257 * 200  # red, to OpenCV
     (tmp_path / 'red').mkdir()
-    cv2.imwrite(str(tmp_path / 'red/red.png'), image)
+    cv2.imwrite(str(tmp_path / 'red' / 'a.png'), image)
     dataset = Dataset_SyntheticBlur(dataroot_gt=str(tmp_path / 'red'), gain=[1, 1])
-    assert dataset[0]['gt'].flatten(1).float().mean(dim=1).tolist() == [200, 0, 0]
-
-
-def test_16_bit_photographs_become_8_bit(tmp_path):
-    (tmp_path / 'deep').mkdir()
-    cv2.imwrite(str(tmp_path / 'deep/a.png'), np.full((40, 40, 3), 257 * 120, np.uint16))
-    dataset = Dataset_SyntheticBlur(dataroot_gt=str(tmp_path / 'deep'), gain=[1, 1])
-    assert dataset[0]['gt'].unique().tolist() == [120]
+    assert [plane.unique().tolist() for plane in dataset[0]['gt']] == [[200], [0], [0]]
 
 
 def test_photographs_in_memory_give_the_same_samples(folder):
@@ -141,10 +120,12 @@ def test_augmentation_is_one_symmetry_for_both(folder):
     assert turned > 3
 
 
-def test_several_folders_are_one_dataset(folder, other_folder):
-    dataset = Dataset_SyntheticBlur(dataroot_gt=[folder, other_folder])
-    assert [dataset[index]['name'] for index in range(len(dataset))] == ['a', 'b', 'c', 'd', 'e']
-    assert dataset.files(1).endswith('photographs/b.jpg') and dataset.files(4).endswith('others/e.png')
+def test_several_folders_are_one_dataset_with_unique_names(tmp_path, folder):
+    others = write_photographs(tmp_path / 'others', 'b.png', 'b-1.png')
+    dataset = Dataset_SyntheticBlur(dataroot_gt=[folder, others])
+    names = [dataset[index]['name'] for index in range(len(dataset))]
+    assert names[0] == 'a' and names[2] == 'c' and len({*names}) == 5
+    assert dataset.files(1).endswith('photographs/b.jpg') and dataset.files(4).endswith('others/b-1.png')
 
 
 def test_invalid_folders_are_refused(tmp_path, folder):
@@ -168,54 +149,12 @@ def test_every_parameter_is_a_key_with_a_description():
     assert described['shake']['default'] == list(parameters['shake'].default)
 
 
-def test_names_are_unique_over_several_folders(tmp_path, folder):
-    again = write_photographs(tmp_path / 'again', 'b.png', 'b-1.png')
-    dataset = Dataset_SyntheticBlur(dataroot_gt=[folder, again])
-    names = [dataset[index]['name'] for index in range(5)]
-    assert names[0] == 'a' and names[2] == 'c' and len({*names}) == 5
-
-
 # --- mixed --------------------------------------------------------------------------------------------------
 
 
-def mixed(folder, pairs, weights, **changes):
-    return Dataset_Mixed(
-        [
-            {'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder, 'weight': weights[0], **changes},
-            {'type': 'Dataset_PairedImage', **pairs, 'weight': weights[1]},
-        ]
-    )
-
-
-@pytest.mark.parametrize('weights', [(1, 1), (3, 1), (0.5, 4.5)])
-def test_sets_are_drawn_by_weight(folder, pairs, weights):
-    dataset = mixed(folder, pairs, weights)
-    count, expected = 4000, weights[0] / sum(weights)
-    keys = [SampleKey(0, number, 32, 100) for number in range(count)]
-    choices = [np.random.Generator(key.generator().bit_generator.jumped()) for key in keys]
-    found = np.mean([dataset._drawn(choice) is dataset.sets[0] for choice in choices])
-    assert found == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / count))
-
-
-def test_the_samples_are_those_of_the_sets(folder, pairs):
-    dataset = mixed(folder, pairs, (1, 1))
-    own = (Dataset_SyntheticBlur(dataroot_gt=folder), Dataset_PairedImage(**pairs))
-    seen = set()
-    for number in range(12):
-        key = SampleKey(number, number, 32, 4)
-        found = [same(dataset[key], each[key._replace(index=number % len(each))]) for each in own]
-        assert sum(found) == 1
-        seen.add(found.index(True))
-    assert seen == {0, 1}
-
-
-def test_the_choice_is_independent_of_what_is_drawn_for_the_sample():
-    first, choices = [], []
-    for number in range(2000):
-        key = SampleKey(0, number, 32, 1)
-        first.append(key.generator().random())
-        choices.append(np.random.Generator(key.generator().bit_generator.jumped()).random())
-    assert abs(np.corrcoef(first, choices)[0, 1]) < 0.08
+def mixed(folder, pairs, **changes):
+    sets = [{'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder}, {'type': 'Dataset_PairedImage', **pairs}]
+    return Dataset_Mixed(sets, **changes)
 
 
 class Visits:
@@ -228,21 +167,50 @@ class Visits:
         return len(self.counts)
 
     def __getitem__(self, key):
-        self.counts[key.index] += 1
+        self.counts[key if isinstance(key, int) else key.index] += 1
+
+
+@pytest.mark.parametrize('weights', [(1, 1), (3, 1), (0.5, 4.5)])
+@pytest.mark.parametrize('training', [True, False])
+def test_sets_are_drawn_by_weight_and_not_by_the_random_numbers_of_the_sample(folder, weights, training):
+    section = {'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder}
+    dataset = Dataset_Mixed([{**section, 'weight': weight} for weight in weights])
+    dataset.sets = [Visits(500), Visits(500)]
+    chosen, drawn = [], []
+    for number in range(ROUNDS * 500):
+        key = SampleKey(number, number, 32, 100) if training else number
+        before = dataset.sets[0].counts.sum()
+        dataset[key]
+        chosen.append(dataset.sets[0].counts.sum() > before)
+        drawn.append((key.generator() if training else np.random.default_rng(number)).random())
+    expected = weights[0] / sum(weights)
+    assert np.mean(chosen) == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / len(chosen)))
+    assert abs(np.corrcoef(chosen, drawn)[0, 1]) < 0.08
+
+
+def test_the_samples_are_those_of_the_sets(folder, pairs):
+    dataset = mixed(folder, pairs)
+    own = (Dataset_SyntheticBlur(dataroot_gt=folder), Dataset_PairedImage(**pairs))
+    seen = set()
+    for number in range(12):
+        key = SampleKey(number, number, 32, 4)
+        found = [same(dataset[key], each[key._replace(index=number % len(each))]) for each in own]
+        assert sum(found) == 1
+        seen.add(found.index(True))
+    assert seen == {0, 1}
+    assert same(dataset[3], dataset[3]) and dataset.channels == 3
+    assert re.search(r'photographs/c\.webp or .*lq/2\.png$', dataset.files(17))
 
 
 def test_an_epoch_has_every_pair_about_as_often(folder, pairs):
-    dataset = mixed(folder, pairs, (1, 1))
+    dataset = mixed(folder, pairs)
     assert len(dataset) == ROUNDS * 5
     for pairs_of_set in (3, 5):
         visits = Visits(pairs_of_set)
-        dataset._drawn = lambda generator, visits=visits: visits
-        for index in range(len(dataset)):
+        dataset.sets = [visits, visits]
+        for index in range(ROUNDS * 5):
             dataset[SampleKey(index, 0, 32, 1)]
         assert visits.counts.min() >= ROUNDS and np.ptp(visits.counts) <= 1
-    dataset = mixed(folder, pairs, (1, 1))
-    assert re.search(r'photographs/c\.webp or .*lq/2\.png$', dataset.files(17))
-    assert same(dataset[3], dataset[3]) and dataset.channels == 3
 
 
 def test_sets_of_grey_and_coloured_images_are_not_mixed(folder, pairs):
@@ -251,26 +219,8 @@ def test_sets_of_grey_and_coloured_images_are_not_mixed(folder, pairs):
         Dataset_Mixed([{'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder}, grey])
 
 
-def test_the_set_of_a_whole_pair_is_not_chosen_by_the_random_numbers_of_the_pair(folder, pairs, monkeypatch):
-    dataset, numbers = mixed(folder, pairs, (1, 1)), []
-
-    def drawn(mixed, generator):
-        numbers.append(generator.random())
-        return mixed.sets[0]
-
-    monkeypatch.setattr(Dataset_Mixed, '_drawn', drawn)
-    for index in range(3):
-        dataset[index]
-    assert not {*numbers} & {np.random.default_rng(index).random() for index in range(3)}
-
-
 def test_photographs_are_kept_in_the_sets_that_can(folder, pairs):
-    dataset = Dataset_Mixed(mixed_sections(folder, pairs), in_memory=True)
-    assert [len(each._kept) for each in dataset.sets] == [3, 5]
-
-
-def mixed_sections(folder, pairs):
-    return [{'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder}, {'type': 'Dataset_PairedImage', **pairs}]
+    assert [len(each._kept) for each in mixed(folder, pairs, in_memory=True).sets] == [3, 5]
 
 
 # --- option files -------------------------------------------------------------------------------------------

