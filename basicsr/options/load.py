@@ -73,13 +73,3 @@ def _import_custom(modules: Any) -> Iterator[Mistake]:
                 reason = ' '.join(f'{type(error).__name__}: {error}'.split())
                 found = f'{show(name)}, whose import fails ({reason})'
                 yield Mistake(('custom_imports', index), found, 'modules that can be imported')
-
-
-def load_options(
-    path: str | Path, settings: Iterable[str] = ()
-) -> tuple[RunOptions | None, dict[str, Any], list[str]]:
-    """(options, data, mistakes) of the keys one by one."""
-    try:
-        return read_options(path, settings), read_file(path, settings).data, []
-    except OptionError as error:
-        return None, {}, error.mistakes

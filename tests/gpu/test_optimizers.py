@@ -9,7 +9,7 @@ from kill_and_resume import options
 
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.models.optimizers import Muon
-from basicsr.options.load import load_options
+from basicsr.options.load import read_options
 from basicsr.utils.dist import Rank
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -54,8 +54,7 @@ def test_from_the_first_bad_step_on_no_bit_changes_and_its_iteration_is_named(tm
     file.write_text(
         yaml.safe_dump(options(tmp_path, 'unit', optim_g={'type': 'Muon', 'lr': 1e-3}, ema_decay=0.5))
     )
-    checked, _, mistakes = load_options(file)
-    assert not mistakes
+    checked = read_options(file)
     model = ImageCleanModel(checked, torch.device('cuda'), Rank())
     lq, gt = torch.rand(2, 4, 3, 16, 16)
     batch = {'lq': lq, 'gt': gt}

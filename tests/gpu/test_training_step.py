@@ -10,7 +10,7 @@ import yaml
 from kill_and_resume import options
 
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
-from basicsr.options.load import load_options
+from basicsr.options.load import read_options
 from basicsr.utils.dist import Rank
 from basicsr.utils.registry import OPTIMIZER_REGISTRY
 
@@ -27,8 +27,7 @@ def make(tmp_path):
         content['network_g'].update(network_g or {})
         file = tmp_path / 'options.yml'
         file.write_text(yaml.safe_dump(content))
-        checked, _, mistakes = load_options(file)
-        assert not mistakes
+        checked = read_options(file)
         return ImageCleanModel(checked, torch.device('cuda', 0), Rank())
 
     return make

@@ -20,7 +20,7 @@ from basicsr.inference import Restorer
 from basicsr.models import image_clean_model
 from basicsr.models.image_clean_model import ImageCleanModel, NonFiniteError
 from basicsr.models.recorded import RecordedGradient
-from basicsr.options.load import load_options
+from basicsr.options.load import read_options
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.dist import Rank
 from basicsr.utils.errors import CheckpointError, DeviceError
@@ -41,8 +41,7 @@ def make(tmp_path):
         content['path'] = path or {}
         file = tmp_path / 'options.yml'
         file.write_text(yaml.safe_dump(content))
-        checked, _, mistakes = load_options(file)
-        assert not mistakes
+        checked = read_options(file)
         return ImageCleanModel(checked, CPU, Rank())
 
     return make

@@ -18,7 +18,7 @@ from kill_and_resume import ROOT, options
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sampler import TrainingBatches, TrainingOrder, stages_of
 from basicsr.models.image_clean_model import ImageCleanModel
-from basicsr.options.load import load_options
+from basicsr.options.load import read_options
 from basicsr.training import preflight
 from basicsr.training.preflight import check_memory
 from basicsr.utils.cli import run
@@ -38,8 +38,7 @@ def prepare(runs, tmp_path):
             content['datasets']['train'].update(zip(names, map(list, zip(*stages, strict=True)), strict=True))
         path = tmp_path / 'options.yml'
         path.write_text(yaml.safe_dump(content))
-        checked, _, mistakes = load_options(path)
-        assert not mistakes
+        checked = read_options(path)
         model = ImageCleanModel(checked, torch.device('cpu'), Rank())
         stages = stages_of(checked.datasets['train'])
         batches = TrainingBatches(TrainingOrder(6, 5), stages, first, sum(stages.iters))
