@@ -19,6 +19,7 @@ ROUNDS = 8  # visits, in an epoch, of every pair of the largest of several sets
 
 class SetOptions(Component):
     _place = '_in_sets'
+    _excluded = ('Dataset_Mixed',)  # both would draw the same random number
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often a sample is of this set, relative to the others."""
@@ -78,8 +79,6 @@ class Dataset_Mixed(Dataset):
 
 
 def _build(section: SetOptions, number: int, in_memory: bool) -> Any:
-    if section.type == Dataset_Mixed.__name__:  # both would draw the same random number
-        raise DataError(f'sets: found {section.type} as set {number}; allowed: other datasets')
     if getattr(section, 'dataroot_gt', '') is None:
         raise DataError(f'sets: found no dataroot_gt in set {number}; allowed: a value, to train')
     settings = {'in_memory': True} if in_memory and 'in_memory' in section.parameters else {}

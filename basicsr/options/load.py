@@ -29,9 +29,10 @@ def read_options(
     mistakes = list(_import_custom(file.data.get('custom_imports')))
     options, invalid = validate(file.data)
     mistakes += invalid
-    valid, left_out = _valid_part(file.data)
-    if valid is not None and purpose is not None:
-        mistakes += find_mistakes(valid, left_out, purpose, world_size)
+    if purpose is not None:
+        valid, left_out = (options, set()) if options is not None else _valid_part(file.data)
+        if valid is not None:
+            mistakes += find_mistakes(valid, left_out, purpose, world_size)
     lines = file.report(mistakes)
     if lines or options is None:
         raise OptionError(lines)

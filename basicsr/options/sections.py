@@ -44,7 +44,7 @@ def _folder_name(name: str) -> str:
 
 def _registered_model(name: str) -> str:
     if name not in MODEL_REGISTRY.names():
-        raise unregistered(MODEL_REGISTRY, 'literal_error')
+        raise unregistered(MODEL_REGISTRY.names(), 'literal_error')
     return name
 
 

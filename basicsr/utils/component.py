@@ -13,7 +13,7 @@ import re
 import textwrap
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Optional, TypeVar
 
@@ -49,6 +49,8 @@ class Component(Section):
     """(n, names): positional and named parameters that the caller supplies."""
     _place: ClassVar[str] = ''
     """Suffix in the JSON schema, if another kind of section has the same types."""
+    _excluded: ClassVar[tuple[str, ...]] = ()
+    """Registered names that are no types of this section."""
 
     type: str
 
@@ -87,7 +89,7 @@ class Registered:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         base = schema['metadata']['base']
-        models = {name: _model(name, self.registry.get(name), base) for name in self.registry.names()}
+        models = {name: _model(name, self.registry.get(name), base) for name in types_of(self.registry, base)}
         choices = {name: model.__pydantic_core_schema__ for name, model in models.items()}
         return handler(core_schema.tagged_union_schema(choices, discriminator='type'))
 
@@ -99,16 +101,20 @@ def component(registry: Registry, section: Any, base: type[AnyComponent]) -> Any
     if not isinstance(section, dict):
         raise PydanticCustomError('dict_type', 'Input should be a mapping')
     name = section.get('type')
-    if name not in registry.names():
-        error = unregistered(registry, 'literal_error' if 'type' in section else 'missing')
+    if name not in types_of(registry, base):
+        error = unregistered(types_of(registry, base), 'literal_error' if 'type' in section else 'missing')
         details = {'type': error, 'loc': ('type',), 'input': name}
         raise ValidationError.from_exception_data(registry.kind, [details])  # type: ignore[list-item]
     # JSON: in pydantic's strict mode it alone lets a list be a tuple.
     return _model(name, registry.get(name), base).model_validate_json(json.dumps(section), strict=True)
 
 
-def unregistered(registry: Registry, kind: Literal['literal_error', 'missing']) -> PydanticCustomError:
-    expected = ', '.join(f'"{name}"' for name in registry.names())
+def types_of(registry: Registry, base: type[Component]) -> list[str]:
+    return [name for name in registry.names() if name not in base._excluded]
+
+
+def unregistered(names: Iterable[str], kind: Literal['literal_error', 'missing']) -> PydanticCustomError:
+    expected = ', '.join(f'"{name}"' for name in names)
     return PydanticCustomError(kind, 'Input should be {expected}', {'expected': expected})
 
 
