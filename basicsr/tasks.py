@@ -91,7 +91,6 @@ MOTION_DEBLURRING = Task(
     folder='Motion_Deblurring',
     weights=RemoteFile(
         url='https://github.com/swz30/Restormer/releases/download/v1.0/motion_deblurring.pth',
-        size=104_700_429,
         sha256='194e38fb5b607c9dc5a5b3e08e65b2e79ee2bf0ef5048e0612f6b2ff2f79da31',
     ),
     shipped='motion_deblurring_compact.pth',

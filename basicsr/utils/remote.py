@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 class RemoteFile(NamedTuple):
     url: str
-    size: int  # bytes
     sha256: str
 
     @property

@@ -82,7 +82,7 @@ def published(tmp_path_factory, monkeypatch):
     """The file at the URL of the published weights."""
     path = tmp_path_factory.mktemp('server') / 'motion_deblurring.pth'
     path.write_bytes(CONTENT)
-    with_task(monkeypatch, weights=RemoteFile(path.as_uri(), len(CONTENT), sha256(CONTENT).hexdigest()))
+    with_task(monkeypatch, weights=RemoteFile(path.as_uri(), sha256(CONTENT).hexdigest()))
     return path
 
 
