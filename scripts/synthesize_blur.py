@@ -318,9 +318,9 @@ def sheet(folder: Path, pairs: list[Pair]) -> Image:
     """Returns the centres of some sharp and blurred images, side by side."""
     chosen = np.linspace(0, len(pairs) - 1, min(len(pairs), SHEET_PAIRS)).astype(int)
     tiles = [_centre(pairs[index].path(folder, role)) for index in chosen for role in ('target', 'input')]
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % SHEET_COLUMNS)
-    rows = range(0, len(tiles), SHEET_COLUMNS)
-    return np.vstack([np.hstack(tiles[start : start + SHEET_COLUMNS]) for start in rows])
+    columns = min(SHEET_COLUMNS, len(tiles))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
 
 
 def _centre(path: Path) -> Image:

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import os
 import socket
+import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from http.client import HTTPException
@@ -97,7 +98,7 @@ def main(args: argparse.Namespace, folder: str, weights: RemoteFile, archives: S
 
 
 def get_weights(remote: RemoteFile, folder: Path, force: bool) -> None:
-    """Downloads weights into a folder that has none of that name. Raises DownloadError."""
+    """Downloads weights into a folder, unless it has them. Raises DownloadError."""
     path = folder / remote.name
     if path.exists():
         if hashlib.sha256(path.read_bytes()).hexdigest() == remote.sha256:
@@ -132,7 +133,7 @@ class Download:
         self.path = datasets / archive.name
 
     def get(self, wanted: Sequence[DataSet], keep_archive: bool) -> None:
-        """Raises a UserError; the sets that are not complete are then as before."""
+        """Raises a UserError or OSError; the sets that are not complete are then as before."""
         missing = []
         for one in wanted:
             place = self.datasets / one.place
@@ -236,4 +237,9 @@ def fetch_from_drive(file_id: str, path: Path) -> None:
             f'{path}: the download from Google Drive failed: {type(error).__name__}: {text}; repeating the command '
             f'resumes it (if it never succeeds, remove {part.name}*)'
         ) from None
+    if not zipfile.is_zipfile(part):
+        part.unlink(missing_ok=True)
+        raise DownloadError(
+            f'{path}: found no zip archive in the answer of Google Drive; nothing of it was kept'
+        )
     part.replace(path)

@@ -20,6 +20,7 @@ ROUNDS = 8  # visits, in an epoch, of every pair of the largest of several sets
 class SetOptions(Component):
     _place = '_in_sets'
     _excluded = ('Dataset_Mixed',)  # both would draw the same random number
+    _supplied = 0, frozenset({'weight'})
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often a sample is of this set, relative to the others."""
@@ -44,6 +45,8 @@ class Dataset_Mixed(Dataset):
         sets: Annotated[Sequence[Annotated[SetOptions, Registered(DATASET_REGISTRY)]], Field(min_length=1)],
         in_memory: bool = False,
     ) -> None:
+        if not sets:
+            raise DataError('sets: found []; allowed: 1 set or more')
         sections = [component(DATASET_REGISTRY, section, SetOptions) for section in sets]
         self.sets = [_build(section, number, in_memory) for number, section in enumerate(sections, 1)]
         channels = [getattr(dataset, 'channels', 3) for dataset in self.sets]

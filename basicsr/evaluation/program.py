@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from basicsr.tasks import PROTOCOLS, Figure, Task, TestSet, default_weights
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_tlc, at_least, usage_errors
 from basicsr.utils.errors import CheckpointError, DataError, UsageError
-from basicsr.utils.files import absolute, as_json, atomic_write
+from basicsr.utils.files import absolute, as_json, atomic_write, check_writable
 from basicsr.utils.parallel import processors
 from basicsr.utils.registry import METRIC_REGISTRY
 from basicsr.utils.text import listed
@@ -81,7 +80,7 @@ def main(args: argparse.Namespace, task: Task) -> int:
         print(sentence, file=sys.stderr, flush=True)
     if not chosen:
         raise UsageError('no test set to measure on')
-    sets = [(one, open_set(one, args.limit)) for one in chosen]  # before any work
+    sets = [(one, open_set(one, args)) for one in chosen]  # before any work
     about: dict[str, object] = {'limit': args.limit}
     restore, device = None, torch.device('cpu')
     if args.restored_dir:
@@ -128,16 +127,17 @@ def check_args(args: argparse.Namespace) -> None:
         raise UsageError('--datasets: found together with --input_dir; allowed: one of them')
     if args.protocol and not args.input_dir:
         raise UsageError('--protocol: allowed with --input_dir only, as each test set has its own')
-    if args.restored_dir:
-        for name in ('weights', 'tlc', 'precision', 'device', 'save_dir'):
-            if getattr(args, name) is not None:
-                raise UsageError(
-                    f'--restored_dir: found with --{name}; allowed: without, as no image is restored'
-                )
-    if args.save_dir and args.save_dir / 'pairs' in (args.input_dir, args.target_dir):
-        raise UsageError(f'--save_dir: results would replace the images of {args.save_dir / "pairs"}')
-    if args.json and (args.json.is_dir() or not os.access(args.json.parent, os.W_OK)):  # before hours of work
-        raise UsageError(f'--json: {args.json} cannot be written; allowed: a file in a folder that exists')
+    for name in ('weights', 'tlc', 'precision', 'device', 'save_dir') if args.restored_dir else ():
+        if (value := getattr(args, name)) is not None:
+            flag = '--no-tlc' if value is False else f'--{name}'
+            raise UsageError(f'--restored_dir: found with {flag}; allowed: without, as no image is restored')
+    if args.json:
+        try:
+            check_writable(args.json.parent)  # before hours of work
+        except OSError as error:
+            raise UsageError(f'--json: {args.json} cannot be written ({error.strerror})') from None
+        if args.json.is_dir():
+            raise UsageError(f'--json: found the folder {args.json}; allowed: a file')
 
 
 # --- what to measure on -------------------------------------------------------------------------------------
@@ -192,10 +192,13 @@ def chosen_sets(args: argparse.Namespace, task: Task) -> tuple[list[ChosenSet], 
     return chosen, missing
 
 
-def open_set(one: ChosenSet, limit: int | None) -> ImageSet:
-    """Raises DataError on images without a partner."""
+def open_set(one: ChosenSet, args: argparse.Namespace) -> ImageSet:
+    """Raises DataError on images without a partner, or that the results would replace."""
     pairs = Dataset_PairedImage(str(one.input), str(one.target))
-    return RestoredPairs(pairs, one.restored, limit) if one.restored else pairs
+    save = args.save_dir / one.name if args.save_dir else None
+    if save and save.exists() and any(save.samefile(folder) for folder in (one.input, one.target)):
+        raise DataError(f'--save_dir: found {save}, which holds images of the set; allowed: another folder')
+    return RestoredPairs(pairs, one.restored, args.limit) if one.restored else pairs
 
 
 class RestoredPairs:

@@ -1,8 +1,8 @@
 """Learning rates as pure functions of the iteration: nothing to save, nothing to step, no torch.
 
 A schedule counts its iteration i from 0, and training its step n from 1: `learning_rate` uses i = n − 1, and adds the
-warm-up. The keys of `train.scheduler` are the fields of the class that `type` names: a new schedule is a class here, or
-in a module of `custom_imports`.
+warm-up. The keys of `train.scheduler` are the parameters of the class or function that `type` names: a new schedule is
+a class here, or in a module of `custom_imports`.
 
 >>> paper = CosineAnnealingRestartCyclicLR(periods=[92000, 208000], eta_mins=[3e-4, 1e-6])
 >>> paper.covers

@@ -78,7 +78,7 @@ class Run:
         except Exception as error:
             reason = ' '.join(str(error).split())
             named = re.fullmatch(REFUSAL, reason)
-            parameters = getattr(section, 'parameters', ())
+            parameters = getattr(section, 'parameters', type(section).model_fields)
             if any((*key, name) in self.left_out for name in parameters):
                 pass  # the default of an invalid key may be the reason
             elif named and named[1] in type(section).model_fields:
@@ -167,7 +167,7 @@ def check_names(run: Run) -> None:
     users: dict[str, str] = {}
     for phase, section in run.test_sets.items():
         key: Key = ('datasets', phase) if section.name is None else ('datasets', phase, 'name')
-        name = section.name or phase
+        name = phase if section.name is None else section.name
         if not is_folder_name(name):
             run.report(key, show(name), 'the name of a folder, at most 200 bytes, without slashes')
         if users.setdefault(name, phase) != phase:
@@ -265,10 +265,11 @@ def check_stages(run: Run, loader: LoaderOptions, train: TrainOptions) -> None:
 
 
 def check_batches(run: Run, loader: LoaderOptions, train: TrainOptions) -> None:
-    """The global batch can be shared by the processes, and the training set has at least one."""
+    """The processes can share the global batch, and the training set has at least one of them."""
     num_gpu = run.options.num_gpu
     each = run.attempt((), run.options, lambda: accumulation(train.accumulate, num_gpu, run.world_size))
-    if each is None or 'train' not in run.built_sets:
+    is_known = (*TRAIN_SET, 'dataset_enlarge_ratio') not in run.left_out
+    if each is None or not is_known or 'train' not in run.built_sets:
         return
     count = run.world_size * each
     samples = len(run.built_sets['train']) * loader.dataset_enlarge_ratio
@@ -284,7 +285,8 @@ def check_checkpointing(run: Run, loader: LoaderOptions, train: TrainOptions) ->
     key = ('train', 'activation_checkpointing')
     asked, name = train.activation_checkpointing, run.options.network_g.type
     stages = 1 if loader.iters is None else len(loader.iters)
-    if isinstance(asked, list) and len(asked) != stages:
+    is_known = (*TRAIN_SET, 'iters') not in run.left_out
+    if isinstance(asked, list) and len(asked) != stages and is_known:
         allowed = f'true, false, or a list with one for each stage, {stages}'
         run.report(key, f'{len(asked)} items', allowed)
     if asked and not hasattr(ARCH_REGISTRY.get(name), 'checkpointing'):
@@ -390,7 +392,9 @@ def check_precision(run: Run) -> None:
     for section, precision in asked.items():
         if precision == 'fp16' and run.options.num_gpu == 0:
             found = '"fp16" on the CPU, where it is neither fast nor safe'
-            run.report((section, 'precision'), found, 'fp32, bf16')
+            run.report(
+                (section, 'precision'), found, 'fp32, bf16, fp64' if section == 'train' else 'fp32, bf16'
+            )
 
 
 def find_mistakes(options: RunOptions, left_out: set[Key], purpose: Purpose, world_size: int) -> list[Mistake]:
@@ -399,12 +403,13 @@ def find_mistakes(options: RunOptions, left_out: set[Key], purpose: Purpose, wor
     for check in (check_required, check_names, check_weights, check_data):
         check(run)
     train, loader = options.train, options.datasets.get('train')
-    if run.is_training and train is not None and loader is not None:
-        check_stages(run, loader, train)
-        check_batches(run, loader, train)
-        check_checkpointing(run, loader, train)
+    if run.is_training and train is not None:
         check_scheduler(run, train)
         check_losses(run, train)
+        if loader is not None:
+            check_stages(run, loader, train)
+            check_batches(run, loader, train)
+            check_checkpointing(run, loader, train)
     for check in (check_sizes, check_network, check_metrics, check_precision):
         check(run)
     return run.mistakes

@@ -48,6 +48,7 @@ def _valid_part(data: dict[str, Any]) -> tuple[RunOptions | None, set[Key]]:
     data = copy.deepcopy(data)
     left_out: set[Key] = set()
     while True:
+        data.setdefault('name', 'unnamed')
         options, mistakes = validate(data)
         if options is not None:
             return options, left_out

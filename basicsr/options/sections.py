@@ -29,9 +29,12 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 WITHOUT_EFFECT = ('scale', 'datasets.*.prefetch_mode', 'val.rgb2bgr', 'val.max_minibatch', 'logger.wandb')
 
 
+FOLDER_NAME = r'^[^/\\\x00-\x1f]*[^/\\\x00-\x1f. ][^/\\\x00-\x1f]*$'
+
+
 def is_folder_name(name: str) -> bool:
-    """Whether every file system takes it."""
-    return bool(re.fullmatch(r'[^/\\\x00-\x1f]+', name) and name.strip('. ')) and len(name.encode()) <= 200
+    """Whether it is the name of one folder, of at most 200 bytes."""
+    return bool(re.match(FOLDER_NAME, name)) and len(name.encode()) <= 200
 
 
 def _folder_name(name: str) -> str:
@@ -186,7 +189,7 @@ class ValOptions(Section):
 class RunOptions(Section):
     """An option file of train.py or test.py."""
 
-    name: Annotated[str, AfterValidator(_folder_name)]
+    name: Annotated[str, AfterValidator(_folder_name), Field(json_schema_extra={'pattern': FOLDER_NAME})]
     """The run's folder in experiments/ or results/."""
     model_type: Annotated[
         str,

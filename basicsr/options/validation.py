@@ -86,8 +86,10 @@ def _allowed(error: ErrorDetails) -> str:
     if 'expected' in context:
         return str(context['expected']).replace("'", '"')
     if error['type'] in ('too_short', 'too_long'):
-        count = context.get('min_length', context.get('max_length'))
-        return f'{count} item{"s" * (count != 1)}'
+        limit, count = (
+            ('most', context['max_length']) if 'max_length' in context else ('least', context['min_length'])
+        )
+        return f'at {limit} {count} item{"s" * (count != 1)}'
     message = error['msg'].replace('Input should be ', '').replace('String should have ', 'text with ')
     return _ALLOWED.get(error['type'], message)
 

@@ -28,7 +28,7 @@ from pydantic import (
     create_model,
     model_serializer,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_json
 
 from basicsr.utils.registry import Registry
 
@@ -106,7 +106,8 @@ def component(registry: Registry, section: Any, base: type[AnyComponent]) -> Any
         details = {'type': error, 'loc': ('type',), 'input': name}
         raise ValidationError.from_exception_data(registry.kind, [details])  # type: ignore[list-item]
     # JSON: in pydantic's strict mode it alone lets a list be a tuple.
-    return _model(name, registry.get(name), base).model_validate_json(json.dumps(section), strict=True)
+    text = to_json(section, inf_nan_mode='constants')
+    return _model(name, registry.get(name), base).model_validate_json(text, strict=True)
 
 
 def types_of(registry: Registry, base: type[Component]) -> list[str]:

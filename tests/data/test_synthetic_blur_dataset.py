@@ -5,11 +5,13 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from basicsr.data.blur.parameters import BlurParameters
 from basicsr.data.mixed_dataset import ROUNDS, Dataset_Mixed
@@ -19,6 +21,7 @@ from basicsr.data.synthetic_blur_dataset import Dataset_SyntheticBlur
 from basicsr.options.json_schema import json_schema
 from basicsr.options.load import read_options
 from basicsr.utils.errors import DataError, OptionError
+from basicsr.utils.registry import DATASET_REGISTRY
 
 KEY = SampleKey(index=1, number=5, patch=32, seed=9)
 
@@ -213,6 +216,25 @@ def test_an_epoch_has_every_pair_about_as_often(folder, pairs):
         assert visits.counts.min() >= ROUNDS and np.ptp(visits.counts) <= 1
 
 
+def test_a_set_may_take_a_path_and_have_a_weight_of_its_own(folder, pairs, monkeypatch):
+    monkeypatch.setattr(DATASET_REGISTRY, '_entries', dict(DATASET_REGISTRY._entries))
+
+    @DATASET_REGISTRY.register()
+    class Weighted(Dataset_PairedImage):
+        def __init__(self, root: Path, weight: float = 3.0):
+            self.root, self.weight = root, weight
+            super().__init__(**pairs)
+
+    section = {'type': 'Weighted', 'root': Path(folder), 'weight': 0.25}
+    for weight in (-1, 'x'):
+        with pytest.raises(ValidationError):
+            Dataset_Mixed([{**section, 'weight': weight}])
+    made = Dataset_Mixed([section, {'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder, 'weight': 0.75}])
+    assert made.sets[0].root == Path(folder) and made.sets[0].weight == 3 and made._until.tolist() == [0.25]
+    with pytest.raises(DataError, match='1 set or more'):
+        Dataset_Mixed([])
+
+
 def test_sets_of_grey_and_coloured_images_are_not_mixed(folder, pairs):
     grey = {'type': 'Dataset_PairedImage', **pairs, 'channels': 1}
     with pytest.raises(DataError, match='found images of 3 and 1 channels; allowed: the same number'):
@@ -259,7 +281,7 @@ def test_both_can_stand_in_an_option_file(tmp_path, folder):
         ('type: Dataset_SyntheticBlur, dataroot_gt: [nowhere]', 'train.dataroot_gt: found "nowhere"'),
         ('type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, fov: [9, 2]', r'train.fov: found \[9.*; allowed: \[lo, hi'),
         ('type: Dataset_SyntheticBlur, dataroot_gt: FOLDER, jpeg: x', 'train.jpeg: found "x"; allowed: a number'),
-        ('type: Dataset_Mixed, sets: []', r'train.sets: found \[\]; allowed: 1 item'),
+        ('type: Dataset_Mixed, sets: []', r'train.sets: found \[\]; allowed: at least 1 item'),
         ('type: Dataset_Mixed, sets: [x]', 'train.sets.0: found "x"; allowed: a mapping'),
         ('type: Dataset_Mixed, sets: [{weight: 2}]', 'train.sets.0.type: found nothing; allowed: "Dataset_Pa'),
         ('type: Dataset_Mixed, sets: [{type: Dataset_Mixed, sets: [SET]}]',

@@ -129,6 +129,18 @@ def is_close(found, wanted):
         )
 
 
+@pytest.mark.parametrize('place', ['.', 'link'])
+def test_results_do_not_replace_the_images_of_the_set(here, capsys, place):
+    (here / 'data' / 'GoPro' / 'input').rename(here / 'pairs')
+    (here / 'data' / 'GoPro' / 'target').rename(here / 'target')
+    (here / 'link').symlink_to(here)
+    before = {path: path.read_bytes() for path in here.glob('*/*.png')}
+    own = ['--input_dir', 'pairs', '--target_dir', 'target', '--save_dir', place]
+    assert run(*NETWORK, *own) == 1
+    assert 'which holds images of the set; allowed: another folder' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in here.glob('*/*.png')} == before
+
+
 def test_network_on_all_sets_in_the_folder(here, capsys):
     assert run(*NETWORK, '--workers', 2, '--save_dir', 'saved') == 0
     out, error = capsys.readouterr()
@@ -375,16 +387,13 @@ WRONG = {
     ),
     'no TLC where nothing is restored': (
         ['--restored_dir', 'a', '--no-tlc'],
-        '--restored_dir: found with --tlc',
-    ),
-    'results in place of the images': (
-        ['--input_dir', 'a/pairs', '--target_dir', 'b', '--save_dir', 'a'],
-        '--save_dir: results would replace the images of ',
+        '--restored_dir: found with --no-tlc',
     ),
     'workers': (['--workers', '0'], 'argument --workers: found 0; allowed: 1 or more'),
     'limit': (['--limit', '0'], 'argument --limit: found 0; allowed: 1 or more'),
     'json': (['--json', 'no/out.json'], 'no/out.json cannot be written'),
-    'json as a folder': (['--json', 'data'], 'data cannot be written'),
+    'json in a file': (['--json', f'restored/{NAMES[0]}.png/x'], 'cannot be written (Not a directory)'),
+    'json as a folder': (['--json', 'data'], '--json: found the folder '),
     'weights': (['--weights', 'none.pth'], 'none.pth: there is no such weights file'),
     'tlc': ([*NETWORK, '--tlc', '9'], 'tlc: found 9; allowed: a window of a positive multiple of 8'),
     'precision': ([*NETWORK, '--precision', 'fp64'], "precision: found 'fp64'; allowed: auto, fp32"),

@@ -238,6 +238,19 @@ datasets:train:dataset_enlarge_ratio=2
 datasets:train:num_worker_per_gpu=x | datasets:train:filename_tmpl="{}x"
     datasets.train.num
     datasets.train: found a mistake in
+datasets:train:dataset_enlarge_ratio=0.5 | datasets:train:batch_size_per_gpu=9
+    datasets.train.dataset_enlarge_ratio: found 0.5; allowed: an integer
+datasets:train:iters=x | train:activation_checkpointing=[true, false]
+    datasets.train.iters: found "x"; allowed: a list
+val:tile=x | val:tile_overlap=8
+    val.tile: found "x"; allowed: an integer
+name=a/b | datasets:train:type=Foo | train:scheduler:periods=[5] | train:pixel_opt:reduction=none
+    name: found "a/b"
+    datasets.train.type: found "Foo"
+    train.scheduler.restart_weights: found [1.0, 1.0]; allowed: 1
+    train.pixel_opt.reduction: found "none"
+datasets:val:name=""
+    datasets.val.name: found ""; allowed: the name of a folder
 datasets:val:name=a/b
     datasets.val.name: found "a/b"; allowed: the name of a folder
 datasets:val:name=..

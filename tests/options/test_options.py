@@ -145,9 +145,9 @@ lr: 3e-4  →  lr: -1
 lr: 3e-4  →  lr: .nan
     18: train.optim_g.lr: found NaN; allowed: a finite number
 lr: 3e-4  →  lr: 1, betas: [0.9]
-    18: train.optim_g.betas: found [0.9]; allowed: 2 items
+    18: train.optim_g.betas: found [0.9]; allowed: at least 2 items
 lr: 3e-4  →  lr: 1, betas: [0.9, 0.9, 0.9]
-    18: train.optim_g.betas: found [0.9, 0.9, 0.9]; allowed: 2 items
+    18: train.optim_g.betas: found [0.9, 0.9, 0.9]; allowed: at most 2 items
 lr: 3e-4  →  lr: 1, betas: [0.9, 1]
     18: train.optim_g.betas.1: found 1; allowed: less than 1
 lr: 3e-4  →  lr: 1, eps: 0
