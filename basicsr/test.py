@@ -81,7 +81,8 @@ def main(args: argparse.Namespace) -> int:
                 results[name] = result
                 write_figures(folder, about, results)
                 report(name, result, len(dataset))
-    print(f'\nWritten to {folder}')
+    if results:
+        print(f'\nWritten to {folder}')
     return 1 if failed else 0
 
 

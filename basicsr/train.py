@@ -138,7 +138,7 @@ def _options(args: argparse.Namespace, rank: Rank) -> RunOptions:
 
 def _device(options: RunOptions, rank: Rank, launcher: str) -> torch.device:
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
-    if device.type == 'mps':  # its fused optimisers ignore `found_inf`
+    if device.type == 'mps':  # its fused optimizers ignore `found_inf`
         device = torch.device('cpu')
     if device.type == 'cpu':
         keep_all_memory()

@@ -11,7 +11,7 @@
 normalised copies of queries and keys, no strips. Ratios compare with that row. The modes `plain+bf16` (autocast),
 `plain+compile` and `plain+bf16+compile` take one or two lines more. On a CPU, a process of its own measures each row.
 *Working memory* is the peak of that process above its size once imports are done and the weights are loaded (`train`:
-and the optimiser exists). *Of the machine* compares the network's operations per second with a large matrix product of
+and the optimizer exists). *Of the machine* compares the network's operations per second with a large matrix product of
 the same precision on the same device.
 
 On a GPU, times are those between events on the GPU, one recorded before each step or image; nothing waits for the GPU

@@ -3,7 +3,7 @@
     python tests/kill_and_resume.py --kills 20
 
 kills (SIGKILL) at random moments, resumes with --auto_resume each time, and compares weights, averaged weights,
-optimiser state and every logged value, bit for bit. The tests use the same functions.
+optimizer state and every logged value, bit for bit. The tests use the same functions.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def load_pretrained(net: nn.Module, path: str | os.PathLike[str], strict: bool =
     logger = get_logger()
     logger.info('Weights: %s of %s', weights.key or 'the tensors', weights.path)
     for difference in differences:
-        logger.warning('Left out: %s', difference)
+        logger.warning('Not loaded: %s', difference)
 
 
 def network_options(weights: Weights) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def write_crops(
     of pairs of crops, and of files written: existing crops are kept.
 
     Raises DataError on unreadable images, on another image with the name of a crop, and on images in the folders that
-    are no crops; RuntimeError if a process dies.
+    are no crops; UserError if a worker process dies.
     """
     place = folders['lq'].parent
     try:
@@ -49,8 +49,8 @@ def write_crops(
         others = [name for name in FolderSource(folder).names if name not in names]
         if others:
             raise DataError(
-                f'{folder}: found {len(others)} image{"s" * (len(others) > 1)} besides these crops, which training '
-                f'would use: {listed(others)}; allowed: only these crops'
+                f'{folder}: found {len(others)} image{"s" * (len(others) > 1)} that are not crops of these frames, and '
+                f'training would use: {listed(others)}; move or delete them'
             )
     return sum(len(crops) for crops, _ in done), sum(written for _, written in done)
 
@@ -91,7 +91,7 @@ def is_written(path: Path, crop: np.ndarray) -> bool:
         return False
     if found.dtype != crop.dtype or not np.array_equal(found, crop):
         raise DataError(
-            f'{path}: found another image; allowed: this crop of the frame, or nothing; remove the crops of other '
-            'frames or other settings first'
+            f'{path}: differs from this crop of the frame; delete the crops of other frames or settings, and run the '
+            'command again'
         )
     return True

@@ -106,8 +106,7 @@ def get_weights(remote: RemoteFile, folder: Path, force: bool) -> None:
             return
         if not force:
             raise DownloadError(
-                f'{path}: found another file than the published weights, by its checksum; allowed: these, or none; '
-                '--force replaces it'
+                f'{path}: its SHA-256 is not that of the published weights; move it, or replace it with --force'
             )
     folder.mkdir(parents=True, exist_ok=True)
     before = socket.getdefaulttimeout()
@@ -142,8 +141,8 @@ class Download:
                 print(f'{place} exists already: {one.pairs:,} pairs{kept}', flush=True)
             elif not self.force and any(_is_occupied(place / kind) for kind in one.kinds):
                 raise DataError(
-                    f'{place}: found {" and ".join(one.kinds)} with other files than the {one.pairs:,} pairs; '
-                    'allowed: these, or nothing; --force replaces them'
+                    f'{place}: {" and ".join(one.kinds)} are not the {one.pairs:,} pairs of this set; move them, or '
+                    'replace them with --force'
                 )
             else:
                 missing.append(one)
@@ -218,10 +217,7 @@ def fetch_from_drive(file_id: str, path: Path) -> None:
     file is complete. Raises DownloadError, or UsageError without a gdown that notices silence and truncated downloads.
     """
     if gdown is None or 'timeout' not in inspect.signature(gdown.download).parameters:
-        raise UsageError(
-            'to download data sets, the package gdown is needed, which is not installed, or too old: '
-            "pip install 'gdown>=6.4'"
-        )
+        raise UsageError("downloading data sets needs gdown 6.4 or later: pip install 'gdown>=6.4'")
     part = path.with_name(f'{path.name}.part')  # gdown would keep a file that exists
     url = f'https://drive.google.com/uc?id={file_id}'
     try:

@@ -18,7 +18,7 @@ ROUNDS = 8  # visits, in an epoch, of every pair of the largest of several sets
 
 
 class SetOptions(Component):
-    _place = '_in_sets'
+    _schema_suffix = '_in_sets'
     _excluded = ('Dataset_Mixed',)  # both would draw the same random number
     _supplied = 0, frozenset({'weight'})
 
@@ -33,7 +33,7 @@ class Dataset_Mixed(Dataset):
     Args:
         sets: the sets: `type`, the keys of that type, and `weight`, how often a sample is of this set, relative to
             the others (1 if not given).
-        in_memory: as the same key of those sets that have it.
+        in_memory: passed to each set that has this key.
 
     A sample's key decides its set, by random numbers that the set itself does not use. An epoch has ROUNDS times as
     many samples as the largest set has pairs, so that the pairs of every set come equally often, within 1 in ROUNDS.
@@ -73,7 +73,7 @@ class Dataset_Mixed(Dataset):
             dataset = self._drawn(choice)
             return dataset[key._replace(index=key.index % len(dataset))]
         index = range(len(self))[key]
-        # Not the random numbers of the index alone, of which the set may take the first.
+        # A seed of its own, as the set may draw from default_rng(index).
         dataset = self._drawn(np.random.default_rng([index, 1]))
         return dataset[index % len(dataset)]
 

@@ -73,7 +73,7 @@ class StageOptions(Protocol):
 
 
 def stages_of(options: StageOptions) -> Stages:
-    """One stage without the progressive keys."""
+    """The training stages; a single one if `iters` is not set."""
     if options.iters is None:
         assert options.gt_size is not None and options.batch_size_per_gpu is not None  # checked for train.py
         return Stages((1,), (options.gt_size,), (options.batch_size_per_gpu,))

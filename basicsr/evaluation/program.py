@@ -47,10 +47,10 @@ def parser(task: Task) -> argparse.ArgumentParser:
     pairs.add_argument('--protocol', choices=protocols, help=protocol)
     pairs.add_argument('--limit', **number, help='only the first N images of each set, for a quick look')
 
-    what = p.add_argument_group('what to measure')
+    what = p.add_argument_group('network')
     weights = (
-        'a checkpoint, trained here or published; default: the published one, or, for pairs of your own if it was not '
-        'downloaded, the one that comes with the repository'
+        'a checkpoint, trained here or published; default: the published weights; with --input_dir, the included ones '
+        'if those are not downloaded'
     )
     what.add_argument('--weights', **file, help=weights)
     add_tlc(what)
@@ -64,7 +64,7 @@ def parser(task: Task) -> argparse.ArgumentParser:
     )
     what.add_argument('--restored_dir', **folder, help=restored)
 
-    how = p.add_argument_group('how')
+    how = p.add_argument_group('output')
     workers = 'threads that measure; default: one for each processor'
     how.add_argument('--workers', default=processors(), **number, help=workers)
     how.add_argument('--save_dir', **folder, help='also write the results, as <FOLDER>/<SET>/<name>.png')
@@ -147,18 +147,18 @@ def check_args(args: argparse.Namespace) -> None:
 class ChosenSet:
     """`restored`: folder of its restored images; None: a network restores them."""
 
-    of: TestSet
+    test_set: TestSet
     input: Path
     target: Path
     restored: Path | None = None
 
     @property
     def name(self) -> str:
-        return self.of.name
+        return self.test_set.name
 
     @property
     def protocol(self) -> tuple[Figure, ...]:
-        return PROTOCOLS[self.of.protocol]
+        return PROTOCOLS[self.test_set.protocol]
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -256,28 +256,28 @@ def build_restorer(args: argparse.Namespace, task: Task) -> tuple[Restorer, str,
 def title(one: ChosenSet, result: Evaluation, available: int) -> str:
     if len(result.images) == available:
         return f'{one.name}: {available:,} images'
-    apart = '; the published figures are of all' if one.of.published else ''
+    apart = '; the published values are for the full set' if one.test_set.published else ''
     return f'{one.name}: {len(result.images):,} of {available:,} images only{apart}'
 
 
 def table(one: ChosenSet, result: Evaluation) -> str:
     """A line for each figure: of the degraded images, of the results, and as published."""
-    means, not_so = result.means, not_holding(one, result)
-    rows = [['', 'input', 'result', *(f'{method}, published' for method in one.of.published)]]
+    means, counts = result.means, count_false(one, result)
+    rows = [['', 'input', 'result', *(f'{method}, published' for method in one.test_set.published)]]
     for figure in one.protocol:
-        if figure.key in not_so:
-            ours = [str(number) for number in not_so[figure.key].values()]
+        if figure.key in counts:
+            ours = [str(number) for number in counts[figure.key].values()]
         else:
             ours = [f'{means[start + figure.key]:.4f}' for start in ('input_', '')]
         theirs = [
             f'{figures[figure.key]:.{figure.digits}f}' if figure.key in figures else '-'
-            for figures in one.of.published.values()
+            for figures in one.test_set.published.values()
         ]
         rows.append([figure.title, *ours, *theirs])
     return '\n'.join(fixed_width(rows))
 
 
-def not_holding(one: ChosenSet, result: Evaluation) -> dict[str, dict[str, int]]:
+def count_false(one: ChosenSet, result: Evaluation) -> dict[str, dict[str, int]]:
     """For each metric that tells whether something holds, for how many images it does not."""
     return {
         figure.key: {
@@ -290,15 +290,15 @@ def not_holding(one: ChosenSet, result: Evaluation) -> dict[str, dict[str, int]]
 
 
 def as_data(one: ChosenSet, result: Evaluation, available: int) -> dict[str, object]:
-    """What JSON says of a set."""
+    """The JSON entry of a set."""
     return {
-        'protocol': one.of.protocol,
+        'protocol': one.test_set.protocol,
         'input_dir': str(one.input),
         'target_dir': str(one.target),
-        'images_there': available,
-        'published': one.of.published,
+        'images_available': available,
+        'published': one.test_set.published,
         'mean': result.means,
-        **{f'not_{key}': counts for key, counts in not_holding(one, result).items()},
+        **{f'not_{key}': counts for key, counts in count_false(one, result).items()},
         **({'not_measured': result.failed} if result.failed else {}),
         'images': result.images,
     }

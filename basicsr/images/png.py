@@ -27,7 +27,7 @@ class PNG(NamedTuple):
 
 
 def read_png(data: bytes) -> PNG:
-    """Sorts a PNG file, so that any decoder gives its default image: without the frames of an animation, and without
+    """Rebuilds a PNG file so that any decoder gives its default image: without the frames of an animation, and without
     damaged chunks that do not change pixels. Raises EOFError if it is cut short; decoders find other damage."""
     before, pixels, colour = [], [], []
     header, transparent = b'', b''

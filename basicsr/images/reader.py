@@ -114,7 +114,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
-            raise ImageFileError(f'{path}: cannot be read: it is no regular file')
+            raise ImageFileError(f'{path}: cannot be read: not a regular file')
         _check_room(path.stat().st_size)
         data = path.read_bytes()
     except OSError as error:
@@ -125,7 +125,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 
 
 def decode_image(data: bytes, name: str, channels: int | None = None) -> Image:
-    """Decodes the content of an image file, of an animation the default image. Palettes, CMYK and the like become RGB,
+    """Decodes an image file (of an animation, its default image). Palettes, CMYK and the like become RGB,
     transparency of any kind an alpha channel.
 
     Args:
@@ -194,7 +194,7 @@ def _open(data: bytes, pixels_of: Callable[[PIL.Image.Image], np.ndarray], depth
         _check_size(image.width, image.height, bands * max(depth // 8, 1))
         pixels = pixels_of(image)
         orientation = 1
-        with contextlib.suppress(Exception):  # damaged EXIF data; pixels are whole
+        with contextlib.suppress(Exception):  # damaged EXIF data; the pixels are intact
             # Only now: Pillow turns TIFF upright while it decodes, and then forgets the orientation. Its method for
             # PNG would decode the pixels, too.
             orientation = PIL.Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
@@ -280,7 +280,7 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 def _check_size(width: int, height: int, pixel_bytes: int) -> None:
     if width * height > MAX_PIXELS:
         raise NotImplementedError(f'{width}×{height} pixels; allowed: {MAX_PIXELS:,}')
-    _check_room(4 * pixel_bytes * width * height)  # copies in another order; the array is the last one
+    _check_room(4 * pixel_bytes * width * height)  # the result, and up to three copies while it is converted
 
 
 def _check_room(size: int) -> None:

@@ -77,16 +77,16 @@ class Restorer:
             Smaller strips keep the limit and give the same result, up to rounding; an image that does not fit with any
             strips is refused before work starts.
         tlc: attention over local windows (TLC, arXiv 2112.04491): True for windows of 384 pixels, or their side, a
-            multiple of 8. For a Restormer only.
+            multiple of 8; False or None: off. For a Restormer only.
         tile: side of tiles that are restored separately and blended; None for the image as a whole.
         tile_overlap: pixels that neighbouring tiles share, 0 ≤ tile_overlap < tile; None for 32, or half a tile.
         multiple: sides are padded to a multiple of this; None for what the network says it needs.
         fixed_strips: choose strips independently of free memory, so that an image always gives the same bits. (If they
             do not fit on a GPU, strips shrink all the same, with a warning.)
 
-    A grey image passes a 3-channel network as three equal channels, and their mean is the result (weights of 1/3: no
-    channel is closer to a grey scene than another). The channels of a colour image pass a 1-channel network one by one.
-    Alpha is copied. Results are rounded half to even.
+    For a 3-channel network a grey image is repeated, and the output channels are averaged (weights of 1/3: no channel
+    is closer to a grey scene than another). A colour image goes through a 1-channel network channel by channel. Alpha
+    is copied. Results are rounded half to even.
 
     Several threads may call one Restorer; each call takes memory of its own.
 
@@ -260,10 +260,12 @@ class Restorer:
         if self.tile is None:
             self._fitting(self.engine, H, W)
             return
-        # Besides a tile, memory holds at full size the image, the sum of the tiles, and that of their weights.
-        whole = B * H * W * (2 * self.channels + 1) * self.engine.full_dtype.itemsize
+        # Tiling also keeps three buffers of full size: the image, the sum of the tiles, the sum of their weights.
+        full_size = B * H * W * (2 * self.channels + 1) * self.engine.full_dtype.itemsize
         side = self.tile
-        self._fitting(self.engine, min(H, side), min(W, side), whole, f'an image of {W}×{H} pixels in tiles')
+        self._fitting(
+            self.engine, min(H, side), min(W, side), full_size, f'an image of {W}×{H} pixels in tiles'
+        )
 
     def _fitting(self, engine: StripEngine, H: int, W: int, beside: int = 0, what: str = '') -> StripEngine:
         """A copy of the engine (other threads may use it) with strips that fit beside that many other bytes. Raises
@@ -302,7 +304,8 @@ def _too_large(H: int, W: int, device: torch.device) -> str:
 def check_arguments(
     net: nn.Module, multiple: int, tlc: bool | int | None, tile: int | None, tile_overlap: int | None
 ) -> int | None:
-    """The side of TLC's windows, or None without TLC. Raises ValueError on arguments that a Restorer would refuse."""
+    """Checks the arguments of a Restorer. Returns the side of TLC's windows in pixels, or None without TLC. Raises
+    ValueError."""
     if isinstance(net, Restormer) and multiple % Restormer.multiple:
         raise ValueError(
             f'multiple: found {multiple}; allowed: a multiple of {Restormer.multiple}, for Restormer'

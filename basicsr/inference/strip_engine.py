@@ -191,8 +191,8 @@ class StripEngine:
         return True
 
     def _at_full_size(self, H: int, W: int) -> int:
-        # The decoder's first level holds features of twice the width, beside those of the second level. On a CPU the
-        # front half of that memory takes no pages until it is touched, and the deeper levels are free by then.
+        # In units of H·W·dim: the decoder's first level takes 2 (twice the width), and levels 2 to 4 take 0.5, 0.25 and
+        # 0.125. On a CPU, half of the first level takes no pages until levels 3 and 4 are free.
         levels = 2.5 if self.device.type == 'cpu' else 2.875
         channels = max(self.embed.weight.shape[1], self.out_channels)
         images = _IMAGES * H * W * channels * self.full_dtype.itemsize

@@ -3,9 +3,9 @@
 A network trained on patches sums its attention statistics over a patch; over a photograph they differ. With TLC, each
 pixel's result is the mean of the results of the windows that cover it, and each window has its own statistics.
 
-That mean is linear in the attention matrices, and the statistics are sums over pixels. So cut the plane at all edges of
-windows: the same windows cover all pixels of such a *cell*. The statistics of a window are the sums over its cells, and
-the mean of the matrices of the windows over a cell gives its result. Each pixel is computed once.
+That mean is linear in the attention matrices, and the statistics are sums over pixels. So cut the image along every
+window edge: the same windows cover all pixels of one such *cell*. The statistics of a window are the sums over its
+cells, and the mean of the matrices of the windows over a cell gives its result. Each pixel is computed once.
 """
 
 from __future__ import annotations

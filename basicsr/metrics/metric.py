@@ -19,7 +19,7 @@ class Metric:
     higher_is_better: bool = True
 
     def __call__(self, restored: np.ndarray, gt: np.ndarray, data_range: float) -> float:
-        """A float, or the bool of a metric that tells whether something holds."""
+        """Two (H, W, C) arrays of one dtype → a float, or the bool of a metric that tells whether something holds."""
         value = self.function(restored, gt, **{'data_range': data_range, **self.settings})
         return value if isinstance(value, bool) else float(value)  # float() takes NumPy's and PyTorch's numbers
 

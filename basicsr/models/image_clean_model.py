@@ -52,12 +52,12 @@ class NonFiniteError(TrainingError):
 
 @MODEL_REGISTRY.register()
 class ImageCleanModel:
-    """Network, losses, optimiser and averaged weights of one rank.
+    """Network, losses, optimizer and averaged weights of one rank.
 
-    A step accumulates the gradients of `accumulate` micro-batches. It never waits for the device: losses, gradient norm
-    and the flag of a non-finite step stay there until `read_log` fetches them. From the first non-finite step on that
-    flag masks every update, so weights and optimiser keep the state before it. (In fp16 gradients overflow often: only
-    the step itself is skipped, and the loss scale becomes smaller.)
+    A step accumulates the gradients of `accumulate` micro-batches. It never waits for the device: losses and gradient
+    norm stay on it until `read_log` fetches them. The first non-finite step sets a flag that disables it and every
+    later update, so weights and optimizer keep the last good state. (In fp16 gradients overflow often: only the step
+    itself is skipped, and the loss scale becomes smaller.)
 
     Raises CheckpointError on weights that do not fit, DeviceError on a precision that the device does not have.
     """
@@ -148,7 +148,7 @@ class ImageCleanModel:
         masked = self._is_masked(losses[0], norm, iteration).float()
         for group in self.optimizer.param_groups:
             group['lr'] = self.learning_rate(iteration)
-        # The protocol of GradScaler: a fused optimiser with `found_inf` 1 changes nothing, on the device.
+        # The protocol of GradScaler: a fused optimizer with `found_inf` 1 changes nothing, on the device.
         self.optimizer.grad_scale, self.optimizer.found_inf = None, masked  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scaler.update()
@@ -158,8 +158,8 @@ class ImageCleanModel:
         self.steps_summed += 1
 
     def gradient(self, micro_batches: Iterable[Batch], iteration: int, stage: int) -> Tensor:
-        """Adds the gradient of the mean loss of the micro-batches, times the loss scale and averaged over ranks, to the
-        gradients that `optimizer.zero_grad` cleared.
+        """Accumulates the gradient of the mean loss of the micro-batches (times the loss scale, averaged over ranks) in
+        `.grad`; call `optimizer.zero_grad` first.
 
         Returns the means over this rank's micro-batches: of the loss and, if there are several, of its terms.
         """
@@ -326,7 +326,7 @@ class ImageCleanModel:
         return {**state, 'term_sums': dict(zip(self.terms, terms, strict=True))} if terms else state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Raises CheckpointError on the state of another network or optimiser."""
+        """Raises CheckpointError on the state of another network or optimizer."""
         # Keep the current options; load_state_dict would overwrite them.
         options = [
             {key: value for key, value in group.items() if key != 'params'}
@@ -340,7 +340,7 @@ class ImageCleanModel:
                 raise ValueError
         except (RuntimeError, ValueError):
             raise CheckpointError(
-                'the state to resume from belongs to another network or optimiser; allowed: the network_g and '
+                'the state to resume from belongs to another network or optimizer; allowed: the network_g and '
                 'optim_g.type that it was saved with, or a new run from its weights (path.pretrain_network_g)'
             ) from None
         for group, option in zip(self.optimizer.param_groups, options, strict=True):

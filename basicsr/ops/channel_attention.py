@@ -72,8 +72,8 @@ class AttentionStatistics(NamedTuple):
 
 
 def attention_statistics(qk_BKHW: Tensor, num_heads: int) -> AttentionStatistics:
-    """Statistics of queries and keys, (B, 2C, H, W); differentiable. They leave autocast, as a sum over millions of
-    pixels overflows fp16 and loses digits in bf16."""
+    """Statistics of queries and keys, (B, 2C, H, W); differentiable. Computed outside autocast: a sum over
+    millions of pixels overflows fp16 and loses digits in bf16."""
     with no_autocast(qk_BKHW.device):
         # torch.compile cannot derive the gradient of torch.bmm with two types.
         if has_own_gradient() or _multiplies_all(qk_BKHW):
@@ -120,8 +120,8 @@ def _channel_products(qk_BKHW: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
 
 
 def products_of_all_channels(qk_BNK: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """The sums as views of the product of all channels with all. This reads the features once, in their own type, and
-    multiplies them exactly on tensor cores."""
+    """Gram matrices (B, h, c, c) and squared norms (B, 2C) of (B, N, 2C), as views of one product (B, 2C, 2C), which
+    reads the features once, in their own type, and multiplies them exactly on tensor cores."""
     B, N, K = qk_BNK.shape
     # A product with so few results runs on few multiprocessors: add up parts of the pixels.
     parts = _parts(N, max(1, _PARTS // (B * ceil(K / 128) ** 2)))

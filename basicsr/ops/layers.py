@@ -118,8 +118,9 @@ def depthwise_rows(x_nWK: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 
 def convolution_to_few(x_nWC: Tensor, weight: Tensor) -> Tensor:
-    """A 3×3 convolution to a few channels, weight (K, C, 3, 3), of rows with zeros around them, including one row above
-    and one below: (n, W, C) → (n + 2, W, K). In single precision cuDNN takes ten times as long."""
+    """A 3×3 convolution with few output channels, weight (K, C, 3, 3): (n, W, C) → (n + 2, W, K). The input counts as
+    zero outside its n rows, and the result includes the row above and the row below. In single precision cuDNN takes
+    ten times as long."""
     n, W, C = x_nWC.shape
     # Scatter each pixel's nine products to their places: the filter is flipped.
     taps_KC = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, C)

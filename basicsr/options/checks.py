@@ -52,7 +52,8 @@ class Run:
     """The options of a run of `world_size` processes, and the mistakes that the checks find in them.
 
     Args:
-        left_out: keys of the file that are not in the options, as they are wrong by themselves.
+        left_out: keys that failed their own check and are not in `options`. Mistakes that may follow from them are not
+            reported.
     """
 
     def __init__(self, options: RunOptions, left_out: set[Key], purpose: Purpose, world_size: int) -> None:
@@ -87,7 +88,7 @@ class Run:
                 self.report(key, f'a mistake in the files: {reason}', 'pairs of images')
             else:
                 found = f'values that do not work ({type(error).__name__}: {reason})'
-                self.report(key, found, f'what {getattr(section, "type", "the network")} takes')
+                self.report(key, found, f'values that {getattr(section, "type", "the network")} accepts')
             return None
 
     def module(self, registry: Registry, section: Component, key: Key) -> nn.Module | None:
@@ -173,7 +174,7 @@ def check_names(run: Run) -> None:
         if users.setdefault(name, phase) != phase:
             run.report(key, f'{show(name)}, as the name of datasets.{users[name]}', 'a name of its own')
     for name in RESULT_COLUMNS & run.options.val.metrics.keys():
-        allowed = 'another name, as results have a column of this'
+        allowed = 'another name, as the results have this column'
         run.report(('val', 'metrics', name), f'a metric called {show(name)}', allowed)
 
 
@@ -191,7 +192,7 @@ def check_weights(run: Run) -> None:
             for task in TASKS.values():
                 if _in_repository(file) == (task.folder, 'pretrained_models', task.published):
                     allowed += f'; python {task.folder}/download_data.py --data weights gets the published one'
-            run.report(('path', name), f'{show(file)}, where there is no file', allowed)
+            run.report(('path', name), f'{show(file)}, which is not an existing file', allowed)
 
 
 def check_data(run: Run) -> None:
@@ -203,13 +204,13 @@ def check_data(run: Run) -> None:
         path = run.absent_data[key]
         kind = 'file' if key[-1] == 'meta_info_file' else 'folder'
         also = f' (as for {", ".join(map(dotted, others))})' if others else ''
-        allowed = _how_to_get(path) or 'one that is there'
+        allowed = _how_to_get(path) or 'one that exists'
         if 'README' in allowed and run.is_training:
             allowed += (
                 '; to try training without them, run python scripts/synthesize_blur.py, then python '
                 'basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
             )
-        run.report(key, f'{show(path)}, where there is no {kind}{also}', allowed)
+        run.report(key, f'{show(path)}, which is not an existing {kind}{also}', allowed)
 
 
 def _exists(name: str, test: Callable[[Path], bool]) -> bool:

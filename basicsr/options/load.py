@@ -24,7 +24,7 @@ def read_options(
     path: str | Path, settings: Iterable[str] = (), purpose: Purpose | None = None, world_size: int = 1
 ) -> RunOptions:
     """Read an option file and the --force_yml settings, and check them for a run of `world_size` processes; without a
-    purpose check every key by itself only. Warns of keys without effect. Raises OptionError with every mistake."""
+    purpose check each key on its own only. Warns of keys without effect. Raises OptionError with every mistake."""
     file = read_file(path, settings)
     mistakes = list(_import_custom(file.data.get('custom_imports')))
     options, invalid = validate(file.data)

@@ -65,7 +65,7 @@ class _Document:
             return [self._at(item, item, (*key, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             return self._scalar(node)
-        raise _error(node, f'{node.tag.replace(_TAG, "!!")} is no number, text, list or mapping')
+        raise _error(node, f'{node.tag.replace(_TAG, "!!")} is not a number, text, list or mapping')
 
     def _at(self, mark: yaml.Node, node: yaml.Node, key: Key) -> Any:
         self.lines[key] = mark.start_mark.line + 1
@@ -108,7 +108,7 @@ def _text(node: yaml.ScalarNode) -> str:
     try:
         node.value.encode()
     except UnicodeEncodeError:
-        raise _error(node, 'half of a character') from None
+        raise _error(node, 'half of a Unicode character (a lone surrogate)') from None
     return node.value
 
 
@@ -158,6 +158,7 @@ class OptionFile:
         except OptionError as error:
             self.misread += error.mistakes
             return
+        # The key, the sections that it is in, and the keys below it now come from the command line.
         forced = [*(key[: depth + 1] for depth in range(len(key))), *((*key, *below) for below in value.lines)]
         kept = {known: line for known, line in self.lines.items() if known[: len(key)] != key}
         self.lines = {**dict.fromkeys(forced), **kept}

@@ -89,7 +89,7 @@ class PathOptions(Section):
     strict_load_g: bool = True
     """false: load what fits, and log what does not."""
     resume_state: str | None = None
-    """A .state file to continue from; --auto_resume finds the newest by itself."""
+    """Training state to resume from; --auto_resume takes the newest of this run."""
 
 
 class MixingOptions(Section):

@@ -1,4 +1,4 @@
-"""Validation of every key by itself: plain data in, options or mistakes out."""
+"""Checks each key on its own: plain data in, options or mistakes out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from basicsr.options.sections import RunOptions
 from basicsr.utils.text import show
 
 _ALLOWED = {
-    'missing': 'a value, as this key is needed',
+    'missing': 'a value (required)',
     'bool_type': 'true or false',
     'int_type': 'an integer',
     'float_type': 'a number',
@@ -30,19 +30,19 @@ _ALLOWED = {
 
 
 def validate(data: dict[str, Any]) -> tuple[RunOptions | None, list[Mistake]]:
-    """Return the options, or None; and the mistakes. Where a key takes an integer, 4e3 is one."""
+    """Return the options, or None; and the mistakes. A key that takes an integer also takes 4e3."""
     options, errors = _validate(data)
-    wholes = [error for error in errors if error['type'] == 'int_type' and _is_whole(error['input'])]
-    if wholes:
+    integral = [error for error in errors if error['type'] == 'int_type' and _is_integral(error['input'])]
+    if integral:
         data = copy.deepcopy(data)
-        for *above, last in (_key(error, data) for error in wholes):
+        for *above, last in (_key(error, data) for error in integral):
             section = value_at(data, above)
             section[last] = int(section[last])
         options, errors = _validate(data)
     return options, [*_describe(errors, data)]
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integral(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 

@@ -102,7 +102,7 @@ def _step(model: ImageCleanModel, batch: Batch, stage: int) -> None:
 
 
 def _later(model: ImageCleanModel) -> int:
-    """Bytes that the first micro-batch does not need yet: moments of the optimiser, and gradients that exist beside the
+    """Bytes that the first micro-batch does not need yet: moments of the optimizer, and gradients that exist beside the
     activations of later micro-batches."""
     size = sum(parameter.nbytes for parameter in model.parameters)
     return size * (2 * (not model.optimizer.state) + (model.accumulate > 1))

@@ -72,7 +72,7 @@ class Trainer:
     def run(self) -> None:
         """Trains up to `train.total_iter`. Raises TrainingError."""
         self._report_batches()
-        with contextlib.closing(self.log), self._clear_errors():
+        with contextlib.closing(self.log), self._as_training_errors():
             if self.unvalidated and self.validation_sets:
                 self._validate()
                 self._save()
@@ -270,7 +270,7 @@ class Trainer:
             )
 
     @contextlib.contextmanager
-    def _clear_errors(self) -> Iterator[None]:
+    def _as_training_errors(self) -> Iterator[None]:
         """Turns errors of a step or a validation that need no traceback into TrainingError."""
         try:
             yield
@@ -299,5 +299,5 @@ class Trainer:
         )
         return (
             f'{error} (stage {self.stages.at(error.iteration) + 1}), on patches of: {files}. '
-            f'No later update changed the weights; {states}.'
+            f'No update from this iteration on was applied; {states}.'
         )

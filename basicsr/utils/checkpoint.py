@@ -60,7 +60,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
                 raise CheckpointError(f'{path} {problem}')
             content = _unpickle(file, path)
     except FileNotFoundError:
-        raise CheckpointError(f'{path}: there is no such weights file') from None
+        raise CheckpointError(f'{path}: no such file') from None
     except IsADirectoryError:
         raise CheckpointError(f'{path} is a folder, not a weights file') from None
     except OSError as error:
@@ -145,7 +145,7 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
         name for name, each in params.items() if not isinstance(name, str) or not isinstance(each, Tensor)
     ]
     if others:
-        raise CheckpointError(f'{path} has other things than tensors {place}: {_listed(others)}')
+        raise CheckpointError(f'{path} has entries that are not tensors {place}: {_listed(others)}')
     if uncommon := [name for name, tensor in params.items() if not _is_dense(tensor)]:
         raise CheckpointError(
             f'{path} has tensors of an uncommon kind {place}: {_listed(uncommon)}; allowed: dense ones, whose '
@@ -157,7 +157,9 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
         kind = type(network_g).__name__
         raise CheckpointError(f'{path}: network_g is a {kind}; allowed: a dictionary of options')
     if not isinstance(tlc, bool | int | None):
-        raise CheckpointError(f'{path}: tlc is a {type(tlc).__name__}; allowed: yes, no, or a number of pixels')
+        raise CheckpointError(
+            f'{path}: tlc is a {type(tlc).__name__}; allowed: true, false, or a number of pixels'
+        )
     return Weights(
         path=path,
         params={

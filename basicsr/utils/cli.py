@@ -85,9 +85,9 @@ def usage_errors() -> Iterator[None]:
 
 
 def _set_up_process() -> None:
-    # OpenMP reads this when PyTorch is imported. A waiting thread spins, by default for so long that it blocks the
-    # processor that the others need on a machine with other work: everything takes ten times as long. Sleeping after
-    # this many turns costs about 1 % on an idle machine.
+    # OpenMP reads this when PyTorch is imported. By default a waiting thread spins for so long that it blocks a
+    # processor which others need: on a busy machine everything takes ten times as long. Threads that sleep after this
+    # many turns cost about 1 % on an idle one.
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     # A file name may hold bytes that the console cannot show: print them with backslashes.

@@ -47,7 +47,7 @@ class Component(Section):
     parameters: ClassVar[frozenset[str]] = frozenset()  # of the constructor, as far as they can be keys
     _supplied: ClassVar[tuple[int, frozenset[str]]] = 0, frozenset()
     """(n, names): positional and named parameters that the caller supplies."""
-    _place: ClassVar[str] = ''
+    _schema_suffix: ClassVar[str] = ''
     """Suffix in the JSON schema, if another kind of section has the same types."""
     _excluded: ClassVar[tuple[str, ...]] = ()
     """Registered names that are no types of this section."""
@@ -149,7 +149,7 @@ def _model(name: str, entry: Callable[..., Any], base: type[AnyComponent]) -> ty
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # parameters that share a name with a method of pydantic's
         model = create_model(
-            name + base._place,
+            name + base._schema_suffix,
             __base__=base,
             __doc__=' '.join(text.partition('\n\n')[0].split()),
             __cls_kwargs__={'extra': 'allow'} if any_key else None,

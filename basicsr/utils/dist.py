@@ -116,7 +116,7 @@ def join(rank: Rank, device: torch.device, backend: str, port: int) -> None:
 def leave(status: int | None) -> None:
     """Leaves the process group. `status` is the exit status, or None if an exception is propagating.
 
-    NCCL ends a group with all its ranks together. One that fails alone would wait for the others, and they for it, so
+    NCCL destroys a group on all ranks together. A rank that failed alone would wait for the others, and they for it, so
     it exits here."""
     global _store
     _store = None
@@ -160,7 +160,7 @@ def report_failure(rank: Rank) -> Iterator[None]:
 
 
 def _is_communication(error: BaseException) -> bool:
-    """Gloo, NCCL and the store word it differently, and not always in a type of their own."""
+    """Gloo, NCCL and the store raise plain RuntimeErrors, recognised by their text."""
     names = ('gloo', 'NCCL', 'onnection')
     return isinstance(error, RuntimeError) and any(name in str(error) for name in names)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """Base of every error that a user can mend. The message says what is wrong, where, and what to do."""
+    """Base of every error that a user can fix. The message says what is wrong, where, and what to do."""
 
     exit_status: ClassVar[int] = 1
 
@@ -38,7 +38,7 @@ class ArchiveError(UserError, ValueError):
 
 
 class WrongArchiveError(ArchiveError):
-    """An archive that another download may mend."""
+    """An archive that another download may fix."""
 
 
 class CheckpointError(UserError, ValueError):
@@ -46,7 +46,7 @@ class CheckpointError(UserError, ValueError):
 
 
 class DataError(UserError, ValueError):
-    """A dataset that cannot be read."""
+    """A dataset or a set of images that cannot be read, written or measured."""
 
 
 class DeviceError(UserError, ValueError):
@@ -70,7 +70,7 @@ class LaunchError(UserError, ValueError):
 
 
 class PreflightError(UserError, RuntimeError):
-    """A training stage that does not fit into memory."""
+    """The check before training failed: no memory for a stage, no compiler, or no training sample."""
 
 
 class RestoreError(UserError, RuntimeError):
@@ -78,7 +78,7 @@ class RestoreError(UserError, RuntimeError):
 
 
 class RunError(UserError, ValueError):
-    """A run folder that cannot be used."""
+    """The folder of a run or of its results cannot be used."""
 
 
 class TrainingError(UserError, RuntimeError):

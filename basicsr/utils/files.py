@@ -182,11 +182,13 @@ def _locked(path: Path) -> IO[bytes] | None:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             if path.exists():
-                raise InUseError(f'another user is at work on it, or was and has left {path}') from None
+                raise InUseError(
+                    f'another user holds the lock {path}; delete it if none of their processes is running'
+                ) from None
             return None
         if not lock(file):
             file.close()
-            raise InUseError('another process is at work on it')
+            raise InUseError('another process holds the lock')
         # The previous holder may have removed the file after it was opened here.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -23,7 +23,7 @@ def get_logger() -> logging.Logger:
 
 
 def log_to_console(rank: int = 0) -> logging.Logger:
-    """Ranks other than 0 log errors only."""
+    """Logs to stdout from INFO on; ranks other than 0 log errors only."""
     logger = get_logger()
     logger.propagate = False
     logger.setLevel(logging.ERROR if rank else logging.INFO)
@@ -37,7 +37,7 @@ def log_to_console(rank: int = 0) -> logging.Logger:
 
 
 def log_to_file(path: Path) -> None:
-    """Appends to `path`, instead of an earlier file."""
+    """Logs to a file as well, which is appended to, instead of to an earlier one."""
     logger = get_logger()
     for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
         logger.removeHandler(handler)

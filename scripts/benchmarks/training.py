@@ -95,7 +95,7 @@ def measure(args: argparse.Namespace, task: Task) -> Row:
 
     if on_gpu:
         measuring.warm_up_gpu(work, model.release)
-    else:  # libraries choose kernels, the optimiser creates its state, the compiler compiles
+    else:  # libraries choose kernels, the optimizer creates its state, the compiler compiles
         for _ in range(measuring.WARM_UP):
             work()
     began = time.perf_counter()

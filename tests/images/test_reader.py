@@ -324,7 +324,7 @@ def test_paths_that_cannot_be_read(tmp_path):
     (tmp_path / 'b.png').symlink_to('x' * 300)
     assert 'cannot be read: File name too long' in refusal(lambda: read(tmp_path / 'b.png'))
     os.mkfifo(tmp_path / 'c.png')
-    assert 'cannot be read: it is no regular file' in refusal(lambda: read(tmp_path / 'c.png'))
+    assert 'cannot be read: not a regular file' in refusal(lambda: read(tmp_path / 'c.png'))
 
 
 BMP = pillow(RGB, 'BMP')

@@ -134,8 +134,7 @@ def test_another_file_is_replaced_with_force_only(here, published, capsys, conte
     (here / WEIGHTS).write_bytes(content)
     assert run('weights') == 1
     assert said(capsys)[0] == [
-        f'{here / WEIGHTS}: found another file than the published weights, by its checksum; allowed: these, or none; '
-        '--force replaces it'
+        f'{here / WEIGHTS}: its SHA-256 is not that of the published weights; move it, or replace it with --force'
     ]
     assert files(here) == {WEIGHTS: content}
     assert run('weights', '--force') == 0
@@ -286,7 +285,7 @@ def test_without_gdown_the_message_tells_how_to_install_it(here, drive, capsys, 
     else:
         monkeypatch.setattr(download, 'gdown', None)
     assert run('test') == 2
-    missing = "gdown is needed, which is not installed, or too old: pip install 'gdown>=6.4'\n"
+    missing = "downloading data sets needs gdown 6.4 or later: pip install 'gdown>=6.4'\n"
     assert capsys.readouterr().err.count(missing) == 1 and files(here) == {}
     (here / 'out' / 'GoPro_test.zip').write_bytes(drive.archives[GOPRO])  # downloaded in a browser
     assert run('GoPro') == 0
@@ -339,7 +338,7 @@ def test_two_commands_do_not_get_one_set(here, drive, capsys):
         assert run('GoPro', 'HIDE') == 1
         other.communicate(b'\n')
     errors, out = said(capsys)
-    assert errors == [f'{here / "out" / "GoPro_test.zip"}: another process is at work on it']
+    assert errors == [f'{here / "out" / "GoPro_test.zip"}: another process holds the lock']
     assert 'HIDE is complete' in out and drive.calls == [HIDE]
     assert run('GoPro') == 0  # the lock is gone with its holder
     assert not lock.exists()
@@ -482,8 +481,8 @@ def test_a_set_that_is_there_and_wrong_is_replaced_by_force_alone(here, drive, c
     assert run('GoPro') == 1
     (error,) = said(capsys)[0]
     assert error == (
-        f'{here / "out" / "test" / "GoPro"}: found input and target with other files than the 3 pairs; allowed: these, '
-        'or nothing; --force replaces them'
+        f'{here / "out" / "test" / "GoPro"}: input and target are not the 3 pairs of this set; move them, or replace '
+        'them with --force'
     )
     assert files(here) == before and len(drive.calls) == 1
     assert run('GoPro', '--force') == 0

@@ -154,7 +154,7 @@ def test_network_on_all_sets_in_the_folder(here, capsys):
         for key in data['mean']:
             values = [image[key] for image in data['images']]
             assert data['mean'][key] == pytest.approx(sum(values) / 3, rel=1e-12)
-        assert data['images_there'] == 3
+        assert data['images_available'] == 3
         for stem in NAMES:
             found = read_image(here / 'saved' / name / f'{stem}.png').pixels
             np.testing.assert_array_equal(
@@ -257,7 +257,7 @@ def test_tlc_and_limit_are_reported(here, capsys):
     assert run(*NETWORK, '--datasets', 'GoPro', '--tlc', 16, '--limit', 1) == 0
     out = capsys.readouterr().out
     assert f'weights: {COMPACT} (params)\ndevice: cpu, fp32, TLC\n' in out
-    assert '\nGoPro: 1 of 3 images only; the published figures are of all\n' in out
+    assert '\nGoPro: 1 of 3 images only; the published values are for the full set\n' in out
     assert (written()['tlc'], written()['limit']) == (16, 1)
     with_tlc = written()['datasets']['GoPro']['mean']['psnr']
     assert run(*NETWORK, '--no-tlc', '--datasets', 'GoPro', '--limit', 1) == 0
@@ -276,7 +276,7 @@ def test_an_image_that_fails_is_named_and_left_out(here, capsys):
     (sentence,) = [line for line in error.splitlines() if line.startswith('not measured: ')]
     assert 'input/7.png: is not an image; allowed: ' in sentence
     assert '\nGoPro: 3 images\n' in out
-    assert '\nRealBlur_J: 2 of 3 images only; the published figures are of all\n' in out
+    assert '\nRealBlur_J: 2 of 3 images only; the published values are for the full set\n' in out
     found = written()['datasets']['RealBlur_J']
     assert [image['name'] for image in found['images']] == ['2', '10']
     assert found['mean']['psnr'] == np.mean([image['psnr'] for image in found['images']])
@@ -311,7 +311,7 @@ def test_figures_before_a_problem_are_written(here, capsys, monkeypatch, problem
     out, error = capsys.readouterr()
     if problem == 'disk':
         assert '7.png: cannot be written: ' in error
-        assert '\nGoPro: 1 of 3 images only; the published figures are of all\n' in out
+        assert '\nGoPro: 1 of 3 images only; the published values are for the full set\n' in out
         assert [image['name'] for image in written()['datasets']['GoPro']['images']] == ['2']
     assert 'Traceback' not in error
 
@@ -394,7 +394,7 @@ WRONG = {
     'json': (['--json', 'no/out.json'], 'no/out.json cannot be written'),
     'json in a file': (['--json', f'restored/{NAMES[0]}.png/x'], 'cannot be written (Not a directory)'),
     'json as a folder': (['--json', 'data'], '--json: found the folder '),
-    'weights': (['--weights', 'none.pth'], 'none.pth: there is no such weights file'),
+    'weights': (['--weights', 'none.pth'], 'none.pth: no such file'),
     'tlc': ([*NETWORK, '--tlc', '9'], 'tlc: found 9; allowed: a window of a positive multiple of 8'),
     'precision': ([*NETWORK, '--precision', 'fp64'], "precision: found 'fp64'; allowed: auto, fp32"),
 }

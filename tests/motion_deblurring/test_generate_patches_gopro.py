@@ -199,8 +199,8 @@ def test_another_image_under_the_name_of_a_crop_stays(here, capsys, workers):
     write(path, image(8, 8))
     before = crops(here)
     assert refusal(capsys, '--workers', workers) == (
-        f'{path}: found another image; allowed: this crop of the frame, or nothing; remove the crops of other frames '
-        'or other settings first'
+        f'{path}: differs from this crop of the frame; delete the crops of other frames or settings, and run the '
+        'command again'
     )
     assert refusal(capsys, '--stride', '5').startswith(str(here / 'sets/train/GoPro/input_crops'))
     assert crops(here) == before
@@ -212,8 +212,8 @@ def test_images_that_are_no_crops_are_named(here, capsys):
         write(folder / name, image(8, 8))
     (folder / 'notes.txt').touch()
     assert refusal(capsys) == (
-        f'{folder}: found 2 images besides these crops, which training would use: 10-9, mine; allowed: only '
-        'these crops'
+        f'{folder}: found 2 images that are not crops of these frames, and training would use: 10-9, mine; move or '
+        'delete them'
     )
     for name in ('10-9.png', 'mine.jpg'):
         (folder / name).unlink()

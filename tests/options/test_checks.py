@@ -128,7 +128,7 @@ def test_without_its_data_the_quickstart_tells_how_to_make_them(no_data):
 
 def test_weights_outside_a_tasks_folder_have_no_hint(check, published):
     (found,) = check(published, 'path:pretrain_network_g=a/pretrained_models/motion_deblurring.pth')
-    assert found.endswith('where there is no file; allowed: a file, or ~ for none')
+    assert found.endswith('which is not an existing file; allowed: a file, or ~ for none')
 
 
 @pytest.mark.parametrize('purpose', ['train', 'test'])
@@ -215,13 +215,13 @@ datasets:train=5
 datasets:val:type=5
     datasets.val.type: found 5; allowed: "Dataset_Mixed", "Dataset_PackedImage", "Dataset_PairedImage"
 datasets:train:dataroot_lq=no/where
-    datasets.train.dataroot_lq: found "no/where", where there is no fol
+    datasets.train.dataroot_lq: found "no/where", which is not an existing fol
 datasets:val:dataroot_gt=~nobody_at_all/x
-    datasets.val.dataroot_gt: found "~nobody_at_all/x", where there
+    datasets.val.dataroot_gt: found "~nobody_at_all/x", which is not
 datasets:val:dataroot_gt="\0"
-    datasets.val.dataroot_gt: found "\u0000", where there is no folder
+    datasets.val.dataroot_gt: found "\u0000", which is not an existing folder
 datasets:val:meta_info_file=no.txt
-    datasets.val.meta_info_file: found "no.txt", where there is no file;
+    datasets.val.meta_info_file: found "no.txt", which is not an existing file;
 datasets:val:filename_tmpl=x
     datasets.val.filename_tmpl: found 'x'; allowed: a name with one
 datasets:val:filename_tmpl="{}_blur"
@@ -352,11 +352,11 @@ val:metrics:name={type: calculate_ssim}
 val:metrics={}
 
 datasets:train:dataroot_gt='' | datasets:val:dataroot_lq=''
-    datasets.train.dataroot_gt: found "", where there is no folder (as for datasets.val.dataroot_lq); allowed: one
+    datasets.train.dataroot_gt: found "", which is not an existing folder (as for datasets.val.dataroot_lq); al
 path:pretrain_network_g=no.pth
-    path.pretrain_network_g: found "no.pth", where there is no file; allowed: a
+    path.pretrain_network_g: found "no.pth", which is not an existing file; allowed: a
 path:resume_state=/
-    path.resume_state: found "/", where there is no file; allowed: a file, or ~ for none
+    path.resume_state: found "/", which is not an existing file; allowed: a file, or ~ for none
 train=~
     train: found nothing; allowed: the options of training
 train={}
@@ -434,7 +434,7 @@ def test_training_and_testing_need_different_keys(check, published, pairs, tmp_p
     found = check(short | {'datasets': {'test': test_set}})
     assert [line.partition(':')[0] for line in found] == ['train', 'datasets.train']
     (found,) = check(short | {'datasets': {'test': {**test_set, 'dataroot_lq': 'no'}}}, purpose='test')
-    assert found.startswith('datasets.test.dataroot_lq: found "no", where there is no folder; allowed: ')
+    assert found.startswith('datasets.test.dataroot_lq: found "no", which is not an existing folder; allowed: ')
 
 
 def test_images_without_partners_are_named(check, published, tmp_path):
@@ -521,14 +521,14 @@ def test_packs_in_place_of_folders(check, packed):
 def test_a_missing_pack_tells_how_to_make_it(check, packed):
     (found,) = check(packed, 'datasets:train:dataroot=some/set.pack', 'datasets:val:dataroot=other.pack')
     assert found == (
-        'datasets.train.dataroot: found "some/set.pack", where there is no folder (as for '
+        'datasets.train.dataroot: found "some/set.pack", which is not an existing folder (as for '
         'datasets.val.dataroot); allowed: the pack that python scripts/prepare_data.py makes of pairs of images'
     )
     (found,) = check(packed, 'datasets:train:dataroot=Motion_Deblurring/Datasets/train/NoSuchSet.pack')
     assert 'allowed: the pack that python scripts/prepare_data.py makes of the NoSuchSet data, which ' in found
     assert 'Motion_Deblurring/README.md says how to prepare them; to try training without ' in found
     (found,) = check(packed, 'datasets:val:dataroot=some/set')
-    assert found.endswith('found "some/set", where there is no folder; allowed: one that is there')
+    assert found.endswith('found "some/set", which is not an existing folder; allowed: one that exists')
 
 
 def test_a_damaged_pack_is_refused(check, packed, packs, tmp_path):

@@ -133,7 +133,7 @@ total_iter: 100  →  total_iter: true
 total_iter: 100  →  total_iter:
     13: train.total_iter: found null; allowed: an integer
 total_iter: 100  →  warmup_iter: 5
-    12: train.total_iter: found nothing; allowed: a value, as this key is needed
+    12: train.total_iter: found nothing; allowed: a value (required)
 [100]  →  100
     16: train.scheduler.periods: found 100; allowed: a list
 [100]  →  [5, x]

@@ -222,7 +222,7 @@ def test_a_state_of_another_network_or_optimizer_is_refused(runs, said, setting)
     before = content(name)
     assert train(path, '--auto_resume', '--force_yml', setting, 'train:total_iter=4') == 1
     assert (
-        'belongs to another network or optimiser; allowed: the network_g and optim_g.type that it was' in said()
+        'belongs to another network or optimizer; allowed: the network_g and optim_g.type that it was' in said()
     )
     assert content(name) == before
 

@@ -64,7 +64,7 @@ def test_other_kinds_of_files_are_recognised(tmp_path, content, says):
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    assert 'no such weights file' in refusal(tmp_path / 'none.pth')
+    assert 'no such file' in refusal(tmp_path / 'none.pth')
     assert 'is a folder' in refusal(tmp_path)
 
 
@@ -221,10 +221,10 @@ def test_half_precision_becomes_single(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'says'),
     [
-        ({'optimizer': {'lr': 1}, 'epoch': 3}, 'other things than tensors at its top: optimizer, epoch'),
-        ({'params': {'w': torch.ones(1), 'name': 'x'}}, "other things than tensors under 'params': name"),
-        ({'params': {}, 'epoch': 3}, 'other things than tensors at its top: params, epoch'),
-        ({'params': 3}, 'other things than tensors at its top: params'),
+        ({'optimizer': {'lr': 1}, 'epoch': 3}, 'entries that are not tensors at its top: optimizer, epoch'),
+        ({'params': {'w': torch.ones(1), 'name': 'x'}}, "entries that are not tensors under 'params': name"),
+        ({'params': {}, 'epoch': 3}, 'entries that are not tensors at its top: params, epoch'),
+        ({'params': 3}, 'entries that are not tensors at its top: params'),
         ({}, 'no tensors at its top; it has: nothing'),
         ({'params': {'w': torch.ones(1)}, 'network_g': 'Restormer'}, 'network_g is a str'),
         ({f'k{i:02}': i for i in range(20)}, 'k07 and 12 more'),

@@ -156,6 +156,7 @@ def frames(H: Floats, points: Floats) -> tuple[Floats, Floats]:
 
 
 def video_frames(H: Floats, count: int) -> tuple[Floats, Floats]:
-    """Like `frames`, but with `count` moments at equal intervals; the middle of the exposure is one if it is odd."""
+    """Like `frames`, but with `count` moments at equal intervals; for an odd `count`, one of them is the middle of the
+    exposure."""
     middles = (np.arange(count) + 0.5) / count * len(H)
     return H[middles.astype(int)], np.full(count, 1 / count)

@@ -58,7 +58,9 @@ def blurred_pair(
     patch: int | None = None,
     other: Callable[[np.random.Generator], Image] | None = None,
 ) -> tuple[Image, Image]:
-    """Makes a blurred and a sharp image from a sharp photograph (H, W, 3).
+    """Makes a blurred and a sharp image from a sharp photograph (H, W, 3), uint8 RGB.
+
+    Returns both, uint8 RGB: (patch, patch, 3) or (round(H·scale), round(W·scale), 3), with a scale from `parameters`.
 
     Args:
         patch: side of a square at a random place, in pixels; None: the entire image. The photograph is reflected
