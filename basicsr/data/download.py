@@ -200,8 +200,8 @@ def _is_occupied(folder: Path) -> bool:
 
 
 def problem_of(place: Path, one: DataSet) -> str:
-    """What is wrong with the folders of a set; '' if each has one image for each pair, with the same names. (The
-    archives have no published checksum.)"""
+    """Describes what is wrong with the folders of a set; '' if each has one image for each pair, with the same names.
+    (The archives have no published checksum.)"""
     try:
         names = [set(FolderSource(place / kind).names) for kind in one.kinds]
     except DataError as error:

@@ -40,7 +40,7 @@ def v2(limit, used, inactive=0):
 
 
 def v1(limit, used, inactive=0):
-    # Of the group alone, and with the groups in it.
+    # `inactive_file` counts the group alone, `total_inactive_file` also the groups in it.
     statistics = f'cache 5\ninactive_file 1\ntotal_inactive_file {inactive}'
     limit = 2**63 - 4096 if limit == 'max' else limit
     return {'memory.limit_in_bytes': limit, 'memory.usage_in_bytes': used, 'memory.stat': statistics}
