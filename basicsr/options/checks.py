@@ -21,6 +21,7 @@ from basicsr.inference.restorer import check_arguments
 from basicsr.metrics.metric import Metric
 from basicsr.options.option_file import Key, Mistake, dotted
 from basicsr.options.sections import (
+    FOLDER_NAMES,
     LoaderOptions,
     MetricOptions,
     RunOptions,
@@ -68,7 +69,7 @@ class Run:
             self.mistakes.append(Mistake(key, found, allowed))
 
     def is_cut(self, *section: str) -> bool:
-        """Whether parts of a section were left out."""
+        """Whether a key or parts of a section were left out."""
         return any(key[: len(section)] == section for key in self.left_out)
 
     def attempt(self, key: Key, section: Section, action: Callable[[], Any]) -> Any:
@@ -81,8 +82,8 @@ class Run:
             named = re.fullmatch(REFUSAL, reason)
             parameters = getattr(section, 'parameters', type(section).model_fields)
             if any((*key, name) in self.left_out for name in parameters):
-                pass  # the default of an invalid key may be the reason
-            elif named and named[1] in type(section).model_fields:
+                return None  # the default of an invalid key may be the reason
+            if named and named[1] in type(section).model_fields:
                 self.report((*key, named[1]), named[2], named[3])
             elif isinstance(error, DataError):
                 self.report(key, f'a mistake in the files: {reason}', 'pairs of images')
@@ -170,7 +171,7 @@ def check_names(run: Run) -> None:
         key: Key = ('datasets', phase) if section.name is None else ('datasets', phase, 'name')
         name = phase if section.name is None else section.name
         if not is_folder_name(name):
-            run.report(key, show(name), 'the name of a folder, at most 200 bytes, without slashes')
+            run.report(key, show(name), FOLDER_NAMES)
         if users.setdefault(name, phase) != phase:
             run.report(key, f'{show(name)}, as the name of datasets.{users[name]}', 'a name of its own')
     for name in RESULT_COLUMNS & run.options.val.metrics.keys():
@@ -269,8 +270,7 @@ def check_batches(run: Run, loader: LoaderOptions, train: TrainOptions) -> None:
     """The processes can share the global batch, and the training set has at least one of them."""
     num_gpu = run.options.num_gpu
     each = run.attempt((), run.options, lambda: accumulation(train.accumulate, num_gpu, run.world_size))
-    is_known = (*TRAIN_SET, 'dataset_enlarge_ratio') not in run.left_out
-    if each is None or not is_known or 'train' not in run.built_sets:
+    if each is None or 'train' not in run.built_sets or run.is_cut(*TRAIN_SET, 'dataset_enlarge_ratio'):
         return
     count = run.world_size * each
     samples = len(run.built_sets['train']) * loader.dataset_enlarge_ratio
@@ -286,8 +286,7 @@ def check_checkpointing(run: Run, loader: LoaderOptions, train: TrainOptions) ->
     key = ('train', 'activation_checkpointing')
     asked, name = train.activation_checkpointing, run.options.network_g.type
     stages = 1 if loader.iters is None else len(loader.iters)
-    is_known = (*TRAIN_SET, 'iters') not in run.left_out
-    if isinstance(asked, list) and len(asked) != stages and is_known:
+    if isinstance(asked, list) and len(asked) != stages and not run.is_cut(*TRAIN_SET, 'iters'):
         allowed = f'true, false, or a list with one for each stage, {stages}'
         run.report(key, f'{len(asked)} items', allowed)
     if asked and not hasattr(ARCH_REGISTRY.get(name), 'checkpointing'):
@@ -347,7 +346,7 @@ def check_sizes(run: Run) -> None:
     sizes: dict[Key, int | None] = {('val', 'window_size'): run.options.val.window_size}
     if run.is_training and loader is not None:
         sizes |= {(*TRAIN_SET, 'gt_sizes', index): size for index, size in enumerate(loader.gt_sizes or ())}
-        if loader.gt_sizes is None and (*TRAIN_SET, 'gt_sizes') not in run.left_out:
+        if loader.gt_sizes is None and not run.is_cut(*TRAIN_SET, 'gt_sizes'):
             sizes['datasets', 'train', 'gt_size'] = loader.gt_size
     multiple = _multiple(ARCH_REGISTRY.get(name))
     for key, value in sizes.items():

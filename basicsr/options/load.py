@@ -48,7 +48,7 @@ def _valid_part(data: dict[str, Any]) -> tuple[RunOptions | None, set[Key]]:
     data = copy.deepcopy(data)
     left_out: set[Key] = set()
     while True:
-        data.setdefault('name', 'unnamed')
+        data.setdefault('name', 'unnamed')  # the checks do not depend on it
         options, mistakes = validate(data)
         if options is not None:
             return options, left_out

@@ -30,6 +30,7 @@ WITHOUT_EFFECT = ('scale', 'datasets.*.prefetch_mode', 'val.rgb2bgr', 'val.max_m
 
 
 FOLDER_NAME = r'^[^/\\\x00-\x1f]*[^/\\\x00-\x1f. ][^/\\\x00-\x1f]*$'
+FOLDER_NAMES = 'the name of a folder, at most 200 bytes, without slashes'  # in messages
 
 
 def is_folder_name(name: str) -> bool:
@@ -39,9 +40,7 @@ def is_folder_name(name: str) -> bool:
 
 def _folder_name(name: str) -> str:
     if not is_folder_name(name):
-        raise PydanticCustomError(
-            'folder_name', 'Input should be the name of a folder, at most 200 bytes, without slashes'
-        )
+        raise PydanticCustomError('folder_name', f'Input should be {FOLDER_NAMES}')
     return name
 
 
