@@ -21,7 +21,7 @@ from basicsr.images.reader import Image, read_image
 from basicsr.images.writer import write_png
 from basicsr.inference.restorer import Restorer
 from basicsr.tasks import TASKS, default_weights, find_task
-from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
 from basicsr.utils.cli import add_tlc, usage_errors
 from basicsr.utils.errors import ImageFileError, UsageError, UserError
 from basicsr.utils.files import ROOT, check_writable, expanded
@@ -54,9 +54,11 @@ def parser() -> argparse.ArgumentParser:
         '--weights',
         type=_path,
         metavar='FILE',
-        help="a checkpoint, from this repository's training or a published one; default: the task's published "
-        'weights if you have downloaded them, else those that come with the repository',
+        help="a checkpoint: from this repository's training, a published one, or another program's (.pth, .ckpt, "
+        ".safetensors …); default: the task's published weights if you have downloaded them, else those that come "
+        'with the repository',
     )
+    p.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
     p.add_argument(
         '--device',
         default='auto',
@@ -100,8 +102,8 @@ def main(args: argparse.Namespace) -> int:
     with usage_errors():
         task = find_task(args.task)
         inputs = list_images(args.input_dir)
-        weights = load_weights(args.weights or default_weights(task.name))
-        source = f'{weights.path}' + (f' ({weights.key})' if weights.key else '')
+        weights = load_weights(args.weights or default_weights(task.name), args.param_key)
+        source = str(weights)
         tlc = weights.with_tlc(args.tlc)
         net = build_network(weights)
         del weights  # the network has a copy

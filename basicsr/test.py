@@ -51,8 +51,9 @@ def main(args: argparse.Namespace) -> int:
     folder = ROOT / 'results' / options.name
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
     net: nn.Module = ARCH_REGISTRY.build(options.network_g)
-    assert options.path.pretrain_network_g  # read_options has checked it
-    load_pretrained(net, options.path.pretrain_network_g, options.path.strict_load_g)
+    path = options.path
+    assert path.pretrain_network_g  # read_options has checked it
+    load_pretrained(net, path.pretrain_network_g, path.strict_load_g, path.param_key_g)
     restorer = build_restorer(net, device, options.val)
     metrics = build_metrics(options.val.metrics)
     sets = validation_sets(options)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from basicsr.archs.from_weights import build_network, network_options
 from basicsr.tasks import default_weights
-from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
 from basicsr.utils.cli import usage_errors
 from basicsr.utils.errors import UsageError, UserError
 from basicsr.utils.files import atomic_write, expanded
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         metavar='FILE',
         help="a checkpoint; default: demo.py's for motion deblurring",
     )
+    p.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
     p.add_argument(
         '--output', type=expanded, metavar='FILE',
         help='the ONNX file, replaced if it exists; default: <name of the weights>.onnx in the working directory',
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     if onnx is None:
         raise UsageError('the package onnx is required; pip install onnx')
     with usage_errors():
-        weights = load_weights(args.weights or default_weights('motion_deblurring'))
+        weights = load_weights(args.weights or default_weights('motion_deblurring'), args.param_key)
         net = AnySize(build_network(weights)).eval()
     output = args.output or Path(f'{weights.path.stem}.onnx')
     channels = next(parameter.shape[1] for parameter in net.parameters() if parameter.ndim == 4)

@@ -18,16 +18,19 @@ from basicsr.utils.registry import ARCH_REGISTRY
 PUBLISHED_EXPANSION = 2.66
 
 
-def load_pretrained(net: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> None:
+def load_pretrained(
+    net: nn.Module, path: str | os.PathLike[str], strict: bool = True, key: str | None = None
+) -> None:
     """Copy the weights of a file into a network, and log which of the file's weights they are.
 
     Args:
         path: relative to the repository root, or absolute.
         strict: raise on any difference in names and shapes; else log each one and copy the rest.
+        key: as `load_weights` takes it; None: the place with most of the network's tensors, averaged ones first.
 
     Raises CheckpointError.
     """
-    weights = load_weights(resolve(path))
+    weights = load_weights(resolve(path), key, net.state_dict().keys())
     differences = apply_weights(net, weights, strict)
     logger = get_logger()
     logger.info('Weights: %s of %s', weights.key or 'the tensors', weights.path)

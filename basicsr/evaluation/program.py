@@ -17,7 +17,7 @@ from basicsr.evaluation.report import fixed_width
 from basicsr.inference import Restorer
 from basicsr.metrics.metric import Metric
 from basicsr.tasks import PROTOCOLS, Figure, Task, TestSet, default_weights
-from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
 from basicsr.utils.cli import add_tlc, at_least, usage_errors
 from basicsr.utils.errors import CheckpointError, DataError, UsageError
 from basicsr.utils.files import absolute, as_json, atomic_write, check_writable
@@ -53,6 +53,7 @@ def parser(task: Task) -> argparse.ArgumentParser:
         'if those are not downloaded'
     )
     what.add_argument('--weights', **file, help=weights)
+    what.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
     add_tlc(what)
     precision = 'fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
     what.add_argument('--precision', help=precision)
@@ -127,7 +128,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise UsageError('--datasets: found together with --input_dir; allowed: one of them')
     if args.protocol and not args.input_dir:
         raise UsageError('--protocol: allowed with --input_dir only, as each test set has its own')
-    for name in ('weights', 'tlc', 'precision', 'device', 'save_dir') if args.restored_dir else ():
+    for name in ('weights', 'param_key', 'tlc', 'precision', 'device', 'save_dir') if args.restored_dir else ():
         if (value := getattr(args, name)) is not None:
             flag = '--no-tlc' if value is False else f'--{name}'
             raise UsageError(f'--restored_dir: found with {flag}; allowed: without, as no image is restored')
@@ -240,14 +241,14 @@ def build_restorer(args: argparse.Namespace, task: Task) -> tuple[Restorer, str,
             f'{path}: found no published weights; allowed: these, which python {task.folder}/download_data.py '
             f'--data weights gets, or others with --weights, as {task.shipped_file}'
         )
-    weights = load_weights(path)
+    weights = load_weights(path, args.param_key)
     tlc = weights.with_tlc(args.tlc)
     restorer = Restorer(
         build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=tlc, fixed_strips=True
     )
     if restorer.channels != 3:
         raise ValueError(f'{path}: found a network that takes {restorer.channels} channels; allowed: 3')
-    return restorer, f'{weights.path}' + (f' ({weights.key})' if weights.key else ''), tlc
+    return restorer, str(weights), tlc
 
 
 # --- report -------------------------------------------------------------------------------------------------

@@ -141,14 +141,16 @@ class Restorer:
         precision: str = 'auto',
         *,
         tlc: bool | int | None = None,
+        param_key: str | None = None,
         **options: Any,
     ) -> Restorer:
         """Restorer of the network in a weights file; None for the default weights for motion deblurring.
 
-        `options` are the other arguments of the class. If `tlc` is None, the file decides: it says whether its weights
-        were validated with TLC, as those that come with the repository were. Raises CheckpointError, too.
+        `param_key` says which weights of the file: 'params', 'params_ema', …; None: the averaged ones if it has any.
+        If `tlc` is None, the file decides: it says whether its weights were validated with TLC, as those that come with
+        the repository were. `options` are the other arguments of the class. Raises CheckpointError, too.
         """
-        weights = load_weights(path or default_weights('motion_deblurring'))
+        weights = load_weights(path or default_weights('motion_deblurring'), param_key)
         return cls(build_network(weights), device, precision, tlc=weights.with_tlc(tlc), **options)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def _vgg19_features(weights: str | None) -> nn.Sequential:
         features = vgg19(weights=VGG19_Weights.IMAGENET1K_V1).features
     else:
         network = vgg19()
-        apply_weights(network, load_weights(resolve(weights)))
+        apply_weights(network, load_weights(resolve(weights), names=network.state_dict().keys()))
         features = network.features
     for layer in features:
         if isinstance(layer, nn.ReLU):

@@ -77,8 +77,9 @@ class ImageCleanModel:
 
         torch.manual_seed(options.manual_seed)
         self.net: nn.Module = ARCH_REGISTRY.build(options.network_g)
-        if options.path.pretrain_network_g is not None:
-            load_pretrained(self.net, options.path.pretrain_network_g, options.path.strict_load_g)
+        path = options.path
+        if path.pretrain_network_g is not None:
+            load_pretrained(self.net, path.pretrain_network_g, path.strict_load_g, path.param_key_g)
         # Images, and so all activations, are channels-last. Weights are not: they are small, and
         # DistributedDataParallel wants gradients in their layout.
         self.net.to(device=device, dtype=self.dtype).train()

@@ -85,6 +85,8 @@ class MetricOptions(Component):
 class PathOptions(Section):
     pretrain_network_g: str | None = None
     """Weights to start from (training) or to test."""
+    param_key_g: str | None = None
+    """Which weights of that file, as params or params_ema; null: the averaged ones if it has any."""
     strict_load_g: bool = True
     """false: load what fits, and log what does not."""
     resume_state: str | None = None

@@ -1,37 +1,46 @@
 """Loads and saves network weights.
 
 A checkpoint is a dictionary: `params` and, with averaged weights, `params_ema`, tensors by name; `network_g`, the
-network's options; `iter`, the iteration; `tlc`, the setting it was validated with. Published files have `params` alone;
-their options are inferred from the tensors. Only tensors and plain values are unpickled, so a downloaded file cannot
-run code.
+network's options; `iter`, the iteration; `tlc`, the setting it was validated with. A safetensors file holds the same,
+what is not a tensor as JSON in its metadata. Published files have `params` alone; their options are inferred from the
+tensors. In files of other programs the weights are found by the names of the tensors. Only tensors and plain values are
+unpickled, so a downloaded file cannot run code.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from basicsr.utils import restricted_pickle
 from basicsr.utils.archive import DAMAGES
 from basicsr.utils.errors import CheckpointError
 from basicsr.utils.files import atomic_write
 from basicsr.utils.text import listed
+
+RESTORMER = ('patch_embed.proj.weight', 'output.weight')  # names that every Restormer has
+PARAM_KEY_HELP = 'which weights of the file, as params or params_ema; default: the averaged ones if it has any'
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
     """The weights of one network, from a file.
 
-    `params` are on the CPU, in single precision at least, by the names of the unwrapped network. `key` is their place
-    in the file: 'params_ema', 'params', …, or '' for a file of tensors alone.
+    `params` are on the CPU, by the names of the unwrapped network. `key` is their place in the file: 'params_ema',
+    'params', 'state_dict.generator.' (the prefix of their names is its end), …, or '' for a file of tensors alone.
     """
 
     path: Path
@@ -40,20 +49,30 @@ class Weights:
     network_g: dict[str, Any] | None = None
     tlc: bool | int = False
     """TLC, or its window, as they were validated with; the default for inference."""
+    iteration: int = 0
 
     def with_tlc(self, asked: bool | int | None) -> bool | int:
         """`asked`, or the file's setting if that is None."""
         return self.tlc if asked is None else asked
 
+    def __str__(self) -> str:
+        return f'{self.path} ({self.key})' if self.key else f'{self.path}'
+
+
+# -------------------------------------------------------------- reading
+
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
-    """Reads a dictionary written by torch.save, tensors to the CPU, and verifies checksums. Raises CheckpointError."""
+    """Reads a dictionary written by torch.save or save_checkpoint, tensors to the CPU, and verifies the checksums of
+    the former. Objects of other packages in it become dictionaries. Raises CheckpointError."""
     path = Path(path)
     try:
         with path.open('rb') as file:
             head = file.read(512)
             file.seek(0)
-            problem = _not_a_checkpoint(head)
+            if _is_safetensors(head):
+                return _read_safetensors(file.read(), path)
+            problem = _not_a_checkpoint(head, path)
             if problem is None and head.startswith(b'PK'):
                 problem = _zip_problem(file)
             if problem is not None:
@@ -70,7 +89,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
     return content
 
 
-def _not_a_checkpoint(head: bytes) -> str | None:
+STATE_DICT = "save its tensors instead: torch.save({'params': net.state_dict()}, FILE)"
+UNPACK = 'unpack it first'
+EXPORT = 'use the checkpoint that it was made from'
+
+# First bytes, what such a file is, and what to do.
+OTHER_FORMATS = (
+    (rb'GGUF', 'a GGUF file', EXPORT),
+    (rb'\x89HDF\r\n', 'an HDF5 file (Keras, MATLAB)', 'convert it with the program that wrote it'),
+    (rb'\x08[\x03-\x14][\x12\x3a]', 'an ONNX model', EXPORT),
+    (rb'ftrt|ptrt', 'a TensorRT engine', EXPORT),
+    (rb'\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar', 'a compressed archive', UNPACK),
+    (rb'\x93NUMPY', 'a NumPy array', 'save a dictionary of tensors by name, with torch.save'),
+    (rb'.{4}TFL3', 'a TensorFlow Lite model', EXPORT),
+)
+TENSORFLOW = 'a part of a TensorFlow checkpoint', 'convert the checkpoint to PyTorch'
+
+
+def _not_a_checkpoint(head: bytes, path: Path) -> str | None:
     """Describes the first bytes of a file that torch.save did not write."""
     if not head:
         return 'is empty: the download or the copy failed'
@@ -79,6 +115,11 @@ def _not_a_checkpoint(head: bytes) -> str | None:
         return 'is a web page, not weights: the download failed'
     if text.startswith(b'version https://git-lfs'):
         return 'is a git-lfs pointer, not the weights themselves: run `git lfs pull`'
+    for start, kind, advice in OTHER_FORMATS:
+        if re.match(start, head, re.DOTALL):
+            return f'is {kind}, not a PyTorch checkpoint: {advice}'
+    if re.search(r'\.data-\d{5}-of-\d{5}$|\.ckpt(-\d+)?\.(index|meta)$', path.name):
+        return f'is {TENSORFLOW[0]}, not a PyTorch one: {TENSORFLOW[1]}'
     if all(byte >= 32 or byte in b'\t\n\r\f' for byte in head):
         return 'is text, not weights'
     if not head.startswith((b'PK', b'\x80')):  # zip (the format since PyTorch 1.6) or pickle
@@ -89,11 +130,18 @@ def _not_a_checkpoint(head: bytes) -> str | None:
 def _zip_problem(file: BinaryIO) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
-            names = {name.rpartition('/')[2] for name in archive.namelist()}
+            paths = archive.namelist()
+            names = {name.rpartition('/')[2] for name in paths}
+            if 'archive_format' in names or 'serialized_exported_program.json' in names:
+                return f'is a program of torch.export, not a checkpoint; {STATE_DICT}'
+            if 'constants.pkl' in names:  # torch.load would use its unrestricted TorchScript loader
+                return f'is a TorchScript archive, not a checkpoint; {STATE_DICT}'
+            if 'model.weights.h5' in names:
+                return 'is a Keras model, not a PyTorch checkpoint: convert it with the program that wrote it'
+            if names and all(name.endswith('.npy') for name in names):
+                return 'is a file of NumPy arrays: save a dictionary of tensors by name, with torch.save'
             if 'data.pkl' not in names:
                 return 'is a zip file without weights in it (if they are packed in it, unpack them first)'
-            if 'constants.pkl' in names:  # torch.load would use its unrestricted TorchScript loader
-                return 'is a TorchScript archive, not a checkpoint'
             damaged = archive.testzip()
     except (*DAMAGES, ValueError):
         return 'is damaged or cut short: copy or download it again'
@@ -103,16 +151,20 @@ def _zip_problem(file: BinaryIO) -> str | None:
 
 
 def _unpickle(file: BinaryIO, path: Path) -> object:
+    names: list[str] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of old formats
-            return torch.load(file, map_location='cpu', weights_only=True)
+            content, names = restricted_pickle.load(file)
     except OSError:
         raise
     except Exception as error:  # depending on the bytes, nearly any type
+        names = error.names if isinstance(error, restricted_pickle.RefusedError) else []
         # Do not pass on torch's message, which advises loading without the restriction.
         refused = re.search(r'GLOBAL (\S+)', str(error))
-        if refused:
+        if any(name.startswith('torch.nn.modules.') for name in names):
+            problem = f'holds a model object, which could run code; {STATE_DICT}'
+        elif refused:
             problem = (
                 f'is refused: it holds the Python object {_printable(refused[1])}, which could run code; allowed: '
                 'tensors and plain values'
@@ -122,37 +174,148 @@ def _unpickle(file: BinaryIO, path: Path) -> object:
                 'is refused: it is damaged, cut short, or holds other things than tensors and plain values'
             )
         raise CheckpointError(f'{path} {problem}') from error
+    if any(name.startswith('torch.nn.modules.') for name in names) and not _has_tensors(content):
+        raise CheckpointError(f'{path} holds a model object instead of tensors; {STATE_DICT}')
+    return content
 
 
-def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weights:
-    """Loads the tensors under `key`; by default under the first of params_ema, params and state_dict that has any, else
-    the file itself. Removes the prefixes of DataParallel and torch.compile.
+def _is_safetensors(head: bytes) -> bool:
+    """A length of 8 bytes, then JSON."""
+    return head[6:9] == b'\0\0{'
+
+
+def _read_safetensors(data: bytes, path: Path) -> dict[Any, Any]:
+    try:
+        params = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
+        about = {
+            name: json.loads(text) for name, text in header.get('__metadata__', {}).items() if name in METADATA
+        }
+    except Exception as error:  # of several types
+        raise CheckpointError(f'{path} is damaged or cut short: copy or download it again') from error
+    if not about:
+        return params
+    sets = {
+        kind: {
+            name.removeprefix(f'{kind}.'): each for name, each in params.items() if name.startswith(f'{kind}.')
+        }
+        for kind in ('params', 'params_ema')
+    }
+    return {**(sets if all(sets.values()) else {'params': params}), **about}
+
+
+METADATA = 'network_g', 'iter', 'tlc'
+
+# -------------------------------------------------------------- finding the weights
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Tensors in a checkpoint: the keys of their dictionary, and the prefix of their names."""
+
+    keys: tuple[str, ...]
+    prefix: str
+
+    def __str__(self) -> str:
+        return '.'.join([*self.keys, *([self.prefix] if self.prefix else [])])
+
+    def rank(self) -> tuple[bool, int, bool]:
+        """Sorts averaged weights first, then those in fewer dictionaries and modules, then those of this project."""
+        return (
+            not re.search(r'(?i)(?<![a-z])ema|ema(?![a-z])|averag|shadow|(?<![a-z])swa(?![a-z])', str(self)),
+            len(self.keys) + self.prefix.count('.'),
+            self.keys not in (('params_ema',), ('params',)),
+        )
+
+
+# Places that may have the network's names, but not its weights: a discriminator's, an optimiser's statistics.
+_OTHERS = r'(?i)discrim|netd(?![a-z])|(?<![^._])d(?![^._])|optimi[sz]er|exp_avg|momentum_buffer|grads?(?![a-z])'
+
+
+# torch.compile, FSDP and activation checkpointing, of the network or a part.
+_WRAPPERS = re.compile(r'\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.')
+
+
+def _places(content: dict[Any, Any], names: Collection[str]) -> list[_Place]:
+    """The places with most of the network's tensors, and more than half of them; best first."""
+    depth = max((name.count('.') for name in names), default=0) + 1
+    found: Counter[_Place] = Counter()
+    for keys, entries in _dictionaries(content):
+        for name in _tensors(entries):
+            parts = name.rsplit('.', depth)
+            for count in range(len(parts)):
+                own = '.'.join(parts[count:])
+                if own in names:
+                    found[_Place(keys, name.removesuffix(own))] += 1
+    found = Counter({place: count for place, count in found.items() if not re.search(_OTHERS, str(place))})
+    most = max(len(names) // 2 + 1, *found.values(), 0)
+    return sorted((place for place, count in found.items() if count == most), key=_Place.rank)
+
+
+def _dictionaries(
+    content: dict[Any, Any], keys: tuple[str, ...] = (), seen: set[int] | None = None
+) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """The dictionaries of a checkpoint, with their keys, down to three levels."""
+    yield keys, content
+    seen = set() if seen is None else seen
+    for key, each in content.items() if len(keys) < 3 else ():
+        # A damaged or malicious file may have a dictionary in itself.
+        if isinstance(key, str) and isinstance(each, dict) and (not keys or id(each) not in seen):
+            seen.add(id(each))
+            yield from _dictionaries(each, (*keys, key), seen)
+
+
+def _tensors(entries: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors, and arrays as such, by name, without the wrappers of the network or its parts."""
+    found = {}
+    for name, each in entries.items():
+        if isinstance(each, np.ndarray) and each.dtype.kind in 'biufc':
+            each = torch.from_numpy(np.array(each, each.dtype.newbyteorder('='), subok=False))
+        if isinstance(name, str) and isinstance(each, Tensor):
+            found[_WRAPPERS.sub('', name)] = each.detach()
+    return found
+
+
+def _has_tensors(content: object) -> bool:
+    return isinstance(content, dict) and any(_tensors(entries) for _, entries in _dictionaries(content))
+
+
+def load_weights(
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    names: Collection[str] = RESTORMER,
+    keep_types: bool = False,
+) -> Weights:
+    """Loads the weights of one network from a file of this or another program.
+
+    A file with `network_g` has them under `params_ema` or `params`. In another one they are in the dictionary, and
+    behind the prefix, with most (and more than half) of the `names`; of several such places, the first by this order: averaged weights;
+    the fewest levels and modules; `params`; the order in the file. Discriminators and the state of optimisers are left
+    out. Where no place has such names, they are the tensors under the first of `params_ema`, `params` and `state_dict`
+    that has any, else those of the file itself, without the prefixes of DataParallel and torch.compile.
+
+    Args:
+        key: where the weights are: a key of the file, as 'params', or a place as `Weights.key` gives it.
+        names: names of tensors by which the network is known.
+        keep_types: keep numbers of half precision as they are; else they become single.
 
     Raises CheckpointError if the file is unreadable or has no tensors there.
     """
     path = Path(path)
     content = read_checkpoint(path)
-    if key is None:
-        present = [k for k in ('params_ema', 'params', 'state_dict') if isinstance(content.get(k), dict)]
-        key = next((k for k in present if content[k]), '')
-    elif key not in content:
-        raise CheckpointError(f'{path} has nothing under {key!r}; it has: {_listed(content)}')
-    params = content[key] if key else content
-    place = f'under {key!r}' if key else 'at its top'
-    if not isinstance(params, dict) or not params:
-        raise CheckpointError(f'{path} has no tensors {place}; it has: {_listed(content)}')
-    others = [
-        name for name, each in params.items() if not isinstance(name, str) or not isinstance(each, Tensor)
-    ]
-    if others:
-        raise CheckpointError(f'{path} has entries that are not tensors {place}: {_listed(others)}')
+    # A file that states its network has its names, too.
+    found = [] if names == RESTORMER and content.get('network_g') is not None else _places(content, names)
+    key, params = _selected(content, key, found, path)
     if uncommon := [name for name, tensor in params.items() if not _is_dense(tensor)]:
         raise CheckpointError(
-            f'{path} has tensors of an uncommon kind {place}: {_listed(uncommon)}; allowed: dense ones, whose '
+            f'{path} has tensors of an uncommon kind {_where(key)}: {_listed(uncommon)}; allowed: dense ones, whose '
             'numbers are all in the file'
         )
     # In a file of tensors alone, these would be names of parameters.
-    network_g, tlc = (content.get(name) if key else None for name in ('network_g', 'tlc'))
+    network_g, tlc, iteration = (
+        content.get(name) if isinstance(content.get(key.split('.')[0]), dict) else None
+        for name in ('network_g', 'tlc', 'iter')
+    )
     if not isinstance(network_g, dict | None):
         kind = type(network_g).__name__
         raise CheckpointError(f'{path}: network_g is a {kind}; allowed: a dictionary of options')
@@ -160,16 +323,54 @@ def load_weights(path: str | os.PathLike[str], key: str | None = None) -> Weight
         raise CheckpointError(
             f'{path}: tlc is a {type(tlc).__name__}; allowed: true, false, or a number of pixels'
         )
+    if not keep_types:
+        params = {
+            name: tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+            for name, tensor in params.items()
+        }
     return Weights(
         path=path,
-        params={
-            name: tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
-            for name, tensor in _unwrapped(params).items()
-        },
+        params=params,
         key=key,
         network_g=network_g,
         tlc=tlc or False,
+        iteration=iteration if isinstance(iteration, int) else 0,
     )
+
+
+def _selected(
+    content: dict[Any, Any], key: str | None, found: list[_Place], path: Path
+) -> tuple[str, dict[str, Tensor]]:
+    """The place (a `Weights.key`) that a key asks for, or the best, and its tensors. Raises CheckpointError."""
+    places = found
+    if key is not None:
+        asked = [place for place in found if str(place).rstrip('.') == key.rstrip('.')]
+        places = asked or [place for place in found if str(place).startswith(f'{key}.')]
+    if places:
+        place, entries = places[0], content
+        for each in place.keys:
+            entries = entries[each]
+        return str(place), {
+            name.removeprefix(place.prefix): tensor
+            for name, tensor in _tensors(entries).items()
+            if name.startswith(place.prefix)
+        }
+    if key is None:
+        present = [k for k in ('params_ema', 'params', 'state_dict') if isinstance(content.get(k), dict)]
+        key = next((k for k in present if content[k]), '')
+    elif key not in content:
+        there = _listed(dict.fromkeys([*map(str, found), *content]))
+        raise CheckpointError(f'{path} has nothing under {_printable(repr(key))}; it has: {there}')
+    entries = content[key] if key else content
+    if not isinstance(entries, dict) or not entries:
+        raise CheckpointError(f'{path} has no tensors {_where(key)}; it has: {_listed(content)}')
+    if others := [name for name, each in entries.items() if not _tensors({name: each})]:
+        raise CheckpointError(f'{path} has entries that are not tensors {_where(key)}: {_listed(others)}')
+    return key, _unwrapped(_tensors(entries))
+
+
+def _where(key: str) -> str:
+    return f'under {_printable(repr(key))}' if key else 'at its top'
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -180,8 +381,8 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _unwrapped(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without `_orig_mod.` (torch.compile, of the network or a part) and, if all names have it, `module.`."""
-    bare = {name.replace('_orig_mod.', ''): tensor for name, tensor in params.items()}
+    """Without wrappers and, if all names have it, `module.`."""
+    bare = {_WRAPPERS.sub('', name): tensor for name, tensor in params.items()}
     while all(name.startswith('module.') for name in bare):
         bare = {name.removeprefix('module.'): tensor for name, tensor in bare.items()}
     return bare
@@ -194,6 +395,9 @@ def _listed(names: Iterable[Any]) -> str:
 def _printable(text: str) -> str:
     """Text from a file, without control characters for the terminal."""
     return text if text.isprintable() else ascii(text)
+
+
+# -------------------------------------------------------------- into a network, and to a file
 
 
 def apply_weights(net: nn.Module, weights: Weights, strict: bool = True) -> list[str]:
@@ -238,18 +442,34 @@ def _shape(tensor: Tensor) -> str:
 def save_checkpoint(
     path: str | os.PathLike[str],
     params: Mapping[str, Tensor],
-    network_g: Mapping[str, Any],
+    network_g: Mapping[str, Any] | None,
     iteration: int,
     params_ema: Mapping[str, Tensor] | None = None,
     tlc: bool | int = False,
 ) -> None:
-    """Writes a file from which `load_weights` and `build_network` restore the network. Atomic; raises OSError.
+    """Writes a file from which `load_weights` and `build_network` restore the network: of safetensors if the path ends
+    so, else of torch.save. Atomic; raises OSError.
 
-    `network_g` must be plain values (numbers, strings, lists, dictionaries).
+    `network_g` must be plain values (numbers, strings, lists, dictionaries); None if they are unknown. In a safetensors
+    file with averaged weights, the names begin with `params.` and `params_ema.`.
     """
-    content = {'params': _portable(params), 'network_g': dict(network_g), 'iter': iteration, 'tlc': tlc}
+    sets = {'params': _portable(params)}
+    about: dict[str, Any] = {'iter': iteration, 'tlc': tlc}
+    if network_g is not None:
+        about = {'network_g': dict(network_g), **about}
     if params_ema is not None:
-        content['params_ema'] = _portable(params_ema)
+        sets['params_ema'] = _portable(params_ema)
+    if Path(path).suffix.lower() == '.safetensors':
+        flat = (
+            sets['params']
+            if len(sets) == 1
+            else {f'{kind}.{name}': tensor for kind, named in sets.items() for name, tensor in named.items()}
+        )
+        separate = {name: tensor.clone() for name, tensor in flat.items()}  # safetensors refuses shared memory
+        metadata = {name: json.dumps(value) for name, value in about.items()}
+        atomic_write(path, safetensors.torch.save(separate, metadata))
+        return
+    content = {'params': sets.pop('params'), **about, **sets}
     atomic_write(path, lambda file: torch.save(content, file))
 
 
