@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from basicsr import demo
@@ -177,6 +178,24 @@ def test_windows_and_tiles(run, tmp_path, arguments, options):
     np.testing.assert_array_equal(found, Restorer(net, 'cpu', 'fp32', **options)(pixels))
     if options:
         assert (found != Restorer(net, 'cpu', 'fp32')(pixels)).any()
+
+
+def test_param_key_chooses_the_weights_and_the_choice_is_printed(run, tmp_path, capsys):
+    identity, other = Restormer(**OPTIONS), Restormer(**OPTIONS)
+    nn.init.zeros_(identity.output.weight)
+    nets = {'generator.': identity, 'generator_ema.': other}
+    path, pixels = tmp_path / 'net.safetensors', noise(16, 16, 3)
+    params = {
+        prefix + name: tensor for prefix, net in nets.items() for name, tensor in net.state_dict().items()
+    }
+    save_file(params, path)
+    write_png(tmp_path / 'in' / 'a.png', pixels)
+    for key in ([], ['--param_key', 'generator']):
+        assert run('--weights', str(path), *key) == 0
+        assert f'weights: {path} (generator{"" if key else "_ema"}.)\n' in capsys.readouterr().out
+        assert np.array_equal(result(tmp_path), pixels) == bool(key)
+    assert run('--weights', str(path), '--param_key', 'params') == 2
+    assert "nothing under 'params'; it has: generator_ema., generator., " in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures('threads')

@@ -228,16 +228,15 @@ class _Place:
         )
 
 
-# Places that may have the network's names, but not its weights: a discriminator's, an optimiser's statistics.
+# Places that may have the network's names, but not its weights: a discriminator, the statistics of an optimiser.
 _OTHERS = r'(?i)discrim|netd(?![a-z])|(?<![^._])d(?![^._])|optimi[sz]er|exp_avg|momentum_buffer|grads?(?![a-z])'
-
-
 # torch.compile, FSDP and activation checkpointing, of the network or a part.
 _WRAPPERS = re.compile(r'\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.')
 
 
 def _places(content: dict[Any, Any], names: Collection[str]) -> list[_Place]:
     """The places with most of the network's tensors, and more than half of them; best first."""
+    names = frozenset(names)
     depth = max((name.count('.') for name in names), default=0) + 1
     found: Counter[_Place] = Counter()
     for keys, entries in _dictionaries(content):
@@ -289,13 +288,15 @@ def load_weights(
     """Loads the weights of one network from a file of this or another program.
 
     A file with `network_g` has them under `params_ema` or `params`. In another one they are in the dictionary, and
-    behind the prefix, with most (and more than half) of the `names`; of several such places, the first by this order: averaged weights;
-    the fewest levels and modules; `params`; the order in the file. Discriminators and the state of optimisers are left
-    out. Where no place has such names, they are the tensors under the first of `params_ema`, `params` and `state_dict`
-    that has any, else those of the file itself, without the prefixes of DataParallel and torch.compile.
+    behind the prefix, with most of the `names`, and more than half; of several such places, the first by this order:
+    averaged weights; the fewest levels and modules; `params`; the order in the file. Discriminators and the state of
+    optimisers are left out. Where no place has such names, they are the tensors under the first of `params_ema`,
+    `params` and `state_dict` that has any, else those of the file itself, without the prefixes of DataParallel and
+    torch.compile.
 
     Args:
-        key: where the weights are: a key of the file, as 'params', or a place as `Weights.key` gives it.
+        key: where the weights are: a key of the file, as 'params', or a place as `Weights.key` gives it, or a part of
+            that, as 'generator'.
         names: names of tensors by which the network is known.
         keep_types: keep numbers of half precision as they are; else they become single.
 
@@ -344,8 +345,9 @@ def _selected(
     """The place (a `Weights.key`) that a key asks for, or the best, and its tensors. Raises CheckpointError."""
     places = found
     if key is not None:
-        asked = [place for place in found if str(place).rstrip('.') == key.rstrip('.')]
-        places = asked or [place for place in found if str(place).startswith(f'{key}.')]
+        bare = key.rstrip('.')
+        asked = [place for place in found if str(place).rstrip('.') == bare]
+        places = asked or [place for place in found if bare and f'.{bare}.' in f'.{place}.']
     if places:
         place, entries = places[0], content
         for each in place.keys:

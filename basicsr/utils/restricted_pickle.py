@@ -105,6 +105,7 @@ def _translate(file: BinaryIO) -> tuple[bytes, list[str]]:
         int, str | None
     ] = {}  # strings are repeated instead of remembered, so that STACK_GLOBAL finds them
     names = []
+    arg: Any
     for opcode, arg, _ in pickletools.genops(file):
         kind, text = opcode.name, None
         if kind in ('PROTO', 'FRAME'):
@@ -146,7 +147,7 @@ def _constant(value: Any) -> bytes:
 
 # Of the standard library, NumPy and PyTorch: classes whose objects are not needed, or are dictionaries.
 _DATA = re.compile(
-    r'argparse\.Namespace|builtins\.(bool|dict|float|int|list|object|slice|str|tuple)|collections\.defaultdict|'
+    r'argparse\.Namespace|builtins\.(bool|dict|float|list|object|slice|tuple)|collections\.defaultdict|'
     r'datetime\.(date|datetime|time|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction|'
     r'pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|types\.SimpleNamespace|typing\.Any|uuid\.UUID|'
     r'numpy\.(u?int\d*|float\d*|complex\d*|bool_?|str_|bytes_|\w+\.\w+DType)|'
@@ -203,10 +204,11 @@ class _Array(np.ndarray):
     def __new__(cls, *_: object) -> _Array:
         return super().__new__(cls, (0,))
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, is_fortran, data = state
         array = _from_buffer(data, dtype, shape, 'F' if is_fortran else 'C')
-        super().__setstate__((1, array.shape, array.dtype, False, array.tobytes()))
+        rebuilt: Any = (1, array.shape, array.dtype, False, array.tobytes())
+        super().__setstate__(rebuilt)
 
 
 def _from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Any = 'C') -> np.ndarray:
@@ -224,8 +226,8 @@ for _class, _name in ((_Dtype, 'dtype'), (_Array, 'ndarray')):
 _REBUILT = [
     _Dtype,
     _Array,
-    _stand_in('builtins.bytes', bytes),  # protocol 2 writes empty bytes so
-    *(_stand_in(f'builtins.{kind.__name__}', kind) for kind in (set, frozenset, complex)),
+    # Some versions of PyTorch allow some of these. Protocol 2 writes empty bytes so, and renames int and str.
+    *(_stand_in(f'builtins.{kind.__name__}', kind) for kind in (bytes, complex, frozenset, int, set, str)),
     *(
         _stand_in(f'numpy.{core}.{name}', make)
         for core in ('core', '_core')

@@ -670,6 +670,13 @@ def test_checkpoint_decides_on_tlc_unless_an_argument_does(tmp_path, validated_w
         assert Restorer.from_checkpoint(path, 'cpu', tlc=argument).engine.window == expected
 
 
+def test_param_key_chooses_the_weights_of_a_checkpoint(tmp_path):
+    net, options, x = tiny(), {'type': 'Restormer', **TINY}, torch.rand(1, 3, 16, 16)
+    save_checkpoint(tmp_path / 'a.pth', identity().state_dict(), options, 1, net.state_dict())
+    for key, expected in ((None, fp32(net).restore(x)), ('params_ema', fp32(net).restore(x)), ('params', x)):
+        close(Restorer.from_checkpoint(tmp_path / 'a.pth', 'cpu', 'fp32', param_key=key).restore(x), expected)
+
+
 def test_default_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, 'ROOT', tmp_path)
     folder = tmp_path / 'Motion_Deblurring' / 'pretrained_models'

@@ -173,6 +173,19 @@ def test_training_starts_from_pretrained_weights(make, tmp_path):
     assert all(torch.equal(larger[name], tensor) for name, tensor in first.net.state_dict().items())
 
 
+def test_param_key_g_chooses_the_pretrained_weights(make, tmp_path):
+    model = make(ema_decay=0.5)
+    model.step([batch(1)], 1)
+    model.save_weights(tmp_path / 'net.pth', 1)
+    for key, expected in zip(
+        ('params', 'params_ema', None), [*model.weights(), model.weights()[1]], strict=True
+    ):
+        given = {'pretrain_network_g': str(tmp_path / 'net.pth'), 'param_key_g': key}
+        assert same(dict(make(path=given).net.state_dict()), dict(expected))
+    with pytest.raises(CheckpointError, match="nothing under 'ema'; it has: params_ema, params, "):
+        make(path={**given, 'param_key_g': 'ema'})
+
+
 def test_a_network_that_deepcopy_refuses_is_built_again(make, monkeypatch):
     model = make(ema_decay=0.5)
     model.step([batch(1)], 1)

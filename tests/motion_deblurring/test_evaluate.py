@@ -253,6 +253,19 @@ def test_default_tlc_follows_the_weights(here):
         assert written()['tlc'] is tlc
 
 
+def test_param_key_chooses_the_weights(here, capsys):
+    params = load_weights(COMPACT).params
+    torch.save(
+        {'params': params, 'ema': {**params, 'output.weight': params['output.weight'] * 0}}, here / 'a.pth'
+    )
+    given = ['--weights', here / 'a.pth', '--device', 'cpu', '--datasets', 'GoPro', '--limit', 1]
+    for key in ([], ['--param_key', 'params']):
+        assert run(*given, *key) == 0
+        assert written()['weights'] == f'{here / "a.pth"} ({"params" if key else "ema"})'
+        means = written()['datasets']['GoPro']['mean']
+        assert (means['psnr'] == means['input_psnr']) == (not key)
+
+
 def test_tlc_and_limit_are_reported(here, capsys):
     assert run(*NETWORK, '--datasets', 'GoPro', '--tlc', 16, '--limit', 1) == 0
     out = capsys.readouterr().out

@@ -106,6 +106,15 @@ def test_model_pads_like_the_demo(exported):
         check(model, net, (1, *size), lambda image: restore_tensor(net, image))
 
 
+def test_param_key_chooses_the_weights(tmp_path, capsys):
+    params = network().state_dict()
+    save_checkpoint(tmp_path / 'a.pth', params, {'type': 'Restormer', **SMALL}, 7, params)
+    for key in ('params_ema', 'params'):
+        given = ['--weights', tmp_path / 'a.pth', '--output', tmp_path / 'a.onnx', '--param_key', key]
+        assert export(*given) == 0
+        assert f'a.pth ({key})\n' in capsys.readouterr().out
+
+
 def test_model_describes_itself(exported):
     net, path, _ = exported
     model = onnx.load(path)
