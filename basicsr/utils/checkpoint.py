@@ -155,14 +155,14 @@ def _unpickle(file: BinaryIO, path: Path) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of old formats
-            content, names = restricted_pickle.load(file)
+            source, names = restricted_pickle.as_protocol_2(file)
+            content = restricted_pickle.load(source, names)
     except OSError:
         raise
     except Exception as error:  # depending on the bytes, nearly any type
-        names = error.names if isinstance(error, restricted_pickle.RefusedError) else []
         # Do not pass on torch's message, which advises loading without the restriction.
         refused = re.search(r'GLOBAL (\S+)', str(error))
-        if any(name.startswith('torch.nn.modules.') for name in names):
+        if _has_model(names) and not (refused and not refused[1].startswith('torch.')):
             problem = f'holds a model object, which could run code; {STATE_DICT}'
         elif refused:
             problem = (
@@ -174,9 +174,13 @@ def _unpickle(file: BinaryIO, path: Path) -> object:
                 'is refused: it is damaged, cut short, or holds other things than tensors and plain values'
             )
         raise CheckpointError(f'{path} {problem}') from error
-    if any(name.startswith('torch.nn.modules.') for name in names) and not _has_tensors(content):
+    if _has_model(names) and not _has_tensors(content):
         raise CheckpointError(f'{path} holds a model object instead of tensors; {STATE_DICT}')
     return content
+
+
+def _has_model(names: Iterable[str]) -> bool:
+    return any(name.startswith('torch.nn.modules.') for name in names)
 
 
 def _is_safetensors(head: bytes) -> bool:

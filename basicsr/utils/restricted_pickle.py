@@ -32,25 +32,11 @@ PROTOCOL_2 = b'\x80\x02'
 _LOCK = threading.Lock()  # PyTorch's list of allowed names is global
 
 
-def load(file: BinaryIO) -> tuple[object, list[str]]:
-    """Reads a file of torch.save, tensors to the CPU. Also returns the dotted names of all objects in its pickles.
-
-    Raises RefusedError if the file has an object that is refused, and nearly any exception on damage.
-    """
-    source, names = _as_protocol_2(file)
+def load(file: BinaryIO, names: Iterable[str]) -> object:
+    """Reads the result of `as_protocol_2`, tensors to the CPU. Raises nearly any exception on damage and on an object that
+    is refused."""
     with _LOCK, _allowed(names):
-        try:
-            return torch.load(source, map_location='cpu', weights_only=True), names
-        except pickle.UnpicklingError as error:
-            raise RefusedError(str(error), names) from error
-
-
-class RefusedError(pickle.UnpicklingError):
-    """`names`: the dotted names of all objects in the file."""
-
-    def __init__(self, message: str, names: list[str]) -> None:
-        super().__init__(message)
-        self.names = names
+        return torch.load(file, map_location='cpu', weights_only=True)
 
 
 # -------------------------------------------------------------- protocols
@@ -62,8 +48,9 @@ _REPLACED = {'EMPTY_SET': b']', 'ADDITEMS': b'e', 'FROZENSET': b't'}  # sets bec
 _LEGACY_PICKLES = 5  # before PyTorch 1.6: so many pickles, then the numbers
 
 
-def _as_protocol_2(file: BinaryIO) -> tuple[BinaryIO, list[str]]:
-    """A file with the same content in protocol 2, and the dotted names of the objects in its pickles."""
+def as_protocol_2(file: BinaryIO) -> tuple[BinaryIO, list[str]]:
+    """A file with the same content in protocol 2, and the dotted names of the objects in its pickles. Raises nearly any
+    exception on damage."""
     head = file.read(2)
     if head == b'PK':
         with zipfile.ZipFile(file) as archive:
@@ -227,6 +214,7 @@ _REBUILT = [
     _Dtype,
     _Array,
     # Some versions of PyTorch allow some of these. Protocol 2 writes empty bytes so, and renames int and str.
+    _stand_in('collections.deque', lambda *_args: []),
     *(_stand_in(f'builtins.{kind.__name__}', kind) for kind in (bytes, complex, frozenset, int, set, str)),
     *(
         _stand_in(f'numpy.{core}.{name}', make)

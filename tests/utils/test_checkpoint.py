@@ -90,6 +90,7 @@ def test_whole_models_and_programs_say_to_save_the_tensors(tmp_path):
     for save in (
         lambda: torch.save(layer, path),
         lambda: torch.save({'model': layer, 'epoch': 3}, path),
+        lambda: torch.save(layer, path, _use_new_zipfile_serialization=False, pickle_protocol=4),
         lambda: torch.jit.save(torch.jit.script(layer), path),
         lambda: torch.export.save(program, path),
     ):

@@ -29,8 +29,12 @@ def saved(content, protocol=2, zipped=True):
     return file
 
 
+def load(file):
+    return restricted_pickle.load(*restricted_pickle.as_protocol_2(file))
+
+
 def round_trip(content, *form):
-    return restricted_pickle.load(saved(content, *form))[0]
+    return load(saved(content, *form))
 
 
 @pytest.mark.parametrize(('protocol', 'zipped'), FORMS)
@@ -74,7 +78,7 @@ def test_numpy_arrays_and_scalars_are_data(protocol, zipped, core):
     file = saved(values, protocol, zipped)
     if protocol == 2 and zipped:  # the name of its module is that of another version of NumPy
         file = renamed(file, b'cnumpy._core.', f'c{core}.'.encode())
-    found = restricted_pickle.load(file)[0]
+    found = load(file)
     for old, new in zip(
         [*values['scalars'], *values['arrays']], [*found['scalars'], *found['arrays']], strict=True
     ):
@@ -113,6 +117,7 @@ def test_objects_of_other_packages_become_dictionaries(protocol, zipped, monkeyp
     counts = collections.defaultdict(list, a=[1])
     content = {
         'w': torch.ones(2), 'easy': easy, 'history': History(), 'counts': counts, 'path': pathlib.Path('a/b'),
+        'deque': collections.deque([1, 2], 5),
         'namespace': argparse.Namespace(seed=1), 'set': {1}, 'types': [int, np.float32],
     }  # fmt: skip
     if zipped:  # the old format has the source code of modules
@@ -121,13 +126,13 @@ def test_objects_of_other_packages_become_dictionaries(protocol, zipped, monkeyp
     monkeypatch.delitem(sys.modules, 'other_package')
     monkeypatch.setattr(importlib, 'import_module', lambda *_: pytest.fail('a package was imported'))
     before = torch.serialization.get_safe_globals()
-    found, names = restricted_pickle.load(file)
+    found = load(file)
     assert found['w'].tolist() == [1, 1] and found['easy'] == {'lr': 0.1} and found['counts'] == {'a': [1]}
     assert all(
         type(found[name]) is collections.OrderedDict
         for name in found.keys() & {'history', 'path', 'namespace', 'loss'}
     )
-    assert 'other_package.History' in names and [*found['set']] == [1]
+    assert [*found['set']] == [1] and found['deque'] == [1, 2]
     assert {*torch.serialization.get_safe_globals()} == {*before}
 
 
@@ -163,7 +168,7 @@ CALLS = {
 @pytest.mark.parametrize('kind', CALLS)
 def test_a_call_is_refused_and_not_made(kind, protocol, zipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(restricted_pickle.RefusedError):
+    with pytest.raises(pickle.UnpicklingError):
         round_trip({'w': torch.ones(1), 'x': CALLS[kind]}, protocol, zipped)
     assert not [*tmp_path.iterdir()]
 
@@ -203,7 +208,7 @@ def text(value):
 def test_a_pickle_written_by_hand_is_refused(pickled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception) as caught:
-        restricted_pickle.load(in_a_file(b'\x80\x04' + pickled))
+        load(in_a_file(b'\x80\x04' + pickled))
     assert not isinstance(caught.value, AssertionError) and not [*tmp_path.iterdir()]
 
 
@@ -212,5 +217,5 @@ def test_an_array_cannot_take_numbers_for_addresses():
     dtype = text('numpy') + text('dtype') + b'\x93' + text('i8') + b'\x85R'
     state = b'(K\x03' + text('|') + b'N' + text('a') + b'\x85N' + b'K\x08K\x01K\x3ftb'
     scalar = text('numpy._core.multiarray') + text('scalar') + b'\x93' + dtype + state
-    found, _ = restricted_pickle.load(in_a_file(b'\x80\x04' + scalar + b'C\x08' + bytes(8) + b'\x86R.'))
+    found = load(in_a_file(b'\x80\x04' + scalar + b'C\x08' + bytes(8) + b'\x86R.'))
     assert found == 0 and found.dtype == np.int64
