@@ -39,8 +39,9 @@ PARAM_KEY_HELP = 'which weights of the file, as params or params_ema; default: t
 class Weights:
     """The weights of one network, from a file.
 
-    `params` are on the CPU, by the names of the unwrapped network. `key` is their place in the file: 'params_ema',
-    'params', 'state_dict.generator.' (the prefix of their names is its end), …, or '' for a file of tensors alone.
+    `params` are on the CPU, in single precision at least (unless `keep_types`), by the names of the unwrapped network.
+    `key` is their place in the file: 'params_ema', 'params', 'state_dict.generator.' (the prefix of their names is its
+    end), …, or '' for a file of tensors alone.
     """
 
     path: Path
@@ -90,7 +91,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
 
 
 STATE_DICT = "save its tensors instead: torch.save({'params': net.state_dict()}, FILE)"
-UNPACK = 'unpack it first'
 EXPORT = 'use the checkpoint that it was made from'
 
 # First bytes, what such a file is, and what to do.
@@ -99,11 +99,14 @@ OTHER_FORMATS = (
     (rb'\x89HDF\r\n', 'an HDF5 file (Keras, MATLAB)', 'convert it with the program that wrote it'),
     (rb'\x08[\x03-\x14][\x12\x3a]', 'an ONNX model', EXPORT),
     (rb'ftrt|ptrt', 'a TensorRT engine', EXPORT),
-    (rb'\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar', 'a compressed archive', UNPACK),
+    (
+        rb'\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|.{257}ustar',
+        'a compressed archive',
+        'unpack it first',
+    ),
     (rb'\x93NUMPY', 'a NumPy array', 'save a dictionary of tensors by name, with torch.save'),
     (rb'.{4}TFL3', 'a TensorFlow Lite model', EXPORT),
 )
-TENSORFLOW = 'a part of a TensorFlow checkpoint', 'convert the checkpoint to PyTorch'
 
 
 def _not_a_checkpoint(head: bytes, path: Path) -> str | None:
@@ -119,7 +122,7 @@ def _not_a_checkpoint(head: bytes, path: Path) -> str | None:
         if re.match(start, head, re.DOTALL):
             return f'is {kind}, not a PyTorch checkpoint: {advice}'
     if re.search(r'\.data-\d{5}-of-\d{5}$|\.ckpt(-\d+)?\.(index|meta)$', path.name):
-        return f'is {TENSORFLOW[0]}, not a PyTorch one: {TENSORFLOW[1]}'
+        return 'is a part of a TensorFlow checkpoint: convert the checkpoint to PyTorch'
     if all(byte >= 32 or byte in b'\t\n\r\f' for byte in head):
         return 'is text, not weights'
     if not head.startswith((b'PK', b'\x80')):  # zip (the format since PyTorch 1.6) or pickle
@@ -336,7 +339,7 @@ def load_weights(
     return Weights(
         path=path,
         params=params,
-        key=key,
+        key=_printable(key),
         network_g=network_g,
         tlc=tlc or False,
         iteration=iteration if isinstance(iteration, int) else 0,

@@ -33,8 +33,8 @@ _LOCK = threading.Lock()  # PyTorch's list of allowed names is global
 
 
 def load(file: BinaryIO, names: Iterable[str]) -> object:
-    """Reads the result of `as_protocol_2`, tensors to the CPU. Raises nearly any exception on damage and on an object that
-    is refused."""
+    """Reads the result of `as_protocol_2`, tensors to the CPU. Raises nearly any exception on damage, and on an object
+    that is refused."""
     with _LOCK, _allowed(names):
         return torch.load(file, map_location='cpu', weights_only=True)
 
@@ -213,9 +213,13 @@ for _class, _name in ((_Dtype, 'dtype'), (_Array, 'ndarray')):
 _REBUILT = [
     _Dtype,
     _Array,
-    # Some versions of PyTorch allow some of these. Protocol 2 writes empty bytes so, and renames int and str.
     _stand_in('collections.deque', lambda *_args: []),
-    *(_stand_in(f'builtins.{kind.__name__}', kind) for kind in (bytes, complex, frozenset, int, set, str)),
+    # Newer versions of PyTorch allow some of these. Protocol 2 writes bytes so.
+    _stand_in('_codecs.encode', lambda text, _codec: text.encode('latin-1')),
+    *(
+        _stand_in(f'builtins.{kind.__name__}', kind)
+        for kind in (bytearray, bytes, complex, frozenset, int, set, str)
+    ),
     *(
         _stand_in(f'numpy.{core}.{name}', make)
         for core in ('core', '_core')

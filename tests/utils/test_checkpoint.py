@@ -162,9 +162,11 @@ def test_a_pickle_with_code_runs_nothing(tmp_path, kind, protocol, recwarn):
     assert 'weights_only' not in sentence  # torch's advice to load it anyway
 
 
-def test_control_characters_of_a_file_are_escaped(tmp_path):
+def test_control_characters_of_a_file_are_escaped(net, tmp_path):
     torch.save({'\x1b[31mparams\n': 1}, tmp_path / 'a.pth')
     assert '\x1b' not in refusal(tmp_path / 'a.pth', load_weights)
+    torch.save({'\x1b[31m\n': net.state_dict()}, tmp_path / 'a.pth')
+    assert load_weights(tmp_path / 'a.pth').key.isprintable()
 
 
 # Where in the file the weights are

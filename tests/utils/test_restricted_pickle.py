@@ -168,7 +168,7 @@ CALLS = {
 @pytest.mark.parametrize('kind', CALLS)
 def test_a_call_is_refused_and_not_made(kind, protocol, zipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
         round_trip({'w': torch.ones(1), 'x': CALLS[kind]}, protocol, zipped)
     assert not [*tmp_path.iterdir()]
 
