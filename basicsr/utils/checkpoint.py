@@ -133,8 +133,7 @@ def _not_a_checkpoint(head: bytes, path: Path) -> str | None:
 def _zip_problem(file: BinaryIO) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
-            paths = archive.namelist()
-            names = {name.rpartition('/')[2] for name in paths}
+            names = {name.rpartition('/')[2] for name in archive.namelist()}
             if 'archive_format' in names or 'serialized_exported_program.json' in names:
                 return f'is a program of torch.export, not a checkpoint; {STATE_DICT}'
             if 'constants.pkl' in names:  # torch.load would use its unrestricted TorchScript loader
@@ -195,13 +194,12 @@ def _read_safetensors(data: bytes, path: Path) -> dict[Any, Any]:
     try:
         params = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
-        about = {
-            name: json.loads(text) for name, text in header.get('__metadata__', {}).items() if name in METADATA
-        }
+        metadata = header.get('__metadata__', {})
+        if 'network_g' not in metadata:  # of another program
+            return params
+        about = {name: json.loads(metadata[name]) for name in ('network_g', 'iter', 'tlc') if name in metadata}
     except Exception as error:  # of several types
         raise CheckpointError(f'{path} is damaged or cut short: copy or download it again') from error
-    if not about:
-        return params
     sets = {
         kind: {
             name.removeprefix(f'{kind}.'): each for name, each in params.items() if name.startswith(f'{kind}.')
@@ -210,8 +208,6 @@ def _read_safetensors(data: bytes, path: Path) -> dict[Any, Any]:
     }
     return {**(sets if all(sets.values()) else {'params': params}), **about}
 
-
-METADATA = 'network_g', 'iter', 'tlc'
 
 # -------------------------------------------------------------- finding the weights
 
@@ -229,14 +225,20 @@ class _Place:
     def rank(self) -> tuple[bool, int, bool]:
         """Sorts averaged weights first, then those in fewer dictionaries and modules, then those of this project."""
         return (
-            not re.search(r'(?i)(?<![a-z])ema|ema(?![a-z])|averag|shadow|(?<![a-z])swa(?![a-z])', str(self)),
+            not re.search(_AVERAGED, str(self)),
             len(self.keys) + self.prefix.count('.'),
             self.keys not in (('params_ema',), ('params',)),
         )
 
 
+_AVERAGED = r'(?i)(?<![a-z])ema|ema(?![a-z])|averag|shadow|(?<![a-z])swa(?![a-z])'
 # Places that may have the network's names, but not its weights: a discriminator, the statistics of an optimiser.
 _OTHERS = r'(?i)discrim|netd(?![a-z])|(?<![^._])d(?![^._])|optimi[sz]er|exp_avg|momentum_buffer|grads?(?![a-z])'
+# Parts of a training program beside an unprefixed network.
+_HELPERS = re.compile(
+    r'(?i)(\w*loss\w*|criteri\w+|vgg\w*|lpips|metrics?|psnr|ssim|discriminator|net_?d|data_preprocessor|step_counter|'
+    r'n_averaged)(\.|$)'
+)
 # torch.compile, FSDP and activation checkpointing, of the network or a part.
 _WRAPPERS = re.compile(r'\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.')
 
@@ -314,6 +316,8 @@ def load_weights(
     # A file that states its network has its names, too.
     found = [] if names == RESTORMER and content.get('network_g') is not None else _places(content, names)
     key, params = _selected(content, key, found, path)
+    if found:
+        params = {name: each for name, each in params.items() if name in names or not _HELPERS.match(name)}
     if uncommon := [name for name, tensor in params.items() if not _is_dense(tensor)]:
         raise CheckpointError(
             f'{path} has tensors of an uncommon kind {_where(key)}: {_listed(uncommon)}; allowed: dense ones, whose '
@@ -392,7 +396,7 @@ def _is_dense(tensor: Tensor) -> bool:
 def _unwrapped(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without wrappers and, if all names have it, `module.`."""
     bare = {_WRAPPERS.sub('', name): tensor for name, tensor in params.items()}
-    while all(name.startswith('module.') for name in bare):
+    while bare and all(name.startswith('module.') for name in bare):
         bare = {name.removeprefix('module.'): tensor for name, tensor in bare.items()}
     return bare
 

@@ -88,9 +88,8 @@ def _with_member(archive: zipfile.ZipFile, name: str, content: bytes) -> BinaryI
 def _translate(file: BinaryIO) -> tuple[bytes, list[str]]:
     """Translates the next pickle of a file to protocol 2. Also returns the dotted names of its objects."""
     output: list[tuple[bytes, str | None]] = []  # opcodes; the string that one pushes
-    memo: dict[
-        int, str | None
-    ] = {}  # strings are repeated instead of remembered, so that STACK_GLOBAL finds them
+    # Strings are repeated instead of remembered, so that STACK_GLOBAL finds them.
+    memo: dict[int, str | None] = {}
     names = []
     arg: Any
     for opcode, arg, _ in pickletools.genops(file):

@@ -228,6 +228,7 @@ FOREIGN = {
         'model',
     ),
     'a key of its own': (lambda p: {'weights_of_my_net': p, 'lr': 0.1}, 'weights_of_my_net'),
+    'without a prefix': (lambda p: {'state_dict': {**p, **VGG}}, 'state_dict'),
     'deep': (lambda p: {'state': {'nets': {'g': p}, 'epoch': 3}}, 'state.nets.g'),
     'beside other things': (lambda p: {**p, 'epoch': 3, 'optimizer': {'state': {0: {'a': torch.ones(1)}}}}, ''),
     'averaged by key': (lambda p: {'model': changed(p), 'ema_state_dict': p}, 'ema_state_dict'),
@@ -268,6 +269,15 @@ def test_weights_of_another_network_are_found_by_its_names(tmp_path, prefix):
 
     net, other = network(), network()
     torch.save({'epoch': 3, 'state_dict': prefixed(prefix, net.state_dict())}, tmp_path / 'a.pth')
+    load_pretrained(other, tmp_path / 'a.pth')
+    torch.testing.assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
+
+
+def test_a_part_with_the_name_of_a_loss_belongs_to_the_network_that_has_it(tmp_path):
+    net, other = (
+        torch.nn.ModuleDict({'vgg': torch.nn.Linear(2, 2), 'loss': torch.nn.Linear(2, 1)}) for _ in 'ab'
+    )
+    torch.save({'net': net.state_dict(), 'epoch': 3}, tmp_path / 'a.pth')
     load_pretrained(other, tmp_path / 'a.pth')
     torch.testing.assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
 
