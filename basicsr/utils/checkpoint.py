@@ -231,7 +231,7 @@ class _Place:
         )
 
 
-_AVERAGED = r'(?i)(?<![a-z])ema|ema(?![a-z])|averag|shadow|(?<![a-z])swa(?![a-z])'
+_AVERAGED = r'(?i)(?<![a-z])ema|ema(?![a-z])|averag|avg(?![a-z])|shadow|(?<![a-z])swa(?![a-z])'
 # Places that may have the network's names, but not its weights: a discriminator, the statistics of an optimiser.
 _OTHERS = r'(?i)discrim|netd(?![a-z])|(?<![^._])d(?![^._])|optimi[sz]er|exp_avg|momentum_buffer|grads?(?![a-z])'
 # Parts of a training program beside an unprefixed network.

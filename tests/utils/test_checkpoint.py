@@ -262,6 +262,26 @@ def test_weights_of_other_programs_are_found_by_the_names_of_the_tensors(net, tm
     torch.testing.assert_close(build_network(weights).state_dict(), net.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    'name',
+    [
+        'params_ema',
+        'EMA',
+        'modelEma',
+        'emaModel',
+        'state_dict_ema',
+        'averaged',
+        'net_avg',
+        'swa_model',
+        'shadow',
+    ],
+)
+def test_averaged_weights_are_known_by_their_key(net, tmp_path, name):
+    params = net.state_dict()
+    torch.save({'params': changed(params), name: params, 'exp_avg': changed(params)}, tmp_path / 'a.pth')
+    assert load_weights(tmp_path / 'a.pth').key == name
+
+
 @pytest.mark.parametrize('prefix', ['', 'net.', 'a.b.c.'])
 def test_weights_of_another_network_are_found_by_its_names(tmp_path, prefix):
     def network():
