@@ -5,6 +5,7 @@ Each check reports the mistakes of one concern.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -320,6 +321,16 @@ def check_losses(run: Run, train: TrainOptions) -> None:
             run.report((*key, 'toY'), 'true', 'false, as datasets.train has 1 channel')
 
 
+def check_logger(run: Run) -> None:
+    if run.options.logger.use_tb_logger:
+        try:
+            importlib.import_module('torch.utils.tensorboard')
+        except Exception as error:  # of a version that does not fit others, of any type
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            found = f'true, but TensorBoard cannot be imported ({reason})'
+            run.report(('logger', 'use_tb_logger'), found, 'false, or true after `pip install tensorboard`')
+
+
 # ------------------------------------------------------------------ network and validation
 
 
@@ -404,6 +415,7 @@ def find_mistakes(options: RunOptions, left_out: set[Key], purpose: Purpose, wor
         check(run)
     train, loader = options.train, options.datasets.get('train')
     if run.is_training and train is not None:
+        check_logger(run)
         check_scheduler(run, train)
         check_losses(run, train)
         if loader is not None:

@@ -45,6 +45,10 @@ class CheckpointError(UserError, ValueError):
     """A weights file that cannot be read, or does not fit the network."""
 
 
+class UnreadableError(CheckpointError):
+    """A weights file that the operating system does not read: its content may be intact."""
+
+
 class DataError(UserError, ValueError):
     """A dataset or a set of images that cannot be read, written or measured."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from basicsr.utils.errors import UserError
+from basicsr.utils.signals import leave_to_main_process
 
 Item = TypeVar('Item')
 Item_co = TypeVar('Item_co', covariant=True)
@@ -61,7 +61,7 @@ def _computed(items: Items[Item], workers: int, what: str) -> Iterator[Item]:
         batch_size=None,
         collate_fn=_identity,
         num_workers=min(workers, len(items), processors()),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
     yield from tqdm(iter(loader), total=len(items), desc=what, unit='pair')
 
@@ -70,10 +70,8 @@ def _identity(item: Any) -> Any:
     return item
 
 
-def _start_worker(_: int) -> None:
-    # A terminal or batch system signals all processes at once; the main process ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+def start_worker(_: int) -> None:
+    leave_to_main_process()
     cv2.setNumThreads(0)  # there is a process per processor already
 
 
