@@ -8,8 +8,9 @@ In an option file, `type: Dataset_PackedImage` with `dataroot: my.pack` then rep
 stored once, so overlapping crops take no extra space. Without them, every image is one training pair.
 
 A pack is a folder: `pixels.bin` holds the raw pixels (height, width, channels), the degraded image of each pair before
-the clean one; `index.json` holds their offsets and checksums. The folder appears once it is complete. Exit status: 0 if
-the pack was made, or is undamaged; 1 otherwise; 2 on wrong arguments; 130 after Ctrl-C, 143 after SIGTERM.
+the clean one; `index.json` holds their offsets and checksums. The folder appears once it is complete; if there are
+images that cannot be used, all of them are named, and there is no pack. Exit status: 0 if the pack was made, or is
+undamaged; 1 otherwise; 2 on wrong arguments; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def pack(args: argparse.Namespace) -> None:
 
 
 class DecodedPairs:
-    """`pairs[i]` is the name of a pair and, by kind, its images, each with the CRC-32 of its bytes."""
+    """`pairs[i]` is the name of a pair and, by kind, its images, each with the CRC-32 of its bytes; or a DataError."""
 
     def __init__(self, dataset: Dataset_PairedImage) -> None:
         self.dataset = dataset
@@ -133,9 +134,13 @@ class DecodedPairs:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[str, dict[str, tuple[np.ndarray, int]]]:
+    def __getitem__(self, index: int) -> tuple[str, dict[str, tuple[np.ndarray, int]]] | DataError:
         images = {}
-        for kind, image in self.dataset.read(index).items():
+        try:
+            pair = self.dataset.read(index)
+        except DataError as error:
+            return error
+        for kind, image in pair.items():
             pixels = np.ascontiguousarray(image, DTYPES[image.dtype.name])
             images[kind] = pixels, zlib.crc32(pixels)
         return self.dataset.names[index], images

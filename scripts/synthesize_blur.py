@@ -286,7 +286,7 @@ def shake_parameters(args: argparse.Namespace) -> BlurParameters:
 
 @dataclass
 class PairWriter:
-    """`writer[i]` writes pair i."""
+    """`writer[i]` writes pair i, or is the DataError of a photograph that cannot be read."""
 
     folder: Path
     photographs: Photographs
@@ -297,11 +297,15 @@ class PairWriter:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> None:
+    def __getitem__(self, index: int) -> DataError | None:
         pair = self.pairs[index]
-        images = self.images(self.photographs, pair, self.seed)
+        try:
+            images = self.images(self.photographs, pair, self.seed)
+        except DataError as error:
+            return error
         for role, image in zip(('input', 'target'), images, strict=True):
             write_image(pair.path(self.folder, role), image)
+        return None
 
 
 def write_image(path: Path, image: Image) -> None:

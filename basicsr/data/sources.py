@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import lmdb
@@ -17,6 +18,9 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from basicsr.images.reader import IMAGE_SUFFIXES
 from basicsr.utils.errors import DataError
 from basicsr.utils.text import listed
+
+Key = TypeVar('Key')
+Image = TypeVar('Image')
 
 # The shortest start of a line that ends like an image file, as names may contain spaces and dots.
 _FILE_NAME = re.compile(rf'\s*(\S.*?)(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})(?!\S)', flags=re.IGNORECASE)
@@ -44,6 +48,18 @@ def open_source(root: Path, backend: IOBackend) -> Source:
     if not source.names:
         raise DataError(f'{root}: contains no images')
     return source
+
+
+def read_all(read: Callable[[Key], Image], keys: Iterable[Key]) -> list[Image]:
+    """`read` of each key. Raises DataError that names every image that cannot be read."""
+    images, failures = [], []
+    for key in keys:
+        try:
+            images.append(read(key))
+        except DataError as error:
+            failures.append(error)
+    DataError.raise_all(failures)
+    return images
 
 
 class FolderSource:
