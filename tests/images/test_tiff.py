@@ -18,7 +18,7 @@ def test_every_layout(kind, compression, separate):
         pytest.skip('one plane')
     layouts = [{}, {'rowsperstrip': 7}, {'tile': (16, 16)}, *([{'predictor': True}] if compression else [])]
     for pixels, layout, order in itertools.product((KINDS[kind], deep(KINDS[kind])), layouts, '<>'):
-        options = {**layout, 'compression': compression, 'byteorder': order}
+        options = {**layout, 'compression': compression, 'byteorder': order, 'bigtiff': bool(layout)}
         stored = pixels
         if separate:
             stored, options['planarconfig'] = np.ascontiguousarray(np.moveaxis(pixels, 2, 0)), 'separate'
