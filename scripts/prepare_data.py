@@ -43,7 +43,7 @@ from basicsr.data.pack_format import (
     read_index,
 )
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
-from basicsr.utils.cli import at_least
+from basicsr.utils.cli import at_least, file_or_folder
 from basicsr.utils.errors import DataError, InUseError, UsageError
 from basicsr.utils.files import absolute, atomic_write, lock_file, made_folder, scratch_folder, sync_folder
 from basicsr.utils.parallel import in_parallel
@@ -51,9 +51,9 @@ from basicsr.utils.parallel import in_parallel
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description='Pack a folder of pairs for training, or check a pack.')
-    p.add_argument('--input_dir', type=Path, metavar='BLURRED', help='folder of the degraded images')
-    p.add_argument('--target_dir', type=Path, metavar='SHARP', help='folder of the clean images')
-    p.add_argument('--output', type=Path, metavar='NAME.pack', help='new pack')
+    p.add_argument('--input_dir', type=file_or_folder, metavar='BLURRED', help='folder of the degraded images')
+    p.add_argument('--target_dir', type=file_or_folder, metavar='SHARP', help='folder of the clean images')
+    p.add_argument('--output', type=file_or_folder, metavar='NAME.pack', help='new pack')
     p.add_argument(
         '--crop_size', type=at_least(1), metavar='N',
         help='train on windows of N×N pixels (the paper: 512); default: on entire images',
@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         '--workers', type=at_least(0), default=os.cpu_count() or 1, metavar='N',
         help='processes that decode images; 0: decode in this one; default: the number of processors',
     )  # fmt: skip
-    p.add_argument('--verify', type=Path, metavar='NAME.pack', help='check every byte of a pack; makes none')
+    p.add_argument(
+        '--verify', type=file_or_folder, metavar='NAME.pack', help='check every byte of a pack; makes none'
+    )
     return p
 
 

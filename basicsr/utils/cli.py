@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from basicsr.utils.errors import OptionError, UsageError, UserError
+from basicsr.utils.files import expanded
 from basicsr.utils.logger import get_logger
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -118,6 +119,13 @@ def add_tlc(group: argparse._ActionsContainer) -> None:
         const=False,
         help='attention over the whole image, whatever the weights',
     )
+
+
+def file_or_folder(text: str) -> Path:
+    """A `type=` for paths: expands `~`. Refuses an empty name, which Path takes for the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError('found an empty name; allowed: a file or folder')
+    return expanded(text)
 
 
 def at_least(least: int) -> Callable[[str], int]:
