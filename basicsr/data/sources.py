@@ -68,6 +68,7 @@ class FolderSource:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._files: dict[str, str] = {}
+        repeated = []
         try:
             with os.scandir(root) as entries:
                 files = sorted(entry.name for entry in entries if _is_image(entry))
@@ -76,8 +77,10 @@ class FolderSource:
         for file in files:
             name = Path(file).stem
             if name in self._files:
-                raise DataError(f'{root}: {self._files[name]} and {file} have the same name')
+                repeated.append(f'{self._files[name]} and {file}')
             self._files[name] = file
+        if repeated:
+            raise DataError(f'{root}: {listed(repeated)} have the same name')
         self.names: list[str] = natsorted(self._files)
 
     def read(self, name: str) -> bytes:

@@ -85,7 +85,7 @@ def is_plain(tags: dict[int, Any]) -> bool:
         raise NotImplementedError(f'{bits}-bit {_FORMATS[min(kinds)]} channels; {ALLOWED}')
     if code not in (RAW, *DEFLATE, *LIBTIFF, *PILLOW):
         raise NotImplementedError(
-            f'{_COMPRESSIONS.get(code, f"unknown ({code})")} compression, which is not supported'
+            f'{_COMPRESSIONS.get(code, f"unknown ({code!s:.20})")} compression, which is not supported'
         )
     plain = (
         code not in PILLOW

@@ -113,15 +113,16 @@ class Restorer:
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
         self.precision = precision_name(self.dtype)
-        self.memory_limit, self.fixed_strips = memory_limit, fixed_strips
         if memory_limit is not None and (
             isinstance(memory_limit, bool)
             or not isinstance(memory_limit, Real)
-            or not memory_limit >= 1  # NaN, too
+            or not 1 <= memory_limit < float('inf')
         ):
             raise ValueError(
                 f'memory_limit: found {memory_limit!r}; allowed: a number of bytes above 0, or None'
             )
+        self.memory_limit = None if memory_limit is None else int(memory_limit)
+        self.fixed_strips = fixed_strips
         self.multiple = _multiple_of(net) if multiple is None else _integer('multiple', multiple)
         self.tile = tile if tile is None else _integer('tile', tile)
         overlap = tile_overlap if tile_overlap is None else _integer('tile_overlap', tile_overlap)

@@ -373,7 +373,7 @@ def test_other_tensors_raise(wrong):
         ),
         *(
             ({'memory_limit': value}, f'memory_limit: found {value!r}; allowed: a number of bytes above 0')
-            for value in (True, '64', float('nan'))
+            for value in (True, '64', float('nan'), float('inf'))
         ),
     ],
     ids=str,
@@ -389,8 +389,10 @@ def test_integers_of_any_type(kind):
     options = {'tile': 248, 'tile_overlap': 16, 'tlc': 32, 'multiple': 8}
     expected = Restorer(net, 'cpu', 'fp32', **options)(before)
     options = {name: kind(value) for name, value in options.items()}
-    restorer = Restorer(net, 'cpu', 'fp32', **options, memory_limit=np.int64(10**9))  # uint8 would overflow
+    restorer = Restorer(net, 'cpu', 'fp32', **options)
     np.testing.assert_array_equal(restorer(before), expected)
+    for limit in (np.int64(10**9), 1e9):
+        assert type(Restorer(net, 'cpu', memory_limit=limit).memory_limit) is int
 
 
 @pytest.mark.parametrize('tlc', [True, 64])
