@@ -16,18 +16,10 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
-KIND, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION = (
-    254,
-    256,
-    257,
-    258,
-    259,
-    262,
-    266,
-    274,
-)
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION = 256, 257, 258, 259, 262, 266, 274
 SAMPLES, ROWS_PER_STRIP, PLANES, PREDICTOR, COLOUR_MAP = 277, 278, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, ICC_PROFILE = 322, 323, 338, 339, 34675
+KIND, OTHER_IMAGES = 254, 330
 STRIP_OFFSETS, STRIP_SIZES, TILE_OFFSETS, TILE_SIZES = 273, 279, 324, 325
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)  # photometric interpretations
@@ -46,21 +38,14 @@ _COMPRESSIONS = {
 ALLOWED = 'allowed: 8 or 16 bits a channel, grey or RGB'
 _FORMATS = {2: 'signed', 3: 'floating-point', 5: 'complex', 6: 'complex'}
 _COLOURS = {
-    4: 'mask ',
-    CMYK: 'CMYK ',
-    YCBCR: 'YCbCr ',
-    8: 'Lab ',
-    9: 'Lab ',
-    10: 'Lab ',
-    32803: 'sensor ',
-    34892: 'sensor ',
-}
+    4: 'mask ', CMYK: 'CMYK ', YCBCR: 'YCbCr ', 8: 'Lab ', 9: 'Lab ', 10: 'Lab ', 32803: 'sensor ', 34892: 'sensor '
+}  # fmt: skip
 
 _REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))
 
 
 def read_tags(data: bytes) -> dict[int, Any]:
-    """The tags of the first image."""
+    """The tags of the first image. Raises NotImplementedError if that is a preview of another one."""
     is_big = 43 in data[2:4]
     # Pillow looks for the version of BigTIFF where it is in little-endian files.
     directory = ImageFileDirectory_v2(b'II+\0' + data[4:16] if is_big else data[:8], prefix=data[:2])
@@ -70,6 +55,10 @@ def read_tags(data: bytes) -> dict[int, Any]:
     tags = dict(directory)
     if not {WIDTH, HEIGHT} <= tags.keys():
         raise EOFError('its directory is missing')
+    if tags.get(KIND, 0) & PREVIEW and (directory.next or OTHER_IMAGES in tags):
+        raise NotImplementedError(
+            "a preview as its first image, like a camera's raw file; allowed: the image itself, as TIFF or PNG"
+        )
     return tags
 
 
@@ -77,10 +66,6 @@ def is_plain(tags: dict[int, Any]) -> bool:
     """Whether `decode` can decode it; if not, Pillow can. Raises NotImplementedError if neither can."""
     all_bits, formats = tags.get(BITS, (1,)), {*tags.get(SAMPLE_FORMAT, (1,))}
     bits, code, photometric = max(all_bits), tags.get(COMPRESSION, RAW), tags.get(PHOTOMETRIC, -1)
-    if tags.get(KIND, 0) & PREVIEW:
-        raise NotImplementedError(
-            "only a preview as its first image, as a camera's raw files; convert it first"
-        )
     if kinds := formats & _FORMATS.keys():
         raise NotImplementedError(f'{bits}-bit {_FORMATS[min(kinds)]} channels; {ALLOWED}')
     if code not in (RAW, *DEFLATE, *LIBTIFF, *PILLOW):

@@ -16,6 +16,7 @@ import PIL.ImageFile
 import PIL.PngImagePlugin
 import pytest
 import skimage.data
+import tifffile
 from image_files import (
     GREY,
     KINDS,
@@ -319,6 +320,15 @@ BMP = pillow(RGB, 'BMP')
 COMPRESSION = struct.pack('<HHI', 259, 3, 1)
 
 
+def with_preview(pixels):
+    """As raw files of cameras are stored."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(pixels[::4, ::4], photometric='rgb', subfiletype=1)
+        writer.write(pixels, photometric='rgb')
+    return file.getvalue()
+
+
 def jpeg_frame(marker, depth):
     """A JPEG whose frame has another marker and depth."""
     return pillow(RGB, 'JPEG').replace(b'\xff\xc0\x00\x11\x08', marker + b'\x00\x11' + depth)
@@ -359,7 +369,7 @@ def jpeg_frame(marker, depth):
             tiff(np.dstack([RGBA, GREY]), photometric='separated', extrasamples=[2]),
             'has CMYK channels and alpha',
         ),
-        (tiff(RGB, subfiletype=1), "has only a preview as its first image, as a camera's raw files"),
+        (with_preview(RGB), "has a preview as its first image, like a camera's raw file; allowed: "),
         (BMP[:30] + b'\3' + BMP[31:], 'is of a kind that is not supported .*bitfields'),
         (
             pillow(RGB, 'TIFF').replace(COMPRESSION + b'\1\0', COMPRESSION + struct.pack('<H', 50001)),

@@ -64,6 +64,10 @@ def test_extra_samples_that_are_not_alpha_are_dropped():
         check(tiff(five, extrasamples=['unspecified', 'unassalpha']), five[..., [0, 1, 2, 4]])
 
 
+def test_the_only_image_may_be_called_a_preview():
+    check(tiff(RGB, subfiletype=1), RGB)
+
+
 def test_white_may_be_zero():
     for pixels in (GREY, deep(GREY)):
         check(tiff(pixels, photometric='miniswhite'), np.iinfo(pixels.dtype).max - pixels)
