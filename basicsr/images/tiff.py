@@ -30,7 +30,7 @@ PREVIEW = 1  # a bit of the kind of image
 RAW, LZW, PACKBITS = 1, 5, 32773
 DEFLATE = (8, 32946)
 LIBTIFF = (LZW, PACKBITS, 34925, 50000)  # also LZMA and Zstandard
-PILLOW = (2, 3, 4, 6, 7, 32771)  # fax and JPEG
+PILLOW = (2, 3, 4, 6, 7)  # fax and JPEG
 _COMPRESSIONS = {
     34712: 'JPEG 2000', 34887: 'LERC', 34933: 'PNG', 34934: 'JPEG XR', 50001: 'WebP', 50002: 'JPEG XL', 52546: 'JPEG XL'
 }  # fmt: skip
