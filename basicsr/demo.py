@@ -22,7 +22,7 @@ from basicsr.images.writer import write_png
 from basicsr.inference.restorer import Restorer
 from basicsr.tasks import TASKS, default_weights, find_task
 from basicsr.utils.checkpoint import load_weights
-from basicsr.utils.cli import add_tlc, path_type, usage_errors
+from basicsr.utils.cli import add_tlc, file_or_folder, usage_errors
 from basicsr.utils.errors import ImageFileError, UsageError, UserError
 from basicsr.utils.files import ROOT, check_writable
 from basicsr.utils.parallel import in_stages
@@ -37,14 +37,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--input_dir',
-        type=path_type,
+        type=file_or_folder,
         default=ROOT / 'demo' / 'degraded',
         metavar='FILE_OR_FOLDER',
         help='an image, or a folder of images (png, jpg, bmp, tif, webp; without subfolders); default: %(default)s',
     )
     p.add_argument(
         '--result_dir',
-        type=path_type,
+        type=file_or_folder,
         default=ROOT / 'demo' / 'restored',
         metavar='FOLDER',
         help='write results to <FOLDER>/<task>/, as PNG with the depth, alpha and colour profile of the input; '
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--weights',
-        type=path_type,
+        type=file_or_folder,
         metavar='FILE',
         help="a checkpoint, from this repository's training or a published one; default: the task's published "
         'weights if you have downloaded them, else those that come with the repository',

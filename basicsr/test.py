@@ -33,7 +33,7 @@ from basicsr.evaluation.report import as_table, write_figures
 from basicsr.inference.restorer import build_restorer
 from basicsr.options.arguments import add_option_file
 from basicsr.options.load import read_options
-from basicsr.utils.cli import path_type
+from basicsr.utils.cli import file_or_folder
 from basicsr.utils.device import resolve_device
 from basicsr.utils.errors import RunError
 from basicsr.utils.files import ROOT, check_writable
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add_option_file(p)
     p.add_argument(
         '--results_dir',
-        type=path_type,
+        type=file_or_folder,
         default=ROOT / 'results',
         metavar='FOLDER',
         help='where the folders of results are; default: %(default)s',

@@ -47,7 +47,7 @@ from basicsr.options.option_file import read_file
 from basicsr.options.sections import RunOptions, is_folder_name
 from basicsr.training.run_directory import RunDirectory
 from basicsr.training.trainer import Trainer
-from basicsr.utils.cli import exit_status, path_type
+from basicsr.utils.cli import exit_status, file_or_folder
 from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import LAUNCHERS, Rank, find_rank, join, leave, report_failure
 from basicsr.utils.errors import OptionError, RunError, TrainingError
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--experiments_dir',
-        type=path_type,
+        type=file_or_folder,
         default=ROOT / 'experiments',
         metavar='FOLDER',
         help='where the folders of runs are; default: %(default)s',

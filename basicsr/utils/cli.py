@@ -113,8 +113,8 @@ def add_tlc(group: argparse._ActionsContainer) -> None:
     )
 
 
-def path_type(text: str) -> Path:
-    """A `type=` for paths: `~` is expanded, and an empty name, as of a variable that is not set, is refused."""
+def file_or_folder(text: str) -> Path:
+    """A `type=` for paths: expands `~`. Refuses an empty name, which Path takes for the working directory."""
     if not text:
         raise argparse.ArgumentTypeError('found an empty name; allowed: a file or folder')
     return expanded(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -51,6 +52,15 @@ class UnreadableError(CheckpointError):
 
 class DataError(UserError, ValueError):
     """A dataset or a set of images that cannot be read, written or measured."""
+
+    @staticmethod
+    def raise_all(errors: Iterable[DataError]) -> None:
+        """Raises the only error, or one that lists them all, a line each; returns if there are none."""
+        sentences = {str(error): error for error in errors}
+        if len(sentences) > 1:
+            raise DataError('these images cannot be used:\n' + '\n'.join(sentences))
+        for error in sentences.values():
+            raise error
 
 
 class DeviceError(UserError, ValueError):

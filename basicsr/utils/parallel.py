@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import DataError, UserError
 from basicsr.utils.signals import leave_to_main_process
 
 Item = TypeVar('Item')
@@ -25,7 +25,10 @@ Written = TypeVar('Written')
 
 
 class Items(Protocol[Item_co]):
-    """`items[i]` does the work. A UserError that it raises keeps its message between processes."""
+    """`items[i]` does the work. A UserError that it raises keeps its message between processes.
+
+    If an image cannot be used, it may return the DataError instead, so that all such images are named.
+    """
 
     def __len__(self) -> int: ...
 
@@ -37,17 +40,26 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def in_parallel(items: Items[Item], workers: int, what: str, then: Callable[[Item], Result]) -> list[Result]:
+def in_parallel(
+    items: Items[Item | DataError], workers: int, what: str, then: Callable[[Item], Result]
+) -> list[Result]:
     """Returns `then(items[i])` for all i, in order. Worker processes compute the items ahead; this one calls `then`.
 
     Args:
         workers: number of processes, at most one per processor; 0: no other processes.
         what: text before the progress bar.
 
-    Raises what `items` and `then` raise, and UserError if a process dies.
+    Raises what `items` and `then` raise, UserError if a process dies, and at the end the DataErrors that `items` gave.
     """
+    results, failures = [], []
     try:
-        return [then(item) for item in _computed(items, workers, what)]
+        for item in _computed(items, workers, what):
+            if isinstance(item, DataError):
+                failures.append(item)
+            elif not failures:
+                results.append(then(item))
+        DataError.raise_all(failures)
+        return results
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # the frames keep the processes alive
         if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker '):

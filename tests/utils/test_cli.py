@@ -1,4 +1,6 @@
 import argparse
+import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -139,3 +141,29 @@ def test_least_values():
     assert at_least(1)('1') == 1
     with pytest.raises(argparse.ArgumentTypeError, match='found 0; allowed: 1 or more'):
         at_least(1)('0')
+
+
+def path_options(parser):
+    """Every option that takes a path, of sub-commands, too."""
+    for action in parser._actions:
+        for command in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from path_options(command)
+        with contextlib.suppress(ValueError, TypeError, argparse.ArgumentTypeError):
+            if isinstance(action.type('x'), Path):
+                yield action
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'basicsr.demo',
+        *(f'scripts.{name}' for name in ('benchmark', 'export_onnx', 'prepare_data', 'synthesize_blur')),
+        *(f'Motion_Deblurring.{name}' for name in ('download_data', 'evaluate', 'generate_patches_gopro')),
+    ],
+)
+def test_an_empty_path_is_refused_not_taken_for_the_working_directory(name):
+    options = [*path_options(importlib.import_module(name).parser())]
+    assert options
+    for option in options:
+        with pytest.raises(argparse.ArgumentTypeError, match='found an empty name; allowed: a file or folder'):
+            option.type('')
