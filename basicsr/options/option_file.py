@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from basicsr.options.yaml_mistakes import find_problem, missing_space
+from basicsr.options.yaml_mistakes import find_problems, missing_space
 from basicsr.utils.errors import OptionError
 from basicsr.utils.text import show
 
@@ -108,8 +108,11 @@ class _Document:
         raise _error(node, f'{node.tag.replace(_TAG, "!!")} is not a number, text, list or mapping')
 
     def _at(self, mark: yaml.Node, node: yaml.Node, key: Key) -> Any:
-        self.lines[key] = mark.start_mark.line + 1
-        self._check_spaces(mark.start_mark.line + 1, node)
+        line = mark.start_mark.line
+        self._check_spaces(line + 1, node)
+        if isinstance(node, yaml.ScalarNode):  # it may begin below its key; an alias refers to a line above
+            line = max(line, node.start_mark.line)
+        self.lines[key] = line + 1
         return self._value(node, key)
 
     def _check_spaces(self, first: int, node: yaml.Node) -> None:
@@ -169,21 +172,20 @@ def _error(node: yaml.Node, problem: str, line: int | None = None) -> yaml.Marke
 
 
 def _parse(text: str, source: str, is_file: bool = True) -> _Document:
+    def where(line: int) -> str:
+        return f'{source}:{line}' if line and is_file else source
+
     document = partial(_Document, is_file=is_file)
     try:
         return document(text)
     except yaml.MarkedYAMLError as error:
-        line, problem = find_problem(text, error, document)
-        where = f'{source}:{line + 1}' if is_file else source
+        problems = [(line + 1, problem) for line, problem in find_problems(text, error, document)]
     except yaml.reader.ReaderError as error:
-        line = text.count('\n', 0, error.position)
-        where = f'{source}:{line + 1}' if is_file else source
-        problem = f'the character {show(text[error.position])} is not allowed'
-    except yaml.YAMLError as error:
-        where, problem = source, ' '.join(str(error).split())
+        line = text.count('\n', 0, error.position) + 1
+        problems = [(line, f'the character {show(text[error.position])} is not allowed')]
     except RecursionError:
-        where, problem = source, 'it is nested too deeply'
-    raise OptionError([f'{where}: is not valid YAML: {problem}'])
+        problems = [(0, 'it is nested too deeply')]
+    raise OptionError([f'{where(line)}: is not valid YAML: {problem}' for line, problem in problems])
 
 
 def yaml_value(text: str) -> Any:

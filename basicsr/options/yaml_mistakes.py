@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import yaml
 
-MOST_TRIALS, LONGEST = 80, 50_000  # repairs tried, and characters of a text that is worth them
+MOST_TRIALS, MOST_CHARACTERS = 80, 500_000  # repairs tried, and what they may parse in all
 # `key:value`, at the start of a line or in braces. A path (`C:/x`) and an address (`http://x`) are none.
-MISSING_SPACE = re.compile(r'(^\s*(?:- +)*|[{,]\s*)(?:([A-Za-z_]\w*)|("\w+"|\'\w+\')):(?=[^\s/\\,}])')
+MISSING_SPACE = re.compile(r'(^\s*(?:- +)*|[{,]\s*)([A-Za-z_]\w*|"\w+"|\'\w+\'):(?=[^\s/\\,}])')
 _TOKEN = re.compile(
-    r"""(?<![^\s\[\]{},:-])(?:"(?:[^"\\]|\\.)*("?)|'(?:[^']|'')*('?))|(?<!\S)(\#.*)|([\[{])|([\]}])"""
+    r"""
+    (?<![^\s\[\]{},:-]) (?: "(?:[^"\\]|\\.)*(?P<double>")? | '(?:[^']|'')*(?P<single>')? )
+    | (?<!\S)(?P<comment>\#.*)
+    | [\[\]{}]
+    """,
+    re.VERBOSE,
 )
 _TAB, _NOT_CLOSED = 'a tab; use spaces', 'that opens here is never closed'
 _PARTNER = {'[': ']', '{': '}', ']': '[', '}': '{'}
@@ -25,41 +30,40 @@ class Problem(NamedTuple):
 
 
 class _Repair(NamedTuple):
-    problem: Problem
+    problems: list[Problem]
     lines: dict[int, str]
 
 
 def missing_space(text: str) -> str | None:
     """The sentence about a `key:value` at the start of a line; None if there is none."""
-    found = MISSING_SPACE.match(text)
-    return None if found is None else f'{text.split(" #")[0].strip()!r} needs a space after the colon'
+    return f'{_shown(text)} needs a space after the colon' if MISSING_SPACE.match(text) else None
 
 
-def find_problem(text: str, error: yaml.MarkedYAMLError, parse: Callable[[str], object]) -> Problem:
-    """The first repair of one line that makes the text valid tells what is wrong with it. If none does: the one that
-    lets the parser get furthest, or the parser's own words.
+def find_problems(text: str, error: yaml.MarkedYAMLError, parse: Callable[[str], object]) -> list[Problem]:
+    """What the first repair that makes the text valid tells about it. If none does: what the repair tells that lets the
+    parser get furthest, or the parser's own words.
 
     Args:
         parse: raises yaml.MarkedYAMLError on invalid text.
     """
     noticed = _noticed(error)
     is_syntax = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
-    if not is_syntax or noticed.text == _TAB or len(text) > LONGEST:
-        return noticed
+    if not is_syntax or noticed.text == _TAB:
+        return [noticed]
     lines = text.splitlines()
-    furthest, best = noticed.line, noticed
-    for repair in islice(_repairs(lines, error), MOST_TRIALS):
-        repaired = [repair.lines.get(index, line) for index, line in enumerate(lines)]
+    furthest, best = noticed.line, [noticed]
+    for repair in islice(_repairs(lines, error), min(MOST_TRIALS, MOST_CHARACTERS // len(text))):
         try:
-            parse('\n'.join(repaired) + '\n')
+            parse('\n'.join(repair.lines.get(index, line) for index, line in enumerate(lines)) + '\n')
         except yaml.MarkedYAMLError as still:
             line = _noticed(still).line
-            if line > furthest and repair.problem.line <= noticed.line and _NOT_CLOSED not in noticed.text:
-                furthest, best = line, repair.problem
+            is_cause = repair.problems[0].line <= noticed.line and _NOT_CLOSED not in noticed.text
+            if line > furthest and is_cause:
+                furthest, best = line, repair.problems
         except (yaml.YAMLError, RecursionError):
             continue
         else:
-            return repair.problem
+            return repair.problems
     return best
 
 
@@ -78,86 +82,106 @@ def _noticed(error: yaml.MarkedYAMLError) -> Problem:
     return Problem(mark.line if mark else 0, words)
 
 
+# ------------------------------------------------------------------ repairs
+
+
 def _repairs(lines: list[str], error: yaml.MarkedYAMLError) -> Iterator[_Repair]:
-    """Likely ones first."""
-
-    def repair(index: int, line: str, problem: str) -> _Repair:
-        return _Repair(Problem(index, problem), {index: line})
-
-    scanned = [_scan(line) for line in lines]
-    filled = [index for index, (code, *_) in enumerate(scanned) if code.strip()]
+    """Repairs of what looks damaged anywhere, then of the lines where the parser noticed it."""
+    codes = {index: code for index, code in enumerate(map(_code, lines)) if code.strip()}
     marks = [mark.line for mark in (error.problem_mark, error.context_mark) if mark]
-    before = [index for index in filled if index < min(marks, default=0)][-1:]
-    near = [index for index in dict.fromkeys([*marks, *before]) if index in filled]
-
-    spaced = {index: MISSING_SPACE.sub(r'\1\2\3: ', scanned[index][0]) for index in filled}
-    spaced = {index: line for index, line in spaced.items() if line != scanned[index][0]}
-    without = {index: f'{_name(lines[index])!r} needs a space after the colon' for index in spaced}
-    for index, line in spaced.items():
-        yield repair(index, line, without[index])
-    if len(spaced) > 1:  # a habit
-        first = min(spaced)
-        yield _Repair(Problem(first, without[first]), spaced)
-
-    for index in filled:
-        code, quote, single = scanned[index]
-        if quote is not None:
-            problem = f'the quote {code[quote]} has no partner in this line'
-            yield repair(index, code[:quote] + code[quote + 1 :], problem)
-            for inside, comment in ((code, ''), *([re.split(r'(?=\s#)', code, maxsplit=1)] * (' #' in code))):
-                yield repair(index, inside.rstrip() + code[quote] + comment, problem)
-        if single:
-            place = single[0]
-            problem = f'the bracket {code[place]} has no partner in this line'
-            partner = _PARTNER[code[place]]
-            if len(single) > 1:
-                yield repair(index, code[: single[-1]] + partner + code[single[-1] + 1 :], problem)
-            if code[place] in '[{':
-                yield repair(index, code + partner, problem)
-            else:
-                yield repair(index, re.sub(r'(:\s+|^\s*(?!.*:\s))', rf'\g<1>{partner}', code, count=1), problem)
-            yield repair(index, code[:place] + code[place + 1 :], problem)
-
-    for index in filled:
-        code = scanned[index][0]
-        if word := re.match(r'(\s*(?:- +)?[A-Za-z_]\w*)(?=\s|$)(?!\s*:)', code):
-            yield repair(index, f'{word[0]}:{code[word.end() :]}', f'{_name(word[0])!r} needs a colon after it')
-
-    depths = {index: len(lines[index]) - len(lines[index].lstrip(' ')) for index in filled}
-    for index in dict.fromkeys([*(index for index in filled if depths[index] % 2), *near]):
-        place, depth = filled.index(index), depths[index]
-        around = [depths[other] for other in filled[max(place - 1, 0) : place + 2]]
-        for other in dict.fromkeys([*around, depth + 1, depth - 1, around[0] + 2]):
-            if other >= 0 and other != depth:
-                problem = f'the indentation of {depth} spaces does not fit the lines around it'
-                yield repair(index, ' ' * other + lines[index].lstrip(), problem)
-
-    for index in near:
-        if found := re.match(r'(\s*(?:- +)?[\w-]+:\s+)(.*)', scanned[index][0]):
-            value = found[2].replace("'", "''")
-            yield repair(index, f"{found[1]}'{value}'", f'the value {found[2]!r} needs quotes')
-    for index in near:
-        yield repair(index, '', _noticed(error).text)
+    before = [index for index in codes if index < min(marks, default=0)][-1:]
+    near = [index for index in dict.fromkeys([*marks, *before]) if index in codes]
+    depths = {index: len(code) - len(code.lstrip(' ')) for index, code in codes.items()}
+    odd = [index for index, depth in depths.items() if depth % 2]
+    return chain(
+        _spaces(codes),
+        *(_partners(index, code) for index, code in codes.items()),
+        *(_colon(index, code) for index, code in codes.items()),
+        *(_indentation(index, lines[index], depths) for index in dict.fromkeys([*odd, *near])),
+        *(_quotes(index, codes[index]) for index in near),
+        (_repair(index, '', _noticed(error).text) for index in near),
+    )
 
 
-def _name(line: str) -> str:
-    return line.split(' #')[0].strip().removeprefix('- ')
+def _repair(index: int, line: str, problem: str) -> _Repair:
+    return _Repair([Problem(index, problem)], {index: line})
 
 
-def _scan(line: str) -> tuple[str, int | None, list[int]]:
-    """The line without its comment, and the places of a quote and of brackets without a partner in it."""
+def _spaces(codes: dict[int, str]) -> Iterator[_Repair]:
+    spaced = {index: MISSING_SPACE.sub(r'\1\2: ', code) for index, code in codes.items()}
+    spaced = {index: line for index, line in spaced.items() if line != codes[index]}
+    repairs = [
+        _repair(index, line, f'{_shown(codes[index])} needs a space after the colon')
+        for index, line in spaced.items()
+    ]
+    yield from repairs
+    if repairs:  # all of them: a habit
+        yield _Repair([problem for repair in repairs for problem in repair.problems], spaced)
+
+
+def _partners(index: int, code: str) -> Iterator[_Repair]:
+    """Quotes and brackets without a partner in their line: add it, or remove them."""
+    places = _single(code)
+    if not places:
+        return
+    place, last = places[0], places[-1]
+    mark = code[place]
+    is_quote = mark not in _PARTNER
+    problem = f'the {"quote" if is_quote else "bracket"} {mark} has no partner in this line'
+    without = code[:place] + code[place + 1 :]
+    if is_quote:
+        text, *comment = re.split(r'(?=\s#)', code, maxsplit=1)
+        repaired = [without, code + mark, text + mark + ''.join(comment)]
+    elif mark in '[{':
+        other = code[:last] + _PARTNER[mark] + code[last + 1 :]  # [1, 2}
+        repaired = [*([other] if last != place else []), code + _PARTNER[mark], without]
+    else:
+        repaired = [re.sub(r'(:\s+|^\s*(?!.*:\s))', rf'\g<1>{_PARTNER[mark]}', code, count=1), without]
+    for line in repaired:
+        yield _repair(index, line, problem)
+
+
+def _colon(index: int, code: str) -> Iterator[_Repair]:
+    if word := re.match(r'\s*(?:- +)?[A-Za-z_]\w*(?=\s|$)(?!\s*:)', code):
+        yield _repair(index, f'{word[0]}:{code[word.end() :]}', f'{_shown(word[0])} needs a colon after it')
+
+
+def _indentation(index: int, line: str, depths: dict[int, int]) -> Iterator[_Repair]:
+    place, depth = [*depths].index(index), depths[index]
+    around = [*depths.values()][max(place - 1, 0) : place + 2]
+    for other in dict.fromkeys([*around, depth + 1, depth - 1, around[0] + 2]):
+        if other >= 0 and other != depth:
+            problem = f'the indentation of {depth} spaces does not fit the lines around it'
+            yield _repair(index, ' ' * other + line.lstrip(), problem)
+
+
+def _quotes(index: int, code: str) -> Iterator[_Repair]:
+    if found := re.match(r'(\s*(?:- +)?[\w-]+:\s+)(.*)', code):
+        value = found[2].replace("'", "''")
+        yield _repair(index, f"{found[1]}'{value}'", f'the value {found[2]!r} needs quotes')
+
+
+def _shown(line: str) -> str:
+    return repr(line.split(' #')[0].strip().removeprefix('- '))
+
+
+def _code(line: str) -> str:
+    """The line without its comment."""
+    comments = (token.start() for token in _TOKEN.finditer(line) if token['comment'])
+    return line[: next(comments, len(line))].rstrip()
+
+
+def _single(code: str) -> list[int]:
+    """Places of a quote or of brackets without a partner: opening ones first."""
     opened: list[int] = []
     closed: list[int] = []
-    for token in _TOKEN.finditer(line):
-        double, single, comment, opening, closing = token.groups()
-        if comment is not None:
-            line = line[: token.start()]
-        elif opening:
-            opened.append(token.start())
-        elif closing and opened and _PARTNER[closing] == line[opened[-1]]:
-            opened.pop()
-        elif closing:
-            closed.append(token.start())
-        elif not (double or single):
-            return line.rstrip(), token.start(), []
-    return line.rstrip(), None, opened + closed
+    for token in _TOKEN.finditer(code):
+        mark, place = token[0], token.start()
+        if mark in _PARTNER:
+            if opened and _PARTNER[mark] == code[opened[-1]]:
+                opened.pop()
+            else:
+                (opened if mark in '[{' else closed).append(place)
+        elif mark[0] in '"\'' and not (token['double'] or token['single']):
+            return [place]
+    return opened + closed

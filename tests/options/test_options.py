@@ -592,6 +592,17 @@ def test_every_key_of_the_option_files_is_in_the_schema(path):
     assert (path.parent / modeline[1]).resolve() == ROOT / 'options' / 'schema.json'
 
 
+def test_the_schema_allows_keys_for_anchors():
+    schema = json_schema()
+    assert schema['additionalProperties'] is False
+    assert [
+        any(re.search(each, key) for each in schema['patternProperties']) for key in ('x-common', 'ax-b')
+    ] == [
+        True,
+        False,
+    ]
+
+
 def test_the_schema_describes_the_keys():
     definitions = json_schema()['$defs']
     restormer = definitions['Restormer']

@@ -56,13 +56,20 @@ DAMAGES = [
 def test_the_message_says_what_is_damaged(load, old, new, message):
     assert old in SMALL
     line = SMALL.count('\n', 0, SMALL.index(old)) + 1 + message.startswith('+1')
-    (found,) = load(SMALL.replace(old, new, 1))
+    found, *_ = load(SMALL.replace(old, new, 1))
     assert found.startswith(f'<file>:{line}: is not valid YAML: {message.removeprefix("+1")}')
 
 
-def test_the_first_of_many_lines_without_spaces_is_named(load):
-    (found,) = load(re.sub(r': (?=\w)', ':', SMALL))
-    assert found == f"<file>:1: is not valid YAML: 'name:small{SPACE}"
+def test_text_below_its_key_is_reported_in_its_own_line(load):
+    (found,) = load(SMALL.replace('type: L1Loss', 'type L1Loss'))
+    assert found == '<file>:20: train.pixel_opt: found "type L1Loss"; allowed: a mapping'
+
+
+def test_all_lines_without_spaces_are_named(load):
+    found = load(re.sub(r': (?=\S)', ':', SMALL))
+    damaged = [number for number, line in enumerate(SMALL.splitlines(), 1) if ': ' in line]
+    assert [int(message.split(':')[1]) for message in found] == damaged
+    assert found[0] == f"<file>:1: is not valid YAML: 'name:small{SPACE}"
 
 
 def damages(text):
