@@ -67,6 +67,26 @@ def test_defaults(load):
     assert load('name: x\ndatasets: {}\nnetwork_g: {type: Restormer}').train is None
 
 
+def test_an_empty_section_takes_its_defaults(load):
+    text = SMALL.replace('  print_freq: 10\n', '')
+    empty = text + '  # print_freq: 10\npath:\ndist_params: ~\ncustom_imports:\n'
+    settings = [
+        'val=~',
+        'train:mixing_augs=',
+        'train:losses=~',
+        'datasets:train:io_backend=~',
+        'network_g:heads=~',
+    ]
+    assert load(empty, *settings) == load(text.removesuffix('logger:\n'), 'val={}')
+
+
+def test_null_switches_a_set_a_loss_or_a_metric_off(load):
+    text = SMALL.replace('  train:\n', '  val: ~\n  train:\n')
+    options = load(text, 'val:metrics:psnr=~', 'train:losses={a: ~, b: {type: MSELoss}}', 'datasets:other=~')
+    assert (list(options.datasets), options.val.metrics, list(options.train.losses)) == (['train'], {}, ['b'])
+    assert list(load(SMALL, 'datasets:train=~').datasets) == []
+
+
 @pytest.mark.parametrize(
     ('kind', 'defaults'),
     [
