@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from basicsr.utils.errors import InUseError
+from basicsr.utils.errors import InUseError, OptionError
+from basicsr.utils.text import show
 
 if sys.platform != 'win32':
     import fcntl
@@ -31,8 +32,21 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """A path in an option file: `~` is expanded, and the repository root is the base of relative paths."""
-    return ROOT / expanded(path)
+    """A path in an option file: `~`, `$NAME` and `${NAME}` are expanded, and the repository root is the base of
+    relative paths. A path that exists as it is written keeps its `$`. Raises OptionError if a variable is not set."""
+    written = ROOT / expanded(path)
+    if '$' not in str(path) or os.path.lexists(written):
+        return written
+    if unset := unset_variable(path):
+        found = f'found {show(str(path))}, whose environment variable {unset} is not set'
+        raise OptionError([f'{found}; allowed: variables that are set'])
+    return ROOT / expanded(os.path.expandvars(path))
+
+
+def unset_variable(path: str | os.PathLike[str]) -> str | None:
+    """The first environment variable of a path that is not set, if any."""
+    names = re.findall(r'\$(?:(\w+)|\{([^}]*)\})', str(path), re.ASCII)
+    return next((name for name in map(''.join, names) if name not in os.environ), None)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
