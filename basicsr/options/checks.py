@@ -223,11 +223,7 @@ def _absence(name: str, kind: str) -> str:
 def _exists(name: str, test: Callable[[Path], bool]) -> bool:
     try:
         return test(resolve(name))
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # no permission, an unknown home folder or variable, an impossible name
+    except (OSError, RuntimeError, ValueError):  # no permission, an unknown variable, an impossible name
         return False
 
 

@@ -9,6 +9,7 @@ import io
 import os
 import select
 import sys
+from typing import Any
 
 
 class _Console(io.FileIO):
@@ -16,7 +17,7 @@ class _Console(io.FileIO):
 
     lost = ''
 
-    def write(self, data: memoryview) -> int:  # type: ignore[override]
+    def write(self, data: Any) -> int:
         try:
             while (written := super().write(data)) is None:  # a full pipe, made non-blocking by its other end
                 select.select([], [self], [])
