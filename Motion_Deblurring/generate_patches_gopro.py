@@ -33,7 +33,7 @@ from basicsr.data.crop_files import write_crops
 from basicsr.data.crops import Window, centre_window, named_crops
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.tasks import MOTION_DEBLURRING
-from basicsr.utils.cli import at_least
+from basicsr.utils.cli import at_least, file_or_folder
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import ROOT, absolute
 from basicsr.utils.parallel import processors
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description='Cut the GoPro frames into the crops to train and to validate on.')
     p.add_argument(
         '--datasets',
-        type=Path,
+        type=file_or_folder,
         default=DATASETS,
         metavar='FOLDER',
         help='the folder of data sets; default: Motion_Deblurring/Datasets of the repository',

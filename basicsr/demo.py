@@ -22,9 +22,9 @@ from basicsr.images.writer import write_png
 from basicsr.inference.restorer import Restorer
 from basicsr.tasks import TASKS, default_weights, find_task
 from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
-from basicsr.utils.cli import add_tlc, usage_errors
+from basicsr.utils.cli import add_tlc, file_or_folder, usage_errors
 from basicsr.utils.errors import ImageFileError, UsageError, UserError
-from basicsr.utils.files import ROOT, check_writable, expanded
+from basicsr.utils.files import ROOT, check_writable
 from basicsr.utils.parallel import in_stages
 
 
@@ -37,14 +37,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--input_dir',
-        type=_path,
+        type=file_or_folder,
         default=ROOT / 'demo' / 'degraded',
         metavar='FILE_OR_FOLDER',
         help='an image, or a folder of images (png, jpg, bmp, tif, webp; without subfolders); default: %(default)s',
     )
     p.add_argument(
         '--result_dir',
-        type=_path,
+        type=file_or_folder,
         default=ROOT / 'demo' / 'restored',
         metavar='FOLDER',
         help='write results to <FOLDER>/<task>/, as PNG with the depth, alpha and colour profile of the input; '
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--weights',
-        type=_path,
+        type=file_or_folder,
         metavar='FILE',
         help="a checkpoint: from this repository's training, a published one, or another program's (.pth, .ckpt, "
         ".safetensors …); default: the task's published weights if you have downloaded them, else those that come "
@@ -90,12 +90,6 @@ def parser() -> argparse.ArgumentParser:
         help='also write before | after, side by side, to <FOLDER>/<task>/compare/',
     )
     return p
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError('found an empty name; allowed: a file or folder')
-    return expanded(text)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -33,7 +33,9 @@ from basicsr.evaluation.report import as_table, write_figures
 from basicsr.inference.restorer import build_restorer
 from basicsr.options.arguments import add_option_file
 from basicsr.options.load import read_options
+from basicsr.utils.cli import file_or_folder
 from basicsr.utils.device import resolve_device
+from basicsr.utils.errors import RunError
 from basicsr.utils.files import ROOT, check_writable
 from basicsr.utils.logger import log_to_console
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -42,13 +44,20 @@ from basicsr.utils.registry import ARCH_REGISTRY
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description='Restores the sets of an option file and measures the results.')
     add_option_file(p)
+    p.add_argument(
+        '--results_dir',
+        type=file_or_folder,
+        default=ROOT / 'results',
+        metavar='FOLDER',
+        help='where the folders of results are; default: %(default)s',
+    )
     return p
 
 
 def main(args: argparse.Namespace) -> int:
     log_to_console()
     options = read_options(args.opt, args.force_yml, 'test')
-    folder = ROOT / 'results' / options.name
+    folder = args.results_dir / options.name
     device = resolve_device('cpu' if options.num_gpu == 0 else 'auto')
     net: nn.Module = ARCH_REGISTRY.build(options.network_g)
     path = options.path
@@ -57,7 +66,14 @@ def main(args: argparse.Namespace) -> int:
     restorer = build_restorer(net, device, options.val)
     metrics = build_metrics(options.val.metrics)
     sets = validation_sets(options)
-    check_writable(next(each for each in (folder, *folder.parents) if each.exists()))  # before hours of work
+    try:
+        check_writable(
+            next(each for each in (folder, *folder.parents) if each.exists())
+        )  # before hours of work
+    except OSError as error:
+        raise RunError(
+            f'{folder} cannot be written: {error.strerror}; --results_dir FOLDER writes elsewhere'
+        ) from None
 
     about = {'name': options.name, 'weights': options.path.pretrain_network_g}
     results: dict[str, Evaluation] = {}

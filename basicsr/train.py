@@ -11,10 +11,14 @@ Two nodes, on each of them (RANK is 0 and 1; HOST is the first node):
 Slurm (as scripts/train_slurm.sh does):
     srun python basicsr/train.py -opt options/Deblurring_Restormer.yml --launcher slurm
 
-The run is stored in experiments/<name>. After a kill, the same command with --auto_resume resumes from the newest
-valid training state. On a CPU the run then ends with the same bits as one that was never stopped. With another number
-of processes the order of samples stays the same. If the global batch stays the same, too, so do the losses: on a CPU
-within 1e-9 in double and 1e-5 in single precision.
+The run is stored in experiments/<name>. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 (as Slurm sends with --signal=USR1@60) end
+it after the current step and save a training state; a second signal ends it at once. The same command with
+--auto_resume resumes from the newest valid state, after a kill, too. On a CPU the run then ends with the same bits as
+one that was never stopped. With another number of processes the order of samples stays the same. If the global batch
+stays the same, too, so do the losses: on a CPU within 1e-9 in double and 1e-5 in single precision.
+
+Exit status: 0 if the run is complete, 1 after an error or if the console lost output, 2 on wrong options, 128 + n after
+signal n: 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -39,10 +43,11 @@ import yaml
 
 from basicsr.options.arguments import add_option_file
 from basicsr.options.load import read_options
-from basicsr.options.sections import RunOptions
+from basicsr.options.option_file import read_file
+from basicsr.options.sections import RunOptions, is_folder_name
 from basicsr.training.run_directory import RunDirectory
 from basicsr.training.trainer import Trainer
-from basicsr.utils.cli import exit_status
+from basicsr.utils.cli import exit_status, file_or_folder
 from basicsr.utils.device import resolve_device
 from basicsr.utils.dist import LAUNCHERS, Rank, find_rank, join, leave, report_failure
 from basicsr.utils.errors import OptionError, RunError, TrainingError
@@ -66,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--auto_resume', action='store_true', help='resume from the newest state of this run, if any'
     )
+    parser.add_argument(
+        '--experiments_dir',
+        type=file_or_folder,
+        default=ROOT / 'experiments',
+        metavar='FOLDER',
+        help='where the folders of runs are; default: %(default)s',
+    )
     parser.add_argument('--debug', action='store_true', help='log every step, validate and save every 8')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
@@ -86,7 +98,7 @@ def _train(args: argparse.Namespace) -> None:
     logger = log_to_console(rank.index)
     options = _options(args, rank)
     device = _device(options, rank, args.launcher)
-    directory = RunDirectory(ROOT / 'experiments' / options.name)
+    directory = RunDirectory(args.experiments_dir / options.name)
     # Before the ranks join: afterwards the main rank makes the folder.
     is_new = not directory.root.exists()
     asked = options.path.resume_state
@@ -113,20 +125,18 @@ def _train(args: argparse.Namespace) -> None:
                     f'{device} is out of memory before the first step; does another process use it?'
                 ) from error
             raise
-        snapshot = directory.root / Path(args.opt).name
-        if rank.is_main and not snapshot.exists():
+        if rank.is_main:
+            snapshot = directory.new_snapshot(Path(args.opt).name)
             atomic_write(snapshot, yaml.safe_dump(options.model_dump(mode='json'), sort_keys=False).encode())
-        try:
-            trainer.run()
-        except KeyboardInterrupt:
-            logger.info('Interrupted. The same command with --auto_resume resumes from the newest state.')
-            raise
+        trainer.run()
 
 
 def _options(args: argparse.Namespace, rank: Rank) -> RunOptions:
     """All ranks find the same mistakes: one rank of each node reports them."""
     settings = [*(DEBUG_SETTINGS if args.debug else []), *args.force_yml]
     try:
+        if _resumes(args, settings):
+            settings.append('path:pretrain_network_g=~')  # the state has the weights; that file may be gone
         return read_options(args.opt, settings, 'train', rank.world_size)
     except OptionError:
         if rank.local_index:
@@ -134,6 +144,15 @@ def _options(args: argparse.Namespace, rank: Rank) -> RunOptions:
             # When one rank exits, the launcher stops the others: let the reporting rank be first.
             time.sleep(20)
         raise
+
+
+def _resumes(args: argparse.Namespace, settings: list[str]) -> bool:
+    """Whether the run starts from a training state. Raises OptionError if the option file is not YAML."""
+    data = read_file(args.opt, settings).data
+    path, name = data.get('path'), str(data.get('name'))
+    if isinstance(path, dict) and path.get('resume_state'):
+        return True
+    return args.auto_resume and is_folder_name(name) and RunDirectory(args.experiments_dir / name).has_states()
 
 
 def _device(options: RunOptions, rank: Rank, launcher: str) -> torch.device:

@@ -43,8 +43,7 @@ import re
 from itertools import product
 
 from basicsr.archs.restormer_arch import Restormer
-from basicsr.utils.cli import at_least
-from basicsr.utils.files import expanded
+from basicsr.utils.cli import at_least, file_or_folder
 from scripts.benchmarks import inference, training
 from scripts.benchmarks.measuring import PLAIN_MODES, PRECISIONS, attempt
 
@@ -99,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
 
     for command in (restore, train):
         option = command.add_argument
-        option('--weights', type=expanded, metavar='FILE', help='a weights file; default: random weights')
+        option('--weights', type=file_or_folder, metavar='FILE', help='a weights file; default: random weights')
         option('--device', default='auto', help='auto, cpu, cuda, cuda:<n>; default: auto')
         option('--measure', type=json.loads, help=argparse.SUPPRESS)  # the row of this process
     for command in (restore, train, data):

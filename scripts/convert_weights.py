@@ -25,9 +25,8 @@ import argparse
 
 from basicsr.archs.from_weights import network_options
 from basicsr.utils.checkpoint import PARAM_KEY_HELP, Weights, load_weights, save_checkpoint
-from basicsr.utils.cli import usage_errors
+from basicsr.utils.cli import file_or_folder, usage_errors
 from basicsr.utils.errors import CheckpointError, UsageError
-from basicsr.utils.files import expanded
 
 SUFFIXES = '.pth', '.safetensors'
 
@@ -36,9 +35,14 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description='Convert weights to a .pth or .safetensors file with one set of them.'
     )
-    p.add_argument('input', type=expanded, metavar='INPUT', help='a checkpoint, of this or another program')
     p.add_argument(
-        'output', type=expanded, metavar='OUTPUT', help='a .pth or .safetensors file, replaced if it exists'
+        'input', type=file_or_folder, metavar='INPUT', help='a checkpoint, of this or another program'
+    )
+    p.add_argument(
+        'output',
+        type=file_or_folder,
+        metavar='OUTPUT',
+        help='a .pth or .safetensors file, replaced if it exists',
     )
     p.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
     return p

@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from basicsr.archs.from_weights import build_network, network_options
 from basicsr.tasks import default_weights
 from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
-from basicsr.utils.cli import usage_errors
+from basicsr.utils.cli import file_or_folder, usage_errors
 from basicsr.utils.errors import UsageError, UserError
-from basicsr.utils.files import atomic_write, expanded
+from basicsr.utils.files import atomic_write
 
 try:
     import onnx
@@ -60,13 +60,13 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description='Export a network to ONNX, for images of any size.')
     p.add_argument(
         '--weights',
-        type=expanded,
+        type=file_or_folder,
         metavar='FILE',
         help="a checkpoint; default: demo.py's for motion deblurring",
     )
     p.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
     p.add_argument(
-        '--output', type=expanded, metavar='FILE',
+        '--output', type=file_or_folder, metavar='FILE',
         help='the ONNX file, replaced if it exists; default: <name of the weights>.onnx in the working directory',
     )  # fmt: skip
     return p

@@ -8,8 +8,9 @@ In an option file, `type: Dataset_PackedImage` with `dataroot: my.pack` then rep
 stored once, so overlapping crops take no extra space. Without them, every image is one training pair.
 
 A pack is a folder: `pixels.bin` holds the raw pixels (height, width, channels), the degraded image of each pair before
-the clean one; `index.json` holds their offsets and checksums. The folder appears once it is complete. Exit status: 0 if
-the pack was made, or is undamaged; 1 otherwise; 2 on wrong arguments; 130 after Ctrl-C, 143 after SIGTERM.
+the clean one; `index.json` holds their offsets and checksums. The folder appears once it is complete; if there are
+images that cannot be used, all of them are named, and there is no pack. Exit status: 0 if the pack was made, or is
+undamaged; 1 otherwise; 2 on wrong arguments; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from basicsr.data.pack_format import (
     read_index,
 )
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
-from basicsr.utils.cli import at_least
+from basicsr.utils.cli import at_least, file_or_folder
 from basicsr.utils.errors import DataError, InUseError, UsageError
 from basicsr.utils.files import absolute, atomic_write, lock_file, made_folder, scratch_folder, sync_folder
 from basicsr.utils.parallel import in_parallel
@@ -50,9 +51,9 @@ from basicsr.utils.parallel import in_parallel
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description='Pack a folder of pairs for training, or check a pack.')
-    p.add_argument('--input_dir', type=Path, metavar='BLURRED', help='folder of the degraded images')
-    p.add_argument('--target_dir', type=Path, metavar='SHARP', help='folder of the clean images')
-    p.add_argument('--output', type=Path, metavar='NAME.pack', help='new pack')
+    p.add_argument('--input_dir', type=file_or_folder, metavar='BLURRED', help='folder of the degraded images')
+    p.add_argument('--target_dir', type=file_or_folder, metavar='SHARP', help='folder of the clean images')
+    p.add_argument('--output', type=file_or_folder, metavar='NAME.pack', help='new pack')
     p.add_argument(
         '--crop_size', type=at_least(1), metavar='N',
         help='train on windows of N×N pixels (the paper: 512); default: on entire images',
@@ -69,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         '--workers', type=at_least(0), default=os.cpu_count() or 1, metavar='N',
         help='processes that decode images; 0: decode in this one; default: the number of processors',
     )  # fmt: skip
-    p.add_argument('--verify', type=Path, metavar='NAME.pack', help='check every byte of a pack; makes none')
+    p.add_argument(
+        '--verify', type=file_or_folder, metavar='NAME.pack', help='check every byte of a pack; makes none'
+    )
     return p
 
 
@@ -125,7 +128,7 @@ def pack(args: argparse.Namespace) -> None:
 
 
 class DecodedPairs:
-    """`pairs[i]` is the name of a pair and, by kind, its images, each with the CRC-32 of its bytes."""
+    """`pairs[i]` is the name of a pair and, by kind, its images, each with the CRC-32 of its bytes; or a DataError."""
 
     def __init__(self, dataset: Dataset_PairedImage) -> None:
         self.dataset = dataset
@@ -133,9 +136,13 @@ class DecodedPairs:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[str, dict[str, tuple[np.ndarray, int]]]:
+    def __getitem__(self, index: int) -> tuple[str, dict[str, tuple[np.ndarray, int]]] | DataError:
         images = {}
-        for kind, image in self.dataset.read(index).items():
+        try:
+            pair = self.dataset.read(index)
+        except DataError as error:
+            return error
+        for kind, image in pair.items():
             pixels = np.ascontiguousarray(image, DTYPES[image.dtype.name])
             images[kind] = pixels, zlib.crc32(pixels)
         return self.dataset.names[index], images

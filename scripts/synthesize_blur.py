@@ -48,7 +48,7 @@ from basicsr.data.blur.parameters import BlurParameters
 from basicsr.data.blur.render import blurred_pair
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.options.option_file import yaml_value
-from basicsr.utils.cli import at_least, usage_errors
+from basicsr.utils.cli import at_least, file_or_folder, usage_errors
 from basicsr.utils.errors import DataError, OptionError, UsageError
 from basicsr.utils.files import ROOT, absolute, atomic_write, made_folder, scratch_folder
 from basicsr.utils.parallel import in_parallel
@@ -76,8 +76,10 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__.partition('\n\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument('--output', type=Path, default=ROOT / 'datasets' / 'synthetic_blur', help='new folder')
-    p.add_argument('--sharp_dir', type=Path, help='folder of photographs; None: the built-in ones')
+    p.add_argument(
+        '--output', type=file_or_folder, default=ROOT / 'datasets' / 'synthetic_blur', help='new folder'
+    )
+    p.add_argument('--sharp_dir', type=file_or_folder, help='folder of photographs; None: the built-in ones')
     p.add_argument('--model', choices=('kernel', 'shake6d'), default='kernel', help='kind of blur')
     p.add_argument('--seed', type=at_least(0), default=0, help='seed of all randomness')
     p.add_argument('--per_image', type=at_least(1), default=2, help='pairs per photograph')
@@ -100,7 +102,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument('--workers', type=at_least(0), default=0, help='worker processes; 0: none')
     p.add_argument(
-        '--sheet', type=Path, help='also write a .png or .jpg of sharp and blurred images side by side'
+        '--sheet',
+        type=file_or_folder,
+        help='also write a .png or .jpg of sharp and blurred images side by side',
     )
     p.add_argument('--overwrite', action='store_true', help='replace an earlier set of this program')
     return p
@@ -286,7 +290,7 @@ def shake_parameters(args: argparse.Namespace) -> BlurParameters:
 
 @dataclass
 class PairWriter:
-    """`writer[i]` writes pair i."""
+    """`writer[i]` writes pair i, or is the DataError of a photograph that cannot be read."""
 
     folder: Path
     photographs: Photographs
@@ -297,11 +301,15 @@ class PairWriter:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> None:
+    def __getitem__(self, index: int) -> DataError | None:
         pair = self.pairs[index]
-        images = self.images(self.photographs, pair, self.seed)
+        try:
+            images = self.images(self.photographs, pair, self.seed)
+        except DataError as error:
+            return error
         for role, image in zip(('input', 'target'), images, strict=True):
             write_image(pair.path(self.folder, role), image)
+        return None
 
 
 def write_image(path: Path, image: Image) -> None:

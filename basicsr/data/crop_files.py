@@ -56,7 +56,8 @@ def write_crops(
 
 
 class Cutter:
-    """`cutter[i]` writes the crops of a pair, and returns their names and the number of files written."""
+    """`cutter[i]` writes the crops of a pair, and returns their names and the number of files written, or the DataError
+    of a pair that cannot be read."""
 
     def __init__(self, pairs: Dataset_PairedImage, crops_of: CropsOf, folders: dict[str, Path]) -> None:
         self.pairs, self.crops_of, self.folders = pairs, crops_of, folders
@@ -64,8 +65,11 @@ class Cutter:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[list[str], int]:
-        images = self.pairs.read(index)
+    def __getitem__(self, index: int) -> tuple[list[str], int] | DataError:
+        try:
+            images = self.pairs.read(index)
+        except DataError as error:
+            return error
         height, width = images['lq'].shape[:2]
         names, written = [], 0
         for name, (top, left, rows, columns) in self.crops_of(self.pairs.names[index], height, width):

@@ -21,7 +21,7 @@ import torch
 
 from basicsr.data.sources import FolderSource
 from basicsr.utils.archive import unpack_folders
-from basicsr.utils.cli import report
+from basicsr.utils.cli import file_or_folder, report
 from basicsr.utils.errors import DataError, DownloadError, InUseError, UsageError, UserError, WrongArchiveError
 from basicsr.utils.files import ROOT, absolute, lock_file, made_folder, scratch_folder, sync_folder
 from basicsr.utils.remote import Archive, DataSet, RemoteFile
@@ -50,7 +50,7 @@ def parser(folder: str, archives: Sequence[Archive]) -> argparse.ArgumentParser:
     )
     p.add_argument(
         '--output',
-        type=Path,
+        type=file_or_folder,
         metavar='FOLDER',
         help=f'another folder; default: {folder}/Datasets of the repository, or {folder}/pretrained_models '
         'for the weights, where option files and demo.py look',

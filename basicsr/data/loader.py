@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import cv2
 import torch
 from torch.utils.data import DataLoader
 
 from basicsr.data.sampler import TrainingBatches
 from basicsr.data.transforms import collate
 from basicsr.data.types import Batch, PairedDataset
-from basicsr.utils.parallel import processors
+from basicsr.utils.parallel import processors, start_worker
 from basicsr.utils.registry import DATASET_REGISTRY, ComponentSection
 
 
@@ -52,7 +51,3 @@ def training_loader(
         pin_memory=device.type == 'cuda',
         worker_init_fn=start_worker,
     )
-
-
-def start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # as many workers as cores already

@@ -10,7 +10,7 @@ from natsort import natsorted
 from torch.utils.data import Dataset
 
 from basicsr.data.sampler import SampleKey
-from basicsr.data.sources import IOBackend, open_source, read_meta_info
+from basicsr.data.sources import IOBackend, open_source, read_all, read_meta_info
 from basicsr.data.transforms import make_sample
 from basicsr.data.types import Sample
 from basicsr.images.reader import decode_image
@@ -34,7 +34,8 @@ class Dataset_PairedImage(Dataset[Sample]):
         channels: 3 decodes to RGB, 1 to grey.
         in_memory: decode all images once, at the start, and keep them (small sets).
 
-    Raises DataError on images without a partner, on empty folders, and on unreadable images.
+    Raises DataError on images without a partner, on empty folders, and on unreadable images, of which it names both of
+    a pair, or with `in_memory` all.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Dataset_PairedImage(Dataset[Sample]):
         self._check_partners(restricted=bool(meta_info_file))
         self._kept: list[dict[str, np.ndarray]] = []
         if in_memory:
-            self._kept = [self._read(name) for name in self.names]
+            self._kept = read_all(self._read, self.names)
 
     def _check_partners(self, restricted: bool) -> None:
         lq = self.sources['lq']
@@ -96,13 +97,21 @@ class Dataset_PairedImage(Dataset[Sample]):
         return self._kept[index] if self._kept else self._read(self.names[index])
 
     def _read(self, name: str) -> dict[str, np.ndarray]:
-        images = {}
+        images, failures = {}, []
         for kind, source in self.sources.items():
-            encoded, where = source.read(self._source_name(kind, name)), self._where(kind, name)
-            images[kind] = decode_image(encoded, where, self.channels).pixels
-            if images[kind].shape != images['lq'].shape:
+            try:
+                encoded, where = source.read(self._source_name(kind, name)), self._where(kind, name)
+                images[kind] = decode_image(encoded, where, self.channels).pixels
+            except DataError as error:
+                failures.append(error)
+        if len(failures) > 1:
+            raise DataError('; '.join(map(str, failures)))
+        if failures:
+            raise failures[0]
+        for kind, image in images.items():
+            if image.shape != images['lq'].shape:
                 raise DataError(
-                    f'{where}: found {_size(images[kind])}; allowed: the size of its partner '
+                    f'{self._where(kind, name)}: found {_size(image)}; allowed: the size of its partner '
                     f'{self._where("lq", name)}, {_size(images["lq"])}'
                 )
         return images

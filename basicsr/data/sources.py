@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import lmdb
@@ -17,6 +18,9 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from basicsr.images.reader import IMAGE_SUFFIXES
 from basicsr.utils.errors import DataError
 from basicsr.utils.text import listed
+
+Key = TypeVar('Key')
+Image = TypeVar('Image')
 
 # The shortest start of a line that ends like an image file, as names may contain spaces and dots.
 _FILE_NAME = re.compile(rf'\s*(\S.*?)(?:{"|".join(map(re.escape, IMAGE_SUFFIXES))})(?!\S)', flags=re.IGNORECASE)
@@ -46,12 +50,25 @@ def open_source(root: Path, backend: IOBackend) -> Source:
     return source
 
 
+def read_all(read: Callable[[Key], Image], keys: Iterable[Key]) -> list[Image]:
+    """`read` of each key. Raises DataError that names every image that cannot be read."""
+    images, failures = [], []
+    for key in keys:
+        try:
+            images.append(read(key))
+        except DataError as error:
+            failures.append(error)
+    DataError.raise_all(failures)
+    return images
+
+
 class FolderSource:
     """The images of a folder, without subfolders and hidden files."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._files: dict[str, str] = {}
+        repeated = []
         try:
             with os.scandir(root) as entries:
                 files = sorted(entry.name for entry in entries if _is_image(entry))
@@ -60,8 +77,10 @@ class FolderSource:
         for file in files:
             name = Path(file).stem
             if name in self._files:
-                raise DataError(f'{root}: {self._files[name]} and {file} have the same name')
+                repeated.append(f'{self._files[name]} and {file}')
             self._files[name] = file
+        if repeated:
+            raise DataError(f'{root}: {listed(repeated)} have the same name')
         self.names: list[str] = natsorted(self._files)
 
     def read(self, name: str) -> bytes:

@@ -13,7 +13,7 @@ from basicsr.data.blur.light import Image
 from basicsr.data.blur.parameters import BlurParameters
 from basicsr.data.blur.render import blurred_pair
 from basicsr.data.sampler import SampleKey
-from basicsr.data.sources import open_source
+from basicsr.data.sources import open_source, read_all
 from basicsr.data.transforms import random_flip_or_rotation, to_sample
 from basicsr.data.types import Sample
 from basicsr.images.reader import decode_image
@@ -65,7 +65,7 @@ class Dataset_SyntheticBlur(BlurParameters, Dataset[Sample]):
             self.names.append(own)
         self._kept: list[Image] = []
         if self.in_memory:
-            self._kept = [self._read(index) for index in range(len(self))]
+            self._kept = read_all(self._read, range(len(self)))
 
     def __len__(self) -> int:
         return len(self.photographs)

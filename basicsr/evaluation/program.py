@@ -18,7 +18,7 @@ from basicsr.inference import Restorer
 from basicsr.metrics.metric import Metric
 from basicsr.tasks import PROTOCOLS, Figure, Task, TestSet, default_weights
 from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
-from basicsr.utils.cli import add_tlc, at_least, usage_errors
+from basicsr.utils.cli import add_tlc, at_least, file_or_folder, usage_errors
 from basicsr.utils.errors import CheckpointError, DataError, UsageError
 from basicsr.utils.files import absolute, as_json, atomic_write, check_writable
 from basicsr.utils.parallel import processors
@@ -32,8 +32,8 @@ def parser(task: Task) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description='Measure a network, or images restored elsewhere, on the test sets, beside the published figures.'
     )
-    folder: dict[str, Any] = {'type': absolute, 'metavar': 'FOLDER'}
-    file: dict[str, Any] = {'type': absolute, 'metavar': 'FILE'}
+    folder: dict[str, Any] = {'type': absolute_path, 'metavar': 'FOLDER'}
+    file: dict[str, Any] = {'type': absolute_path, 'metavar': 'FILE'}
     number: dict[str, Any] = {'type': at_least(1), 'metavar': 'N'}
     pairs = p.add_argument_group('what to measure on')
     sets = f'one or more of {", ".join(names)} (any letter case); default: those in --data_dir'
@@ -72,6 +72,10 @@ def parser(task: Task) -> argparse.ArgumentParser:
     figures = 'also write all figures, with those of each image; null: infinite, as the PSNR of equal images is'
     how.add_argument('--json', **file, help=figures)
     return p
+
+
+def absolute_path(text: str) -> Path:
+    return absolute(file_or_folder(text))
 
 
 def main(args: argparse.Namespace, task: Task) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ SIGNATURE = b'\x89PNG\r\n\x1a\n'
 HEADER_END = 33  # the header is the first chunk and has a fixed size
 
 GREY, RGB, PALETTE, GREY_ALPHA = 0, 2, 3, 4  # colour types
+_LEVELS = {GREY: 2, RGB: 6}  # bytes of the one transparent level or colour
 
 _COLOUR = (b'cHRM', b'gAMA', b'sRGB', b'cICP')  # the colour space, beside or instead of an ICC profile
 _TEXTS = (b'tEXt', b'zTXt', b'iTXt')
@@ -28,11 +30,14 @@ class PNG(NamedTuple):
 
 def read_png(data: bytes) -> PNG:
     """Rebuilds a PNG file so that any decoder gives its default image: without the frames of an animation, and without
-    damaged chunks that do not change pixels. Raises EOFError if it is cut short; decoders find other damage."""
+    damaged chunks that do not change pixels. Raises EOFError if it is cut short, NotImplementedError on Apple's own
+    compression; decoders find other damage."""
     before, pixels, colour = [], [], []
     header, transparent = b'', b''
     for kind, part in _chunks(data):
         body = part[8:-4]
+        if kind == b'CgBI':
+            raise NotImplementedError("Apple's own PNG compression (CgBI), which is not supported")
         if kind in (b'IHDR', b'PLTE'):
             header = header or body
             before.append(part)
@@ -42,8 +47,10 @@ def read_png(data: bytes) -> PNG:
             continue
         elif kind in _COLOUR:
             colour.append(part)
-        elif kind == b'tRNS' and header[9] in (GREY, RGB):
-            transparent = body
+        elif kind == b'tRNS' and header[9] in _LEVELS:
+            transparent = body if len(body) == _LEVELS[header[9]] else b''
+        elif kind == b'iCCP' and not re.match(rb'[^\0]+\0\0', body):
+            continue
         elif kind in (b'tRNS', b'iCCP', b'eXIf') or (kind in _TEXTS and body.startswith(_ORIENTATION_TEXTS)):
             before.append(chunk(kind, body.replace(_OLD_EXIF_TEXT, _EXIF_TEXT)))
     if len(pixels) < 2:

@@ -27,7 +27,7 @@ import PIL.PngImagePlugin
 import torch
 from PIL import ImageCms
 
-from basicsr.images import png, tiff
+from basicsr.images import bmp, png, tiff
 from basicsr.utils.errors import ImageFileError
 from basicsr.utils.memory import free_memory
 from basicsr.utils.overrides import Overrides
@@ -56,23 +56,34 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # orientation → t
     8: lambda pixels: np.rot90(pixels),
 }
 
-_JPEG, _JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
+_JPEG, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
 _JPEG_MARKER = re.compile(rb'\xff+([^\x00\xff])')
 _JPEG_SCAN = 0xDA
 _JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JPEG_PROCESSES = {0xF7: 'JPEG-LS', 0xCB: 'lossless arithmetic'} | dict.fromkeys(
+    (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), 'hierarchical'
+)
 
-_HEIC = rb'....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)'
-_SUPPORTED = rb'\x89PNG|\xff\xd8\xff|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP'
+_HEIC = rb'....ftyp(?!mif1.{4,24}avif)(heic|heix|heim|heis|hevc|hevx|mif1|msf1)'
+_SUPPORTED = rb'\x89PNG|\xff\xd8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP'
 if 'HEIF' in _FORMATS:
     _SUPPORTED += b'|' + _HEIC
 _UNSUPPORTED = {  # start of a file → what it is
     _HEIC: 'a HEIC image; `pip install pillow-heif` makes it readable',
-    rb'....ftypavi[fs]': 'an AVIF image',
+    rb'....ftyp(avi[fs]|mif1.{4,24}avif)': 'an AVIF image',
     rb'GIF8': 'a GIF image',
+    rb'8BPS': 'a Photoshop file',
+    rb'P[1-7]\s': 'a PNM image',
+    rb'II\xbc': 'a JPEG XR image',
+    rb'v/1\x01': 'an OpenEXR image',
+    rb'....ftypcrx|FUJIFILM|IIU\0|IIR[OS]': "a camera's raw file",
+    rb'....ftyp|.{8}AVI ': 'a video',
+    rb'%PDF': 'a PDF file',
     rb'....jP  |\xff\x4f\xff\x51': 'a JPEG 2000 image',
     rb'\xff\x0a|....JXL ': 'a JPEG XL image',
     rb'version https://git-lfs': 'a Git LFS pointer, not the image itself; `git lfs pull` downloads that',
-    rb'(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|svg)': 'a web page or XML, not an image: the download failed',
+    rb'(\xef\xbb\xbf)?\s*<[!?a-z]': 'a web page or XML, not an image: the download failed',
 }
 
 
@@ -181,6 +192,9 @@ def _decode(data: bytes) -> Image:
         file = png.read_png(data)
         pixels_of = _by_pillow if file.colour_type == png.PALETTE else lambda _: _png_pixels(file)
         return replace(_open(file.data, pixels_of, file.depth), colour_chunks=file.colour_chunks)
+    elif runs := bmp.read_header(data):
+        _check_size(runs.width, runs.height, 1)
+        data = bmp.without_runs(data, runs)
     elif data.startswith(_JPEG):
         data = _without_junk(data)
         return _open(data, lambda image: _by_opencv(data) if image.mode in ('L', 'RGB') else _by_pillow(image))
@@ -250,8 +264,8 @@ def _png_pixels(file: png.PNG) -> np.ndarray:
 
 
 def _without_junk(data: bytes) -> bytes:
-    """A JPEG without what stands between its segments, which decoders warn of. Raises EOFError if the end is missing,
-    as decoders fill up with grey, or stop at the end of a thumbnail."""
+    """A JPEG without what stands between its segments, which decoders warn of. Raises NotImplementedError if no decoder
+    knows its compression, EOFError if the end is missing, as they fill up with grey, or stop at a thumbnail's end."""
     parts, place = [data[:2]], 2
     while marker := _JPEG_MARKER.search(data, place):
         (code,) = marker[1]
@@ -259,7 +273,11 @@ def _without_junk(data: bytes) -> bytes:
         if code == _JPEG_SCAN and data.rfind(_JPEG_END, place) >= 0:
             return b''.join([*parts, data[place - 2 :]])
         if code not in _JPEG_WITHOUT_LENGTH:
-            size = int.from_bytes(data[place : place + 2], 'big')
+            size, depth = int.from_bytes(data[place : place + 2], 'big'), data[place + 2 : place + 3]
+            if code in _JPEG_PROCESSES:
+                raise NotImplementedError(f'{_JPEG_PROCESSES[code]} compression, which is not supported')
+            if code in _JPEG_FRAMES and depth > b'\x08':
+                raise NotImplementedError(f'{depth[0]}-bit channels; allowed: 8 bits a channel in JPEG')
             parts.append(data[place - 2 : place + size])
             place += size
     raise EOFError('its end is missing')

@@ -19,33 +19,46 @@ SIGNATURES = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION = 256, 257, 258, 259, 262, 266, 274
 SAMPLES, ROWS_PER_STRIP, PLANES, PREDICTOR, COLOUR_MAP = 277, 278, 284, 317, 320
 TILE_WIDTH, TILE_HEIGHT, EXTRA_SAMPLES, SAMPLE_FORMAT, ICC_PROFILE = 322, 323, 338, 339, 34675
+KIND, OTHER_IMAGES = 254, 330
 STRIP_OFFSETS, STRIP_SIZES, TILE_OFFSETS, TILE_SIZES = 273, 279, 324, 325
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)  # photometric interpretations
+CMYK, YCBCR = 5, 6
 NO_ALPHA, PREMULTIPLIED = 0, 1  # kinds of extra samples
+PREVIEW = 1  # a bit of the kind of image
 
 RAW, LZW, PACKBITS = 1, 5, 32773
 DEFLATE = (8, 32946)
 LIBTIFF = (LZW, PACKBITS, 34925, 50000)  # also LZMA and Zstandard
 PILLOW = (2, 3, 4, 6, 7)  # fax and JPEG
-_COMPRESSIONS = {34712: 'JPEG 2000', 34887: 'LERC', 50001: 'WebP', 50002: 'JPEG XL', 52546: 'JPEG XL'}
+_COMPRESSIONS = {
+    34712: 'JPEG 2000', 34887: 'LERC', 34933: 'PNG', 34934: 'JPEG XR', 50001: 'WebP', 50002: 'JPEG XL', 52546: 'JPEG XL'
+}  # fmt: skip
 
 ALLOWED = 'allowed: 8 or 16 bits a channel, grey or RGB'
 _FORMATS = {2: 'signed', 3: 'floating-point', 5: 'complex', 6: 'complex'}
-_COLOURS = {5: 'CMYK ', 6: 'YCbCr ', 8: 'Lab ', 9: 'Lab ', 10: 'Lab ', 32803: 'sensor ', 34892: 'sensor '}
+_COLOURS = {
+    4: 'mask ', CMYK: 'CMYK ', YCBCR: 'YCbCr ', 8: 'Lab ', 9: 'Lab ', 10: 'Lab ', 32803: 'sensor ', 34892: 'sensor '
+}  # fmt: skip
 
 _REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))
 
 
 def read_tags(data: bytes) -> dict[int, Any]:
-    """The tags of the first image."""
-    directory = ImageFileDirectory_v2(data[:16] if data[2] == 43 else data[:8])
+    """The tags of the first image. Raises NotImplementedError if that is a preview of another one."""
+    is_big = 43 in data[2:4]
+    # Pillow looks for the version of BigTIFF where it is in little-endian files.
+    directory = ImageFileDirectory_v2(b'II+\0' + data[4:16] if is_big else data[:8], prefix=data[:2])
     file = io.BytesIO(data)
     file.seek(directory.next)
     directory.load(file)
     tags = dict(directory)
     if not {WIDTH, HEIGHT} <= tags.keys():
         raise EOFError('its directory is missing')
+    if tags.get(KIND, 0) & PREVIEW and (directory.next or OTHER_IMAGES in tags):
+        raise NotImplementedError(
+            "a preview as its first image, like a camera's raw file; allowed: the image itself, as TIFF or PNG"
+        )
     return tags
 
 
@@ -57,7 +70,7 @@ def is_plain(tags: dict[int, Any]) -> bool:
         raise NotImplementedError(f'{bits}-bit {_FORMATS[min(kinds)]} channels; {ALLOWED}')
     if code not in (RAW, *DEFLATE, *LIBTIFF, *PILLOW):
         raise NotImplementedError(
-            f'{_COMPRESSIONS.get(code, f"unknown ({code})")} compression, which is not supported'
+            f'{_COMPRESSIONS.get(code, f"unknown ({code!s:.20})")} compression, which is not supported'
         )
     plain = (
         code not in PILLOW
@@ -65,8 +78,11 @@ def is_plain(tags: dict[int, Any]) -> bool:
         and {*all_bits} in ({1}, {2}, {4}, {8}, {16})
         and (tags.get(PREDICTOR, 1) == 1 or (tags[PREDICTOR] == 2 and bits >= 8))
     )
-    if not plain and bits > 8:
+    mixed = len({*all_bits}) > 1 or bits not in (1, 2, 4, 8)
+    if not plain and (mixed or photometric not in (*range(4), CMYK, YCBCR)):
         raise NotImplementedError(f'{bits}-bit {_COLOURS.get(photometric, "")}channels; {ALLOWED}')
+    if photometric == CMYK and {*tags.get(EXTRA_SAMPLES, ())} - {NO_ALPHA}:
+        raise NotImplementedError(f'CMYK channels and alpha; {ALLOWED}')
     return plain
 
 
@@ -99,8 +115,8 @@ def decode(data: bytes, tags: dict[int, Any]) -> np.ndarray:
     if alphas and photometric != PALETTE and bits >= 8:
         alpha = extra[..., alphas[0], None]
         if kinds[alphas[0]] == PREMULTIPLIED:
-            scale = full / np.where(alpha, alpha, np.inf)
-            colours = np.minimum(np.round(colours * scale), full).astype(samples.dtype)
+            straight = colours * float(full) / np.where(alpha, alpha, np.inf)
+            colours = np.minimum(np.round(straight), full).astype(samples.dtype)
         colours = np.concatenate([colours, alpha], axis=2)
     return colours[..., 0] if colours.shape[2] == 1 else colours
 

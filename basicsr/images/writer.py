@@ -45,7 +45,8 @@ def check_pixels(pixels: np.ndarray) -> None:
             f'image: found an array of shape {shape}; allowed: (H, W), (H, W, 2), (H, W, 3), (H, W, 4), not empty'
         )
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f'image: found an array of {pixels.dtype}; allowed: uint8, uint16')
+        convert = '; for [0, 1]: np.round(255 * image).astype(np.uint8)' if pixels.dtype.kind == 'f' else ''
+        raise ValueError(f'image: found an array of {pixels.dtype}; allowed: uint8, uint16{convert}')
 
 
 def _encode(pixels: np.ndarray) -> bytes:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from contextlib import contextmanager, nullcontext, suppress
+from numbers import Real
+from typing import Any, Literal, Protocol, SupportsIndex
 
 import numpy as np
 import torch
@@ -68,6 +70,8 @@ class Restorer:
     >>> restorer = Restorer.from_checkpoint('net_g_300000.pth', device='cuda')
     >>> sharp = restorer(blurred)  # uint8 or uint16, (H, W) or (H, W, 3) RGB, alpha allowed; same shape and type
 
+    Integers may be of any type, such as NumPy's.
+
     Args:
         net: takes and returns (B, C, H, W). It is moved to the device and set to eval mode; a Restormer's weights are
             taken as they are now.
@@ -99,23 +103,31 @@ class Restorer:
         device: str | torch.device = 'auto',
         precision: str = 'auto',
         *,
-        memory_limit: int | None = None,
-        tlc: bool | int | None = None,
-        tile: int | None = None,
-        tile_overlap: int | None = None,
-        multiple: int | None = None,
+        memory_limit: float | None = None,
+        tlc: bool | SupportsIndex | None = None,
+        tile: SupportsIndex | None = None,
+        tile_overlap: SupportsIndex | None = None,
+        multiple: SupportsIndex | None = None,
         fixed_strips: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         self.dtype = resolve_precision(precision, self.device)
         self.precision = precision_name(self.dtype)
-        self.memory_limit, self.fixed_strips = memory_limit, fixed_strips
-        self.multiple = multiple or _multiple_of(net)
-        if memory_limit is not None and memory_limit < 1:
-            raise ValueError(f'memory_limit: found {memory_limit}; allowed: a number of bytes above 0, or None')
-        window = check_arguments(net, self.multiple, tlc, tile, tile_overlap)
-        self.tile = tile
-        self.tile_overlap = 0 if tile is None else checked_overlap(tile, tile_overlap, self.multiple)
+        if memory_limit is not None and (
+            isinstance(memory_limit, bool)
+            or not isinstance(memory_limit, Real)
+            or not 1 <= memory_limit < float('inf')
+        ):
+            raise ValueError(
+                f'memory_limit: found {memory_limit!r}; allowed: a number of bytes above 0, or None'
+            )
+        self.memory_limit = None if memory_limit is None else int(memory_limit)
+        self.fixed_strips = fixed_strips
+        self.multiple = _multiple_of(net) if multiple is None else _integer('multiple', multiple)
+        self.tile = tile if tile is None else _integer('tile', tile)
+        overlap = tile_overlap if tile_overlap is None else _integer('tile_overlap', tile_overlap)
+        window = check_arguments(net, self.multiple, tlc, self.tile, overlap)
+        self.tile_overlap = 0 if self.tile is None else checked_overlap(self.tile, overlap, self.multiple)
         self.channels = _image_channels(net)
         self.weights_dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
         self.engine: StripEngine | None = None
@@ -154,15 +166,22 @@ class Restorer:
         return cls(build_network(weights), device, precision, tlc=weights.with_tlc(tlc), **options)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Restore an array. Raises ValueError on other shapes and types, and on a network that is not for images of 1
-        or 3 channels; RestoreError if memory is too small or the result is not finite."""
+        """Restore an array (H, W), or (H, W, C) with 1 to 4 channels, of uint8 or uint16 in any byte order; returns the
+        same shape and type.
+
+        Raises ValueError on other shapes and types, and on a network that is not for images of 1 or 3 channels;
+        RestoreError if memory is too small or the result is not finite.
+        """
         self.check_channels()
-        image = np.asarray(image)
+        given = np.asarray(image)
+        image = given[..., 0] if given.shape[2:] == (1,) else given
+        image = image.astype(image.dtype.newbyteorder('='), copy=False)
         check_pixels(image)
         H, W = image.shape[:2]
         with torch.inference_mode(), _out_of_memory_raises(_too_large(H, W, self.device)):
             self._check_memory(H, W)
-            return self._restore_array(image)
+            restored = self._restore_array(image)
+        return restored.reshape(given.shape).astype(given.dtype, copy=False)
 
     def _restore_array(self, image: np.ndarray) -> np.ndarray:
         H, W = image.shape[:2]
@@ -304,10 +323,16 @@ def _too_large(H: int, W: int, device: torch.device) -> str:
 
 
 def check_arguments(
-    net: nn.Module, multiple: int, tlc: bool | int | None, tile: int | None, tile_overlap: int | None
+    net: nn.Module,
+    multiple: int,
+    tlc: bool | SupportsIndex | None,
+    tile: int | None,
+    tile_overlap: int | None,
 ) -> int | None:
     """Checks the arguments of a Restorer. Returns the side of TLC's windows in pixels, or None without TLC. Raises
     ValueError."""
+    if multiple < 1:
+        raise ValueError(f'multiple: found {multiple}; allowed: 1 or more')
     if isinstance(net, Restormer) and multiple % Restormer.multiple:
         raise ValueError(
             f'multiple: found {multiple}; allowed: a multiple of {Restormer.multiple}, for Restormer'
@@ -316,14 +341,22 @@ def check_arguments(
         checked_overlap(tile, tile_overlap, multiple)
     elif tile_overlap is not None:
         raise ValueError(f'tile_overlap: found {tile_overlap} without tile; allowed: together with tile')
-    if tlc is None or tlc is False:
+    if tlc is None or (isinstance(tlc, (bool, np.bool_)) and not tlc):
         return None
     if not runs_in_strips(net):
         raise ValueError(f'tlc: found {tlc} for the network {type(net).__name__}; allowed: for Restormer alone')
-    window = DEFAULT_WINDOW if tlc is True else tlc
-    if not isinstance(window, int) or window < Restormer.multiple or window % Restormer.multiple:
+    window = DEFAULT_WINDOW if isinstance(tlc, (bool, np.bool_)) else _integer('tlc', tlc)
+    if window < Restormer.multiple or window % Restormer.multiple:
         raise ValueError(f'tlc: found {tlc}; allowed: a window of a positive multiple of {Restormer.multiple}')
     return window
+
+
+def _integer(name: str, value: SupportsIndex) -> int:
+    """Not that of NumPy, which overflows."""
+    if not isinstance(value, (bool, np.bool_)):
+        with suppress(TypeError):
+            return operator.index(value)
+    raise ValueError(f'{name}: found {value!r}; allowed: an integer')
 
 
 def _image_channels(net: nn.Module) -> int:

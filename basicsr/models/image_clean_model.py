@@ -62,6 +62,8 @@ class ImageCleanModel:
     Raises CheckpointError on weights that do not fit, DeviceError on a precision that the device does not have.
     """
 
+    is_updating = False  # True after an update that failed halfway: the weights then belong to no iteration
+
     def __init__(self, options: RunOptions, device: torch.device, rank: Rank) -> None:
         assert options.train is not None
         self.options, self.train_options = options, options.train
@@ -142,6 +144,7 @@ class ImageCleanModel:
         train = self.train_options
         self.optimizer.zero_grad()
         losses = self.rank.mean(self.gradient(micro_batches, iteration, stage))
+        self.is_updating = True
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(
             self.parameters, train.grad_clip_norm if train.use_grad_clip else float('inf')
@@ -157,6 +160,7 @@ class ImageCleanModel:
         self.loss_sums += losses
         self.norm_sum += norm.nan_to_num(0.0, 0.0) if self.scaler.is_enabled() else norm
         self.steps_summed += 1
+        self.is_updating = False
 
     def gradient(self, micro_batches: Iterable[Batch], iteration: int, stage: int) -> Tensor:
         """Accumulates the gradient of the mean loss of the micro-batches (times the loss scale, averaged over ranks) in
@@ -328,9 +332,9 @@ class ImageCleanModel:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError on the state of another network or optimizer."""
-        # Keep the current options; load_state_dict would overwrite them.
+        # Keep the current options; load_state_dict would overwrite them. Every step sets the learning rate.
         options = [
-            {key: value for key, value in group.items() if key != 'params'}
+            {key: value for key, value in group.items() if key not in ('params', 'lr')}
             for group in self.optimizer.param_groups
         ]
         current_type = self.train_options.optim_g.type

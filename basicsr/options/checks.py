@@ -5,6 +5,7 @@ Each check reports the mistakes of one concern.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from basicsr.options.sections import (
 from basicsr.tasks import TASKS
 from basicsr.utils.component import Component, Section
 from basicsr.utils.errors import DataError
-from basicsr.utils.files import ROOT, resolve
+from basicsr.utils.files import ROOT, resolve, unset_variable
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -46,7 +47,7 @@ Purpose = Literal['train', 'test']
 
 TRAIN_SET = ('datasets', 'train')
 RESULT_COLUMNS = {'name', 'iter', 'kind', 'dataset'}
-REFUSAL = r'(\w+): found (.*); allowed: (.*)'  # the form of ValueErrors in this project
+REFUSAL = r'(?:(\w+): )?found (.*); allowed: (.*)'  # the form of ValueErrors in this project
 
 
 class Run:
@@ -83,8 +84,8 @@ class Run:
             parameters = getattr(section, 'parameters', type(section).model_fields)
             if any((*key, name) in self.left_out for name in parameters):
                 return None  # the default of an invalid key may be the reason
-            if named and named[1] in type(section).model_fields:
-                self.report((*key, named[1]), named[2], named[3])
+            if named and (named[1] is None or named[1] in type(section).model_fields):
+                self.report((*key, named[1]) if named[1] else key, named[2], named[3])
             elif isinstance(error, DataError):
                 self.report(key, f'a mistake in the files: {reason}', 'pairs of images')
             else:
@@ -193,7 +194,7 @@ def check_weights(run: Run) -> None:
             for task in TASKS.values():
                 if _in_repository(file) == (task.folder, 'pretrained_models', task.published):
                     allowed += f'; python {task.folder}/download_data.py --data weights gets the published one'
-            run.report(('path', name), f'{show(file)}, which is not an existing file', allowed)
+            run.report(('path', name), f'{show(file)}, {_absence(file, "file")}', allowed)
 
 
 def check_data(run: Run) -> None:
@@ -211,20 +212,25 @@ def check_data(run: Run) -> None:
                 '; to try training without them, run python scripts/synthesize_blur.py, then python '
                 'basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
             )
-        run.report(key, f'{show(path)}, which is not an existing {kind}{also}', allowed)
+        run.report(key, f'{show(path)}, {_absence(path, kind)}{also}', allowed)
+
+
+def _absence(name: str, kind: str) -> str:
+    unset = unset_variable(name)
+    return f'whose environment variable {unset} is not set' if unset else f'which is not an existing {kind}'
 
 
 def _exists(name: str, test: Callable[[Path], bool]) -> bool:
     try:
         return test(resolve(name))
-    except (OSError, RuntimeError, ValueError):  # no permission, an unknown home folder, an impossible name
+    except (OSError, RuntimeError, ValueError):  # no permission, an unknown variable, an impossible name
         return False
 
 
 def _in_repository(name: str) -> tuple[str, ...]:
     try:
         return resolve(name).relative_to(ROOT).parts
-    except (RuntimeError, ValueError):  # an unknown home folder, or outside
+    except (RuntimeError, ValueError):  # an unknown home folder or variable, or outside
         return ()
 
 
@@ -320,6 +326,16 @@ def check_losses(run: Run, train: TrainOptions) -> None:
             run.report((*key, 'toY'), 'true', 'false, as datasets.train has 1 channel')
 
 
+def check_logger(run: Run) -> None:
+    if run.options.logger.use_tb_logger:
+        try:
+            importlib.import_module('torch.utils.tensorboard')
+        except Exception as error:  # of a version that does not fit others, of any type
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            found = f'true, but TensorBoard cannot be imported ({reason})'
+            run.report(('logger', 'use_tb_logger'), found, 'false, or true after `pip install tensorboard`')
+
+
 # ------------------------------------------------------------------ network and validation
 
 
@@ -404,6 +420,7 @@ def find_mistakes(options: RunOptions, left_out: set[Key], purpose: Purpose, wor
         check(run)
     train, loader = options.train, options.datasets.get('train')
     if run.is_training and train is not None:
+        check_logger(run)
         check_scheduler(run, train)
         check_losses(run, train)
         if loader is not None:

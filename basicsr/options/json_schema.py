@@ -18,7 +18,8 @@ class _Untitled(GenerateJsonSchema):
 
 
 def json_schema() -> dict[str, Any]:
-    return RunOptions.model_json_schema(schema_generator=_Untitled)
+    # Keys of one's own, for anchors: their content is not checked.
+    return {**RunOptions.model_json_schema(schema_generator=_Untitled), 'patternProperties': {'^x-': {}}}
 
 
 if __name__ == '__main__':

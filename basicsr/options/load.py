@@ -27,10 +27,10 @@ def read_options(
     purpose check each key on its own only. Warns of keys without effect. Raises OptionError with every mistake."""
     file = read_file(path, settings)
     mistakes = list(_import_custom(file.data.get('custom_imports')))
-    options, invalid = validate(file.data)
+    options, invalid = validate(file.data, file.written)
     mistakes += invalid
     if purpose is not None:
-        valid, left_out = (options, set()) if options is not None else _valid_part(file.data)
+        valid, left_out = (options, set()) if options is not None else _valid_part(file.data, file.written)
         if valid is not None:
             mistakes += find_mistakes(valid, left_out, purpose, world_size)
     lines = file.report(mistakes)
@@ -42,14 +42,14 @@ def read_options(
     return options
 
 
-def _valid_part(data: dict[str, Any]) -> tuple[RunOptions | None, set[Key]]:
+def _valid_part(data: dict[str, Any], written: dict[Key, str]) -> tuple[RunOptions | None, set[Key]]:
     """Options without the invalid keys, and these keys; a section that needs one of them is left out, too. None if
     nothing is left."""
     data = copy.deepcopy(data)
     left_out: set[Key] = set()
     while True:
         data.setdefault('name', 'unnamed')  # the checks do not depend on it
-        options, mistakes = validate(data)
+        options, mistakes = validate(data, written)
         if options is not None:
             return options, left_out
         for mistake in mistakes:
@@ -68,7 +68,8 @@ def _valid_part(data: dict[str, Any]) -> tuple[RunOptions | None, set[Key]]:
 
 def _import_custom(modules: Any) -> Iterator[Mistake]:
     for index, name in enumerate(modules if isinstance(modules, list) else []):
-        if isinstance(name, str):
+        if isinstance(name, str | int | float):
+            name = name if isinstance(name, str) else show(name)
             try:
                 importlib.import_module(name)
             except (Exception, SystemExit) as error:  # the user's own code may raise anything

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from basicsr.options.yaml_mistakes import find_problems, missing_space
 from basicsr.utils.errors import OptionError
 from basicsr.utils.text import show
 
 Key = tuple[str | int, ...]
 DEEPEST, LARGEST = 32, 20_000  # levels and values; aliases can make a small file endless
 _TAG = 'tag:yaml.org,2002:'
+_BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: 'UTF-32',
+    codecs.BOM_UTF32_BE: 'UTF-32',
+    codecs.BOM_UTF16_LE: 'UTF-16',
+    codecs.BOM_UTF16_BE: 'UTF-16',
+}
 _SCALARS = {f'{_TAG}{kind}' for kind in ('str', 'int', 'float', 'bool', 'null')}
 
 
@@ -26,7 +36,8 @@ class Mistake(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading with the numbers of YAML 1.2: `3e-4` is one, `1:30`, `010` and dates are not."""
+    """Safe loading with the numbers of YAML 1.2: `3e-4` is one, `1:30`, `010` and dates are not; and with its tabs,
+    which may stand between tokens and in text, but not in the indentation."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [
@@ -34,6 +45,28 @@ class _Loader(yaml.SafeLoader):
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        while self.peek() == '\t' and (self.flow_level or not self._is_indentation()):
+            self.forward()
+            super().scan_to_next_token()
+
+    def _is_indentation(self) -> bool:
+        """Whether the next character indents the first token of its line."""
+        before = self.buffer[self.pointer - self.column : self.pointer]
+        behind = re.compile(r'[ \t]*([\r\n#\0]?)').match(self.buffer, self.pointer)
+        return not (before.strip() or (behind and behind[1]))
+
+    def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> list[str] | None:
+        length = 0
+        while self.peek(length) in ' \t':
+            length += 1
+        if '\t' not in self.prefix(length):
+            return super().scan_plain_spaces(indent, start_mark)
+        spaces = self.prefix(length)
+        self.forward(length)
+        return super().scan_plain_spaces(indent, start_mark) if self.peek() in '\r\n\0' else [spaces]
 
 
 for _kind, _pattern in (
@@ -45,14 +78,18 @@ for _kind, _pattern in (
 
 
 class _Document:
-    """A YAML text as plain values, with the line of every key. Raises yaml.YAMLError."""
+    """A YAML text as plain values, with the line of every key; or one value of it. Raises yaml.YAMLError."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, is_file: bool) -> None:
         self.lines: dict[Key, int | None] = {}
+        self.written: dict[Key, str] = {}  # numbers, true and false as they are written
         self.repeated: list[Mistake] = []
         self._seen = 0
+        self._text = text.splitlines()
         self._loader = _Loader(text)
         node = self._loader.get_single_node()
+        if node is not None and is_file:
+            self._check_spaces(0, node)
         self.data = None if node is None else self._value(node, ())
 
     def _value(self, node: yaml.Node, key: Key) -> Any:
@@ -64,12 +101,27 @@ class _Document:
         if isinstance(node, yaml.SequenceNode) and node.tag == f'{_TAG}seq':
             return [self._at(item, item, (*key, index)) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
-            return self._scalar(node)
+            value = self._scalar(node)
+            if isinstance(value, int | float):
+                self.written[key] = node.value
+            return value
         raise _error(node, f'{node.tag.replace(_TAG, "!!")} is not a number, text, list or mapping')
 
     def _at(self, mark: yaml.Node, node: yaml.Node, key: Key) -> Any:
-        self.lines[key] = mark.start_mark.line + 1
+        line = mark.start_mark.line
+        self._check_spaces(line + 1, node)
+        if isinstance(node, yaml.ScalarNode):  # it may begin below its key; an alias refers to a line above
+            line = max(line, node.start_mark.line)
+        self.lines[key] = line + 1
         return self._value(node, key)
+
+    def _check_spaces(self, first: int, node: yaml.Node) -> None:
+        """Refuse a `key:value` that passes for text, in line `first` (from 0) or below."""
+        if isinstance(node, yaml.ScalarNode) and node.style is None:
+            start, end = node.start_mark, node.end_mark
+            for line in range(max(first, start.line), end.line + (end.column > 0)):
+                if problem := missing_space(self._text[line]):
+                    raise _error(node, problem, line)
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -91,6 +143,8 @@ class _Document:
             if name in own:
                 self.repeated.append(Mistake(path, f'again, after line {self.lines[path]}', 'once'))
             own.add(name)
+            if value.start_mark.index == name_node.end_mark.index and (problem := missing_space(name)):
+                raise _error(name_node, problem)  # {key:value}
             result[name] = self._at(name_node, value, path)
         return result
 
@@ -112,27 +166,31 @@ def _text(node: yaml.ScalarNode) -> str:
     return node.value
 
 
-def _error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+def _error(node: yaml.Node, problem: str, line: int | None = None) -> yaml.MarkedYAMLError:
+    mark = node.start_mark if line is None else yaml.Mark('', 0, line, 0, None, 0)
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
-def _parse(text: str, source: str, with_line: bool = True) -> _Document:
+def _parse(text: str, source: str, is_file: bool = True) -> _Document:
+    def where(line: int) -> str:
+        return f'{source}:{line}' if line and is_file else source
+
+    document = partial(_Document, is_file=is_file)
     try:
-        return _Document(text)
+        return document(text)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f'{source}:{mark.line + 1}' if mark and with_line else source
-        problem = ', '.join(filter(None, (error.context, error.problem)))
-    except yaml.YAMLError as error:
-        where, problem = source, ' '.join(str(error).split())
+        problems = [(line + 1, problem) for line, problem in find_problems(text, error, document)]
+    except yaml.reader.ReaderError as error:
+        line = text.count('\n', 0, error.position) + 1
+        problems = [(line, f'the character {show(text[error.position])} is not allowed')]
     except RecursionError:
-        where, problem = source, 'it is nested too deeply'
-    raise OptionError([f'{where}: is not valid YAML: {problem}'])
+        problems = [(0, 'it is nested too deeply')]
+    raise OptionError([f'{where(line)}: is not valid YAML: {problem}' for line, problem in problems])
 
 
 def yaml_value(text: str) -> Any:
     """Read one value as in an option file. Raises OptionError."""
-    return _parse(text, show(text), with_line=False).data
+    return _parse(text, show(text), is_file=False).data
 
 
 @dataclass
@@ -142,6 +200,7 @@ class OptionFile:
     source: str
     data: dict[str, Any]
     lines: dict[Key, int | None]  # None: from the command line
+    written: dict[Key, str]  # numbers, true and false as they are written
     mistakes: list[Mistake]
     misread: list[str] = field(default_factory=list)  # settings that name no key
 
@@ -152,8 +211,18 @@ class OptionFile:
         if not equals or not all(key):
             self.misread.append(f'--force_yml: found {show(setting)}; allowed: KEY:SUBKEY=VALUE')
             return
+        if str(key[0]).startswith('x-'):
+            allowed = 'keys outside it, as its anchors are already replaced by their content'
+            self.misread.append(f'--force_yml: found {show(setting)}; allowed: {allowed}')
+            return
+        if self._has_dots(key):
+            colons = f'{":".join(dotted(key).split("."))}={text}'
+            self.misread.append(
+                f'--force_yml: found {show(setting)}; allowed: {colons} (colons between the keys)'
+            )
+            return
         try:
-            value = _parse(text, f'--force_yml: {dotted(key)}: {show(text)}', with_line=False)
+            value = _parse(text, f'--force_yml: {dotted(key)}: {show(text)}', is_file=False)
             key = self._set(key, value.data)
         except OptionError as error:
             self.misread += error.mistakes
@@ -162,7 +231,24 @@ class OptionFile:
         forced = [*(key[: depth + 1] for depth in range(len(key))), *((*key, *below) for below in value.lines)]
         kept = {known: line for known, line in self.lines.items() if known[: len(key)] != key}
         self.lines = {**dict.fromkeys(forced), **kept}
+        others = {known: text for known, text in self.written.items() if known[: len(key)] != key}
+        self.written = others | {(*key, *below): text for below, text in value.written.items()}
         self.mistakes += [repeated._replace(key=(*key, *repeated.key)) for repeated in value.repeated]
+
+    def _has_dots(self, key: Key) -> bool:
+        """Whether dots stand for colons. The name of a set, loss or metric may have dots."""
+        *above, _ = dotted(key).split('.')
+        if len(above) < len(key):
+            return False
+        if '.' in str(key[0]):
+            return True
+        with contextlib.suppress(LookupError, TypeError):
+            value_at(self.data, key)
+            return False
+        try:
+            return isinstance(value_at(self.data, above), dict)
+        except (LookupError, TypeError):
+            return False
 
     def _set(self, key: Key, value: Any) -> Key:
         """Return the key with numbers for places in a list. Raises OptionError."""
@@ -213,18 +299,46 @@ def value_at(data: Any, key: Iterable[str | int]) -> Any:
     return data
 
 
-def read_file(path: str | Path, settings: Iterable[str] = ()) -> OptionFile:
-    """Read a file and the --force_yml settings. Raises OptionError unless the file is a mapping."""
+def _read_text(path: str | Path) -> str:
+    """Raises OptionError unless it is a UTF-8 file."""
     try:
-        text = Path(path).read_text(encoding='utf-8')
+        content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else 'is not a text file'
         raise OptionError([f'{path}: cannot be read as an option file: {reason}']) from None
-    document = _parse(text, str(path))
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            raise OptionError(
+                [f'{path}: found {encoding} text; allowed: UTF-8 (save the file in this encoding)']
+            )
+    if b'\0' in content:
+        raise OptionError(
+            [f'{path}: found NUL bytes, as in UTF-16; allowed: UTF-8 (save the file in this encoding)']
+        )
+    try:
+        return content.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        line = content.count(b'\n', 0, error.start) + 1
+        found = f'the byte 0x{content[error.start]:02x}, which is not UTF-8'
+        raise OptionError(
+            [f'{path}:{line}: found {found}; allowed: UTF-8 (save the file in this encoding)']
+        ) from None
+
+
+def read_file(path: str | Path, settings: Iterable[str] = ()) -> OptionFile:
+    """Read a file and the --force_yml settings; leave out the top-level keys that begin with `x-`, which only hold
+    anchors. Raises OptionError unless the file is a mapping."""
+    document = _parse(_read_text(path), str(path))
     if not isinstance(document.data, dict):
         found = 'nothing' if document.data is None else show(document.data)
         raise OptionError([f'{path}: found {found}; allowed: a mapping of option names to values'])
-    file = OptionFile(str(path), document.data, document.lines, document.repeated)
+    file = OptionFile(
+        str(path),
+        {name: value for name, value in document.data.items() if not name.startswith('x-')},
+        {key: line for key, line in document.lines.items() if not str(key[0]).startswith('x-')},
+        document.written,
+        [mistake for mistake in document.repeated if not str(mistake.key[0]).startswith('x-')],
+    )
     for setting in settings:
         file.override(setting)
     return file

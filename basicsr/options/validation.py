@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,35 +16,50 @@ from basicsr.options.option_file import Key, Mistake, dotted, value_at
 from basicsr.options.sections import RunOptions
 from basicsr.utils.text import show
 
+_MAPPINGS = {'dict_type', 'model_type', 'model_attributes_type'}
+_LISTS = {'list_type', 'tuple_type'}
 _ALLOWED = {
     'missing': 'a value (required)',
     'bool_type': 'true or false',
     'int_type': 'an integer',
     'float_type': 'a number',
     'string_type': 'text (in quotes, if it looks like something else)',
-    'list_type': 'a list',
-    'tuple_type': 'a list',
-    'dict_type': 'a mapping',
-    'model_type': 'a mapping',
-    'model_attributes_type': 'a mapping',
+    **dict.fromkeys(_LISTS, 'a list'),
+    **dict.fromkeys(_MAPPINGS, 'a mapping'),
 }
 
 
-def validate(data: dict[str, Any]) -> tuple[RunOptions | None, list[Mistake]]:
-    """Return the options, or None; and the mistakes. A key that takes an integer also takes 4e3."""
+def validate(data: dict[str, Any], written: Mapping[Key, str]) -> tuple[RunOptions | None, list[Mistake]]:
+    """Return the options, or None; and the mistakes.
+
+    A key that takes an integer also takes 4e3. A key that takes text also takes a number, true and false, as the text
+    in `written`. A section or a list without a value takes its defaults; an entry of `datasets`, `losses` or `metrics`
+    without a value is left out.
+    """
     options, errors = _validate(data)
-    integral = [error for error in errors if error['type'] == 'int_type' and _is_integral(error['input'])]
-    if integral:
-        data = copy.deepcopy(data)
-        for *above, last in (_key(error, data) for error in integral):
-            section = value_at(data, above)
-            section[last] = int(section[last])
+    if not errors:
+        return options, []
+    data = copy.deepcopy(data)
+    kinds: dict[Key, set[str]] = {}
+    for error in errors:
+        kinds.setdefault(_key(error, data), set()).add(error['type'])
+    empty = []
+    for key, types in kinds.items():
+        section, value = value_at(data, key[:-1]), value_at(data, key) if 'missing' not in types else None
+        if 'int_type' in types and isinstance(value, float) and value.is_integer():
+            section[key[-1]] = int(value)
+        elif 'string_type' in types and isinstance(value, int | float):
+            section[key[-1]] = written.get(key, value)
+        elif value is None and types <= _MAPPINGS | _LISTS and isinstance(key[-1], str):
+            del section[key[-1]]
+            empty.append(key)
+    options, errors = _validate(data)
+    if required := {_key(error, data) for error in errors if error['type'] == 'missing'}.intersection(empty):
+        for key in required:
+            # {}: the mistakes then name the keys that it needs.
+            value_at(data, key[:-1])[key[-1]] = {} if kinds[key] & _MAPPINGS else None
         options, errors = _validate(data)
     return options, [*_describe(errors, data)]
-
-
-def _is_integral(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer()
 
 
 def _validate(data: dict[str, Any]) -> tuple[RunOptions | None, list[ErrorDetails]]:
@@ -60,7 +76,10 @@ def _describe(errors: list[ErrorDetails], data: dict[str, Any]) -> Iterator[Mist
     allowed: dict[Key, list[str]] = {}
     for error in errors:
         key = _key(error, data)
-        if error['type'] == 'extra_forbidden':
+        if error['type'] == 'missing' and key[-1] == 'type' and (close := _misspelt_type(data, key[:-1])):
+            key = (*key[:-1], close)
+            found[key], allowed[key] = 'an unknown key (did you mean type?)', ['type']
+        elif error['type'] == 'extra_forbidden':
             known = known or [*_known_keys(data)]
             found[key] = f'an unknown key{_hint(key, known)}'
             allowed[key] = [', '.join(str(other[-1]) for other in known if other[:-1] == key[:-1]) or 'none']
@@ -69,6 +88,10 @@ def _describe(errors: list[ErrorDetails], data: dict[str, Any]) -> Iterator[Mist
             allowed.setdefault(key, []).append(_allowed(error))
     for key, texts in allowed.items():
         yield Mistake(key, found[key], ' or '.join(dict.fromkeys(texts)))
+
+
+def _misspelt_type(data: Any, section: Key) -> str | None:
+    return next(iter(difflib.get_close_matches('type', value_at(data, section), n=1)), None)
 
 
 def _key(error: ErrorDetails, data: Any) -> Key:
@@ -129,6 +152,8 @@ def _known_keys(data: dict[str, Any]) -> Iterator[Key]:
 def _hint(key: Key, known: list[Key]) -> str:
     """The key of this name in another section; or the most similar one here, or anywhere."""
     section, name = key[:-1], str(key[-1])
+    if len(parts := tuple(re.split('[.:]', name))) > 1 and (*section, *parts) in known:
+        return f' (write {parts[-1]} in the section {dotted((*section, *parts[:-1]))})'
     here = [other for other in known if other[:-1] == section]
     elsewhere = sorted((other for other in known if other[:-1] != section), key=len)
     if longer := [str(other[-1]) for other in here if str(other[-1]).startswith(name)]:

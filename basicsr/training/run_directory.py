@@ -7,8 +7,10 @@ refers to exists, wherever a kill interrupts.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from typing import Any
 import torch
 
 from basicsr.utils.checkpoint import read_checkpoint
-from basicsr.utils.errors import CheckpointError, RunError
-from basicsr.utils.files import as_json, atomic_write, lock, remove_leftovers
+from basicsr.utils.errors import CheckpointError, RunError, UnreadableError
+from basicsr.utils.files import as_json, atomic_write, lock, naming, remove_leftovers
 from basicsr.utils.logger import get_logger
+from basicsr.utils.text import listed
 
 STATES_KEPT = 2  # the newest, and one to fall back to
 
@@ -36,15 +39,27 @@ class RunDirectory:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Makes the folders and holds a lock on them, which ends with the process at the latest. Raises RunError if
-        another process holds it."""
-        for folder in (self.models, self.states):
-            folder.mkdir(parents=True, exist_ok=True)
-        with (self.root / '.lock').open('w') as file:
+        another process holds it, or the folders cannot be written."""
+        try:
+            for folder in (self.models, self.states):
+                folder.mkdir(parents=True, exist_ok=True)
+            lock_file = (self.root / '.lock').open('w')
+        except OSError as error:
+            raise RunError(
+                f'{self.root} cannot be written: {error.strerror}; --experiments_dir FOLDER stores runs elsewhere'
+            ) from None
+        with lock_file as file:
             if not lock(file):
                 raise RunError(f'{self.root}: another process is training in this folder')
             for folder in (self.root, self.models, self.states):
                 remove_leftovers(folder)
             yield
+
+    def new_snapshot(self, option_file: str) -> Path:
+        """Where to write the options of this start: to a file of this name, and at later starts with _2, _3, …"""
+        first = self.root / option_file
+        later = (first.with_stem(f'{first.stem}_{number}') for number in itertools.count(2))
+        return next(path for path in itertools.chain([first], later) if not path.exists())
 
     # -------------------------------------------------------------- training states
 
@@ -53,6 +68,9 @@ class RunDirectory:
 
     def owns(self, state: Path) -> bool:
         return state.parent.resolve() == self.states.resolve()
+
+    def has_states(self) -> bool:
+        return bool(_numbered(self.states, '*.state'))
 
     def save_state(self, iteration: int, state: dict[str, Any]) -> None:
         if self._history.exists():  # fsync the history first, so it is never older than the state
@@ -71,15 +89,37 @@ class RunDirectory:
             )
 
     def newest_state(self) -> dict[str, Any] | None:
-        """The newest valid state, or None if there are no states. Logs damaged ones; raises RunError if all are."""
+        """The newest valid state, or None if there are no states. Logs damaged ones; raises RunError if all are, and
+        UnreadableError if the disk does not give one back, which may be intact."""
         states = _numbered(self.states, '*.state')
         for _, path in states:
-            with contextlib.suppress(CheckpointError):
+            try:
                 return read_state(path)
-            get_logger().warning('%s is damaged; falling back to the state before it', path)
+            except UnreadableError:
+                raise
+            except CheckpointError:
+                get_logger().warning('%s is damaged; falling back to the state before it', path)
         if states:
             raise RunError(f'{self.states}: every state is damaged; start a new run under another name')
         return None
+
+    def refuse_lost_states(self, first_save: int) -> None:
+        """For a run without states. Raises RunError if it has results from after its first save, at iteration
+        `first_save`: a run that starts anew would overwrite them."""
+        reached = max((entry['iter'] for entry in self._entries()), default=None)
+        weights = {path.name for path in self.models.glob('net_g_*.pth')}
+        # A kill before the first save leaves these at most.
+        early = {self.weights_file('best').name, self.weights_file(first_save).name}
+        if (reached is None and not weights) or (
+            reached is not None and reached <= first_save and weights <= early
+        ):
+            return
+        results = [*([f'a history up to iteration {reached}'] if reached is not None else []), *sorted(weights)]
+        start = ' path:pretrain_network_g=FILE, which starts from one of these weights' if weights else ''
+        raise RunError(
+            f'{self.states} has no training state, but the run has results ({listed(results)}), which --auto_resume '
+            f'would overwrite; copy the states back, or start a new run: --force_yml name=ANOTHER_NAME{start}'
+        )
 
     # -------------------------------------------------------------- weights
 
@@ -101,22 +141,21 @@ class RunDirectory:
 
     def append_history(self, entry: dict[str, Any]) -> None:
         """Appends a line to history.jsonl, which has every logged value of the run once."""
-        with self._history.open('a', encoding='utf-8') as file:
+        with naming(self._history), self._history.open('a', encoding='utf-8') as file:
             file.write(as_json(entry, indent=None) + '\n')
 
     def rewind_history(self, iteration: int) -> None:
         """Drops the entries from after `iteration`, which will be logged again, and invalid lines."""
-        kept = []
+        kept = [as_json(entry, indent=None) + '\n' for entry in self._entries() if entry['iter'] <= iteration]
+        atomic_write(self._history, ''.join(kept).encode())
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        """The valid lines of the history."""
         for line in self._history.read_bytes().splitlines() if self._history.exists() else ():
             with contextlib.suppress(ValueError):  # a line that a kill cut short
                 entry = json.loads(line)
-                if (
-                    isinstance(entry, dict)
-                    and isinstance(entry.get('iter'), int)
-                    and entry['iter'] <= iteration
-                ):
-                    kept.append(as_json(entry, indent=None) + '\n')
-        atomic_write(self._history, ''.join(kept).encode())
+                if isinstance(entry, dict) and isinstance(entry.get('iter'), int):
+                    yield entry
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -128,11 +167,9 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
-    """(iteration, file) of the files that match a pattern with one `*`, newest first."""
-    prefix, suffix = pattern.split('*')
-    found = [
-        (int(number), path)
-        for path in folder.glob(pattern)
-        if (number := path.name.removeprefix(prefix).removesuffix(suffix)).isdecimal()
-    ]
-    return sorted(found, reverse=True)
+    """(iteration, file) of the files that match a pattern with one `*`, newest first. Raises OSError where the folder
+    cannot be read; Path.glob would find nothing there."""
+    prefix, suffix = map(re.escape, pattern.split('*'))
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    matches = (re.fullmatch(f'{prefix}([0-9]+){suffix}', name) for name in names)
+    return sorted(((int(match[1]), folder / match[0]) for match in matches if match), reverse=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from basicsr.data.types import Batch
 from basicsr.evaluation.evaluate import Evaluation
@@ -61,6 +60,8 @@ class RunLog:
         self.directory, self.rank = directory, rank
         self.tensorboard = None
         if tensorboard and rank.is_main:
+            from torch.utils.tensorboard import SummaryWriter  # slow, and may be missing where it is not used
+
             purge = iteration + 1 if iteration else 0
             self.tensorboard = SummaryWriter(str(directory.tensorboard), purge_step=purge)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from basicsr.data.loader import build_dataset, training_loader, validation_sets
@@ -27,6 +29,10 @@ from basicsr.utils.files import resolve
 from basicsr.utils.logger import get_logger
 from basicsr.utils.memory import is_out_of_memory
 from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.signals import StopRequest
+
+# Ranks agree on the step to stop after. On GPUs that waits for the device, so they ask at every tenth step only.
+STEPS_BETWEEN_AGREEMENTS = 10
 
 
 class Trainer:
@@ -50,7 +56,9 @@ class Trainer:
         self.metrics = build_metrics(options.val.metrics)
         self.model: ImageCleanModel = MODEL_REGISTRY.get(options.model_type)(options, device, rank)
 
+        self.stop = StopRequest()
         self.iteration = 0  # the last completed one
+        self.saved = 0  # that of the newest state
         self.samples: int | None = None  # seen by all ranks so far; None: computed from the stages
         self.best: dict[str, Any] | None = None  # metric, value and iteration of the best validation
         self.unvalidated = False  # whether the validation after `iteration` failed
@@ -70,9 +78,17 @@ class Trainer:
     # -------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """Trains up to `train.total_iter`. Raises TrainingError."""
+        """Trains up to `train.total_iter`.
+
+        Before an error or a signal ends it, it saves a state. Raises TrainingError; SystemExit after a signal.
+        """
         self._report_batches()
-        with contextlib.closing(self.log), self._as_training_errors():
+        with (
+            contextlib.closing(self.log),
+            self.stop.deferring(),
+            self._as_training_errors(),
+            self._saving_first(),
+        ):
             if self.unvalidated and self.validation_sets:
                 self._validate()
                 self._save()
@@ -112,9 +128,21 @@ class Trainer:
                         self._validate()
                     if self._is_due(options.logger.save_checkpoint_freq):
                         self._save()
+                self._stop_if_asked()
 
     def _is_due(self, frequency: int) -> bool:
         return self.iteration % frequency == 0 or self.iteration == self.total
+
+    def _stop_if_asked(self) -> None:
+        """Raises SystemExit, on all ranks, if a signal came to one of them."""
+        if (
+            self.rank.world_size > 1
+            and self.device.type == 'cuda'
+            and self.iteration % STEPS_BETWEEN_AGREEMENTS
+        ):
+            return
+        self.stop.number = max(self.rank.gather(self.stop.number))
+        self.stop.raise_if_made()
 
     # -------------------------------------------------------------- state
 
@@ -124,6 +152,8 @@ class Trainer:
         if state is None and asked:
             state = read_state(resolve(asked))
             self.directory.refuse_newer_states(state['iteration'])
+        if state is None and auto_resume:
+            self.directory.refuse_lost_states(min(self.options.logger.save_checkpoint_freq, self.total))
         if self.rank.is_main:
             self.directory.rewind_history(state['iteration'] if state else -1)
         found = self.rank.gather(state['iteration'] if state else 0)
@@ -141,7 +171,7 @@ class Trainer:
         # Drop the best value if it is for another metric or its weights are not in this run.
         if best and best['metric'] == next(iter(self.metrics), None):
             self.best = best if self.directory.weights_file('best').exists() else None
-        self.iteration = state['iteration']
+        self.iteration = self.saved = state['iteration']
         self.samples = state.get('samples')
         self.unvalidated = state.get('unvalidated', False)
         before, now = json.loads(state['options']), self.options.model_dump(mode='json')
@@ -151,23 +181,48 @@ class Trainer:
         self.logger.info('Resumed after iteration %d.', self.iteration)
 
     def _save(self) -> None:
+        """Saves a state, and the weights if a checkpoint is due."""
         self.model.raise_if_bad()
-        if not self.rank.is_main:
-            return
-        self.log.flush()
-        self.model.save_weights(self.directory.weights_file(self.iteration), self.iteration)
-        self.directory.save_state(
-            self.iteration,
-            {
-                'iteration': self.iteration,
-                'samples': self.batches.samples_before(self.iteration + 1),
-                'model': self.model.state(),
-                'best': self.best,
-                'unvalidated': self.unvalidated,
-                'options': self.options.model_dump_json(),
-            },
-        )
-        self.directory.prune(self.iteration, self.options.logger.keep_last)
+        if self.rank.is_main:
+            self.log.flush()
+            if self._is_due(self.options.logger.save_checkpoint_freq):
+                self.model.save_weights(self.directory.weights_file(self.iteration), self.iteration)
+            self.directory.save_state(
+                self.iteration,
+                {
+                    'iteration': self.iteration,
+                    'samples': self.batches.samples_before(self.iteration + 1),
+                    'model': self.model.state(),
+                    'best': self.best,
+                    'unvalidated': self.unvalidated,
+                    'options': self.options.model_dump_json(),
+                },
+            )
+            self.directory.prune(self.iteration, self.options.logger.keep_last)
+        self.saved = self.iteration
+
+    @contextlib.contextmanager
+    def _saving_first(self) -> Iterator[None]:
+        """Saves the last complete step before an error or a signal ends the run, and logs where it resumes."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            # After an OSError the state cannot be written, either; the steps after a non-finite one are void.
+            can_save = not (self.model.is_updating or isinstance(error, OSError | NonFiniteError))
+            if can_save and self.iteration > self.saved:
+                try:
+                    self._save()
+                except Exception as another:
+                    self.logger.error('The training state cannot be saved either: %s', another)
+            if self.stop.number:
+                self.logger.info('Stopped by %s.', signal.Signals(self.stop.number).name)
+            if self.saved:
+                self.logger.info(
+                    'The training state of iteration %d is saved: --auto_resume resumes after it.', self.saved
+                )
+            else:
+                self.logger.info('No training state is saved yet: --auto_resume starts from iteration 1.')
+            raise
 
     def _latest_is_valid(self) -> bool:
         """False if a kill came between the last state and the final weights."""
@@ -184,42 +239,40 @@ class Trainer:
             self.log.record(f'input_{name}', self.iteration, result.means)
 
     def _validate(self) -> None:
-        """If validation fails, saves first; the resumed run repeats the validation."""
+        """If validation fails, the resumed run repeats it."""
         self.model.raise_if_bad()
-        try:
-            restorer = self.model.restorer()
-            folder = self.directory.visualization if self.options.val.save_img else None
-            results = {
-                name: self._evaluate(
-                    name,
-                    restorer.restore,
-                    self.device,
-                    title=name,
-                    folder=folder and folder / name / str(self.iteration),
-                )
-                for name in self.validation_sets
-            }
-            for name, result in results.items():  # record all sets, or none if one fails
-                self.log.validation(self.iteration, name, result)
-            self._keep_if_best(next(iter(results.values())))
-        except Exception:
-            self.unvalidated = True
-            try:
-                self._save()
-            except OSError as error:
-                self.logger.error('The training state cannot be saved either: %s', error)
-            raise
+        self.unvalidated = True
+        restorer = self.model.restorer()
+        folder = self.directory.visualization if self.options.val.save_img else None
+        results = {
+            name: self._evaluate(
+                name,
+                restorer.restore,
+                self.device,
+                title=name,
+                folder=folder and folder / name / str(self.iteration),
+            )
+            for name in self.validation_sets
+        }
+        for name, result in results.items():  # record all sets, or none if one fails
+            self.log.validation(self.iteration, name, result)
+        self._keep_if_best(next(iter(results.values())))
         self.unvalidated = False
 
     def _evaluate(
         self, name: str, restore: Restore, device: torch.device, title: str, folder: Path | None = None
     ) -> Evaluation:
         """Logs the figures of a validation set, also those measured before an exception. Raises DataError if any image
-        fails: means of the others do not compare."""
+        fails: means of the others do not compare. Raises SystemExit between two images if a signal came."""
         dataset, result = self.validation_sets[name], Evaluation()
+
+        def restore_unless_stopped(x_BCHW: Tensor) -> Tensor:
+            self.stop.raise_if_made()
+            return restore(x_BCHW)
+
         try:
             evaluate(
-                restore,
+                restore_unless_stopped,
                 dataset,
                 self.metrics,
                 device=device,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from basicsr.utils import restricted_pickle
 from basicsr.utils.archive import DAMAGES
-from basicsr.utils.errors import CheckpointError
+from basicsr.utils.errors import CheckpointError, UnreadableError
 from basicsr.utils.files import atomic_write
 from basicsr.utils.text import listed
 
@@ -65,7 +65,8 @@ class Weights:
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """Reads a dictionary written by torch.save or save_checkpoint, tensors to the CPU, and verifies the checksums of
-    the former. Objects of other packages in it become dictionaries. Raises CheckpointError."""
+    the former. Objects of other packages in it become dictionaries. Raises CheckpointError;
+    UnreadableError if the operating system does not read it."""
     path = Path(path)
     try:
         with path.open('rb') as file:
@@ -84,7 +85,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
     except IsADirectoryError:
         raise CheckpointError(f'{path} is a folder, not a weights file') from None
     except OSError as error:
-        raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
+        raise UnreadableError(f'{path} cannot be read: {error.strerror or error}') from error
     if not isinstance(content, dict):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not a dictionary of weights')
     return content

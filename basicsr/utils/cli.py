@@ -5,38 +5,40 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from basicsr.utils.console import lost_output, protect_console
 from basicsr.utils.errors import OptionError, UsageError, UserError
+from basicsr.utils.files import expanded
 from basicsr.utils.logger import get_logger
-
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
+from basicsr.utils.signals import end, exit_quietly, handling, status_of
 
 
 def run(module: str, argv: Sequence[str] | None = None) -> int:
     """Runs the program that a module defines by `parser()`, an ArgumentParser, and `main(args)`, which returns the
     exit status or None for 0.
 
-    Returns the exit status: what `main` returns, 1 or 2 for an error (`UserError.exit_status`), 130 after Ctrl-C, 143
-    after SIGTERM. The module is imported here, so that Ctrl-C is quiet during imports, too.
+    Returns the exit status: what `main` returns, 1 or 2 for an error (`UserError.exit_status`), 128 + n after signal n
+    (130 after Ctrl-C, 143 after SIGTERM), 1 if the console lost output. The module is imported here, so that Ctrl-C is
+    quiet during imports, too.
     """
-    _set_up_process()
-
-    def program() -> int | None:
+    _sleep_while_waiting()
+    protect_console()
+    with handling(exit_quietly):
         definition = importlib.import_module(module)
-        return definition.main(definition.parser().parse_args(argv))
-
-    try:
-        with ending_cleanly():
-            return exit_status(program)
-    except SystemExit as stop:  # of argparse, or of a signal
-        return stop.code if isinstance(stop.code, int) else 1
+        try:
+            with handling(end):
+                status = exit_status(lambda: definition.main(definition.parser().parse_args(argv)))
+        except SystemExit as stop:  # of argparse, or of a signal
+            status = stop.code if isinstance(stop.code, int) else 1
+        if reason := lost_output():
+            report(f'some output is lost, as the console cannot be written: {reason}')
+            status = status or 1
+        return status
 
 
 def exit_status(work: Callable[[], int | None]) -> int:
@@ -51,10 +53,15 @@ def exit_status(work: Callable[[], int | None]) -> int:
         report(str(error))
         return error.exit_status
     except OSError as error:  # a full disk, a folder without write permission
-        report(str(error))
+        report(f'{error.filename}: {error.strerror}' if error.filename and error.strerror else str(error))
         return 1
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return status_of(signal.SIGINT)
+    except Exception:
+        if not get_logger().handlers:
+            raise
+        get_logger().exception('this is a fault of the program:')  # the log may outlive the console
+        return 1
 
 
 def report(message: str) -> None:
@@ -66,16 +73,6 @@ def report(message: str) -> None:
 
 
 @contextlib.contextmanager
-def ending_cleanly() -> Iterator[None]:
-    """SIGTERM ends the program as Ctrl-C does, through every `finally`; the exit status is 143."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """Turns errors about what the arguments name (a file, a device) into UsageError."""
     try:
@@ -84,16 +81,12 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from None
 
 
-def _set_up_process() -> None:
+def _sleep_while_waiting() -> None:
     # OpenMP reads this when PyTorch is imported. By default a waiting thread spins for so long that it blocks a
     # processor which others need: on a busy machine everything takes ten times as long. Threads that sleep after this
     # many turns cost about 1 % on an idle one.
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '1000')
-    # A file name may hold bytes that the console cannot show: print them with backslashes.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors='backslashreplace')
 
 
 # -------------------------------------------------------------- arguments of several programs
@@ -118,6 +111,13 @@ def add_tlc(group: argparse._ActionsContainer) -> None:
         const=False,
         help='attention over the whole image, whatever the weights',
     )
+
+
+def file_or_folder(text: str) -> Path:
+    """A `type=` for paths: expands `~`. Refuses an empty name, which Path takes for the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError('found an empty name; allowed: a file or folder')
+    return expanded(text)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -127,7 +127,7 @@ def leave(status: int | None) -> None:
         return
     if status is None:
         error = sys.exc_info()[1]
-        if isinstance(error, SystemExit) and isinstance(error.code, int):  # SIGTERM
+        if isinstance(error, SystemExit) and isinstance(error.code, int):  # a signal
             status = error.code
         else:
             traceback.print_exc()
@@ -152,8 +152,8 @@ def report_failure(rank: Rank) -> Iterator[None]:
             raise
         if _is_communication(error):
             raise LaunchError(_reason_of_others(_store)) from None
-        signals = {KeyboardInterrupt: 'interrupted', SystemExit: 'terminated (SIGTERM)'}
-        reason = signals.get(type(error)) or str(error) or type(error).__name__
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        reason = 'stopped by a signal' if stopped else str(error) or type(error).__name__
         with contextlib.suppress(RuntimeError):  # the rank that hosts the store is gone
             _store.compare_set(_FAILURE, '', f'rank {rank.index}: {reason}')
         raise

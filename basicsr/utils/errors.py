@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -45,8 +46,21 @@ class CheckpointError(UserError, ValueError):
     """A weights file that cannot be read, or does not fit the network."""
 
 
+class UnreadableError(CheckpointError):
+    """A weights file that the operating system does not read: its content may be intact."""
+
+
 class DataError(UserError, ValueError):
     """A dataset or a set of images that cannot be read, written or measured."""
+
+    @staticmethod
+    def raise_all(errors: Iterable[DataError]) -> None:
+        """Raises the only error, or one that lists them all, a line each; returns if there are none."""
+        sentences = {str(error): error for error in errors}
+        if len(sentences) > 1:
+            raise DataError('these images cannot be used:\n' + '\n'.join(sentences))
+        for error in sentences.values():
+            raise error
 
 
 class DeviceError(UserError, ValueError):

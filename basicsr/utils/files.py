@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from basicsr.utils.errors import InUseError
+from basicsr.utils.errors import InUseError, OptionError
+from basicsr.utils.text import show
 
 if sys.platform != 'win32':
     import fcntl
@@ -31,8 +32,21 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """A path in an option file: `~` is expanded, and the repository root is the base of relative paths."""
-    return ROOT / expanded(path)
+    """A path in an option file: `~`, `$NAME` and `${NAME}` are expanded, and the repository root is the base of
+    relative paths. A path that exists as it is written keeps its `$`. Raises OptionError if a variable is not set."""
+    written = ROOT / expanded(path)
+    if '$' not in str(path) or os.path.lexists(written):
+        return written
+    if unset := unset_variable(path):
+        found = f'found {show(str(path))}, whose environment variable {unset} is not set'
+        raise OptionError([f'{found}; allowed: variables that are set'])
+    return ROOT / expanded(os.path.expandvars(path))
+
+
+def unset_variable(path: str | os.PathLike[str]) -> str | None:
+    """The first environment variable of a path that is not set, if any."""
+    names = re.findall(r'\$(?:(\w+)|\{([^}]*)\})', str(path), re.ASCII)
+    return next((name for name in map(''.join, names) if name not in os.environ), None)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
@@ -47,24 +61,40 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
     """Writes bytes, or lets `data(file)` write them. Even after a kill or a power cut, `path` has either the old or the
     complete new content. The folder must exist.
 
-    Raises OSError, and whatever `data` raises; the old file then stays.
+    Raises OSError that names the file, and whatever `data` raises; the old file then stays.
     """
     path = Path(path)
     # In the same folder, as a rename between file systems is not atomic. Not named after `path`, whose name may have
     # the maximum length.
     temporary = _temporary(path.parent)
+    with naming(path):
+        try:
+            with temporary.open('xb') as file:
+                if callable(data):
+                    data(file)
+                else:
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except RuntimeError as error:  # torch.save makes it of an OSError
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes every OSError name this path, as those of writing to an open file name none."""
     try:
-        with temporary.open('xb') as file:
-            if callable(data):
-                data(file)
-            else:
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def as_json(data: Any, indent: int | None = 1) -> str:
@@ -127,11 +157,8 @@ def made_folder(path: Path) -> Iterator[None]:
 
 def check_writable(folder: Path) -> None:
     """Raises OSError if the folder is not writable."""
-    try:
-        with scratch_folder(folder):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from None
+    with naming(folder), scratch_folder(folder):
+        pass
 
 
 def check_room(folder: Path, size: int) -> None:

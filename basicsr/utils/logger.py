@@ -36,12 +36,17 @@ def log_to_console(rank: int = 0) -> logging.Logger:
     return logger
 
 
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Loses the line: where the disk is full, the next checkpoint ends the run with a sentence."""
+
+
 def log_to_file(path: Path) -> None:
     """Logs to a file as well, which is appended to, instead of to an earlier one."""
     logger = get_logger()
     for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
         logger.removeHandler(handler)
         handler.close()
-    handler = logging.FileHandler(path, encoding='utf-8', errors='backslashreplace')
+    handler = _FileHandler(path, encoding='utf-8', errors='backslashreplace')
     handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s: %(message)s'))
     logger.addHandler(handler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from basicsr.utils.errors import UserError
+from basicsr.utils.errors import DataError, UserError
+from basicsr.utils.signals import leave_to_main_process
 
 Item = TypeVar('Item')
 Item_co = TypeVar('Item_co', covariant=True)
@@ -25,7 +25,10 @@ Written = TypeVar('Written')
 
 
 class Items(Protocol[Item_co]):
-    """`items[i]` does the work. A UserError that it raises keeps its message between processes."""
+    """`items[i]` does the work. A UserError that it raises keeps its message between processes.
+
+    If an image cannot be used, it may return the DataError instead, so that all such images are named.
+    """
 
     def __len__(self) -> int: ...
 
@@ -37,17 +40,26 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def in_parallel(items: Items[Item], workers: int, what: str, then: Callable[[Item], Result]) -> list[Result]:
+def in_parallel(
+    items: Items[Item | DataError], workers: int, what: str, then: Callable[[Item], Result]
+) -> list[Result]:
     """Returns `then(items[i])` for all i, in order. Worker processes compute the items ahead; this one calls `then`.
 
     Args:
         workers: number of processes, at most one per processor; 0: no other processes.
         what: text before the progress bar.
 
-    Raises what `items` and `then` raise, and UserError if a process dies.
+    Raises what `items` and `then` raise, UserError if a process dies, and at the end the DataErrors that `items` gave.
     """
+    results, failures = [], []
     try:
-        return [then(item) for item in _computed(items, workers, what)]
+        for item in _computed(items, workers, what):
+            if isinstance(item, DataError):
+                failures.append(item)
+            elif not failures:
+                results.append(then(item))
+        DataError.raise_all(failures)
+        return results
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # the frames keep the processes alive
         if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker '):
@@ -61,7 +73,7 @@ def _computed(items: Items[Item], workers: int, what: str) -> Iterator[Item]:
         batch_size=None,
         collate_fn=_identity,
         num_workers=min(workers, len(items), processors()),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
     yield from tqdm(iter(loader), total=len(items), desc=what, unit='pair')
 
@@ -70,10 +82,8 @@ def _identity(item: Any) -> Any:
     return item
 
 
-def _start_worker(_: int) -> None:
-    # A terminal or batch system signals all processes at once; the main process ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+def start_worker(_: int) -> None:
+    leave_to_main_process()
     cv2.setNumThreads(0)  # there is a process per processor already
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sampler import SampleKey, Stages, TrainingBatches, TrainingOrder
 from basicsr.data.transforms import collate, random_crop, to_float, to_tensor
+from basicsr.utils.errors import DataError
 
 
 def key(number, patch, seed=0, index=0):
@@ -142,6 +143,18 @@ def test_an_unreadable_image_is_named_by_a_worker_too(tmp_path, workers):
     for data, text in ((b'', 'is empty'), (whole[:99], 'is damaged or cut short (its end is missing)')):
         path.write_bytes(data)
         assert refusal(lambda: load(dataset, workers)) == f'{path}: {text}'
+
+
+def test_both_unreadable_images_of_a_pair_are_named_and_in_memory_those_of_all_pairs(tmp_path):
+    images = {f'{number}.png': image() for number in range(3)}
+    roots = folders(tmp_path, images, images)
+    for name in ('lq/0.png', 'gt/0.png', 'gt/2.png'):
+        (tmp_path / name).write_bytes(b'')
+    both = f'{tmp_path}/lq/0.png: is empty; {tmp_path}/gt/0.png: is empty'
+    assert refusal(lambda: Dataset_PairedImage(**roots)[0]) == both
+    with pytest.raises(DataError) as caught:
+        Dataset_PairedImage(**roots, in_memory=True)
+    assert str(caught.value) == f'these images cannot be used:\n{both}\n{tmp_path}/gt/2.png: is empty'
 
 
 def test_in_memory_reads_every_file_once(tmp_path):

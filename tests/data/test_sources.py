@@ -51,6 +51,10 @@ def test_invalid_folders_are_refused(tmp_path):
     for file in ('a.png', 'a.jpg'):
         (tmp_path / file).write_bytes(b'')
     assert refusal(lambda: FolderSource(tmp_path)) == f'{tmp_path}: a.jpg and a.png have the same name'
+    for file in ('b.png', 'b.tif', 'c.png'):
+        (tmp_path / file).write_bytes(b'')
+    both = 'a.jpg and a.png, b.png and b.tif have the same name'
+    assert refusal(lambda: FolderSource(tmp_path)) == f'{tmp_path}: {both}'
 
 
 def test_a_removed_file_is_a_data_error(tmp_path):

@@ -16,6 +16,7 @@ import PIL.ImageFile
 import PIL.PngImagePlugin
 import pytest
 import skimage.data
+import tifffile
 from image_files import (
     GREY,
     KINDS,
@@ -148,21 +149,6 @@ def test_an_animated_png_is_its_default_image(is_frame, pixels):
     check(png(pixels, start, after=b''.join(frames)), pixels)
 
 
-@pytest.mark.parametrize('width', [8, 9, 10, 11])
-@pytest.mark.parametrize('padded', [False, True])
-def test_run_length_bmp_whose_runs_may_cover_the_padding(width, padded):
-    palette = np.array([(level, 255 - level, level // 2) for level in range(256)], np.uint8)
-    indices, body = RNG.integers(0, 256, (6, width)), b''
-    for row in indices[::-1]:
-        run = [*map(int, row), *([0] * (-width % 4) if padded else [])]
-        body += b''.join(bytes([1, value]) for value in run) + b'\0\0'
-    body += b'\0\1'
-    head = struct.pack('<IiiHHIIiiII', 40, width, 6, 1, 8, 1, len(body), 0, 0, 256, 0)
-    colours = b''.join(bytes([*colour[::-1], 0]) for colour in palette.tolist())
-    start = b'BM' + struct.pack('<IHHI', 54 + 1024 + len(body), 0, 0, 54 + 1024)
-    check(start + head + colours + body, palette[indices])
-
-
 def profile_of_inks():
     """An ICC profile that maps the corners of CMYK to greys: full cyan to L* = 50, which no plain formula gives."""
     inks = np.array([*itertools.product((0, 1), repeat=4)])
@@ -255,7 +241,8 @@ def test_a_jpeg_with_junk_that_every_viewer_skips(capfd):
     expected = decode_image(jpeg, 'a').pixels
     table = jpeg.index(b'\xff\xc4')
     for junk in (b'\0', b'\0\0', b'\xff\xff\xff', b'12\xff\x00\xff'):
-        check(jpeg[:table] + junk + jpeg[table:], expected)
+        for place in (2, table):
+            check(jpeg[:place] + junk + jpeg[place:], expected)
     long = b'\xff\xe1' + (20).to_bytes(2, 'big') + b'Exif\0\0MM\0*' + bytes(40)  # longer than it says
     check(jpeg[:2] + long + jpeg[2:], expected)
     check(jpeg + bytes(100), expected)
@@ -266,6 +253,8 @@ def test_a_jpeg_with_junk_that_every_viewer_skips(capfd):
 def test_a_damaged_chunk_without_pixels_is_left_out(capfd):
     for kind in (b'tEXt', b'gAMA', b'iCCP', b'eXIf', b'tRNS', b'zTXt'):
         check(png(RGB, chunk(kind, b'Comment\0x')[:-4] + bytes(4)), RGB)
+    for kind, body in itertools.product((b'tRNS', b'iCCP', b'gAMA', b'eXIf'), (b'', b'\0\1', bytes(7))):
+        check(png(RGB, chunk(kind, body)), RGB)  # of a wrong size
     assert capfd.readouterr() == ('', '')
 
 
@@ -331,6 +320,20 @@ BMP = pillow(RGB, 'BMP')
 COMPRESSION = struct.pack('<HHI', 259, 3, 1)
 
 
+def with_preview(pixels):
+    """As raw files of cameras are stored."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(pixels[::4, ::4], photometric='rgb', subfiletype=1)
+        writer.write(pixels, photometric='rgb')
+    return file.getvalue()
+
+
+def jpeg_frame(marker, depth):
+    """A JPEG whose frame has another marker and depth."""
+    return pillow(RGB, 'JPEG').replace(b'\xff\xc0\x00\x11\x08', marker + b'\x00\x11' + depth)
+
+
 @pytest.mark.parametrize(
     ('data', 'text'),
     [
@@ -341,7 +344,12 @@ COMPRESSION = struct.pack('<HHI', 259, 3, 1)
         ),  # Pillow would run Ghostscript
         (pillow(RGB, 'GIF'), 'is a GIF image; allowed: png, jpg'),
         (b'\0\0\0\x1cftypavif' + bytes(50), 'is an AVIF image; allowed: '),
+        (b'\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf' + bytes(50), 'is an AVIF image; allowed: '),
+        (b'\0\0\0\x18ftypisom\0\0\0\0isommp42', 'is a video; allowed: '),
+        (b'8BPS\0\1' + bytes(60), 'is a Photoshop file; allowed: '),
+        (pillow(RGB, 'PPM'), 'is a PNM image; allowed: '),
         (b'\n<!DOCTYPE html><html>', 'is a web page or XML, not an image'),
+        (b'<!-- moved --><html>', 'is a web page or XML, not an image'),
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:', 'is a Git LFS pointer, .*`git lfs pull`'),
         (tiff(GREY.astype(np.float32)), 'has 32-bit floating-point channels; allowed: 8 or 16 bits a channel'),
         (tiff(RGB.astype(np.float16)), 'has 16-bit floating-point channels; allowed: 8 or 16 bits a channel'),
@@ -351,6 +359,17 @@ COMPRESSION = struct.pack('<HHI', 259, 3, 1)
             tiff(deep(RGBA), photometric='separated', extrasamples=[]),
             'has 16-bit CMYK channels; allowed: ',
         ),
+        (jpeg_frame(b'\xff\xc1', b'\x0c'), 'has 12-bit channels; allowed: 8 bits a channel in JPEG'),
+        (jpeg_frame(b'\xff\xf7', b'\x08'), 'has JPEG-LS compression, which is not supported'),
+        (jpeg_frame(b'\xff\xc5', b'\x08'), 'has hierarchical compression, which is not supported'),
+        (png(RGB, chunk(b'CgBI', bytes(4))), "has Apple's own PNG compression"),
+        (tiff(RGB, photometric='cielab'), 'has 8-bit Lab channels; allowed: 8 or 16 bits'),
+        (tiff(GREY, photometric='cfa'), 'has 8-bit sensor channels; allowed: '),
+        (
+            tiff(np.dstack([RGBA, GREY]), photometric='separated', extrasamples=[2]),
+            'has CMYK channels and alpha',
+        ),
+        (with_preview(RGB), "has a preview as its first image, like a camera's raw file; allowed: "),
         (BMP[:30] + b'\3' + BMP[31:], 'is of a kind that is not supported .*bitfields'),
         (
             pillow(RGB, 'TIFF').replace(COMPRESSION + b'\1\0', COMPRESSION + struct.pack('<H', 50001)),

@@ -18,7 +18,7 @@ def test_every_layout(kind, compression, separate):
         pytest.skip('one plane')
     layouts = [{}, {'rowsperstrip': 7}, {'tile': (16, 16)}, *([{'predictor': True}] if compression else [])]
     for pixels, layout, order in itertools.product((KINDS[kind], deep(KINDS[kind])), layouts, '<>'):
-        options = {**layout, 'compression': compression, 'byteorder': order}
+        options = {**layout, 'compression': compression, 'byteorder': order, 'bigtiff': bool(layout)}
         stored = pixels
         if separate:
             stored, options['planarconfig'] = np.ascontiguousarray(np.moveaxis(pixels, 2, 0)), 'separate'
@@ -62,6 +62,10 @@ def test_extra_samples_that_are_not_alpha_are_dropped():
         check(tiff(rgba, extrasamples=['unspecified']), rgba[..., :3])
         five = np.dstack([rgba, rgba[..., 0]])
         check(tiff(five, extrasamples=['unspecified', 'unassalpha']), five[..., [0, 1, 2, 4]])
+
+
+def test_the_only_image_may_be_called_a_preview():
+    check(tiff(RGB, subfiletype=1), RGB)
 
 
 def test_white_may_be_zero():

@@ -58,7 +58,7 @@ def refused(match):
     return pytest.raises(RestoreError, match=match)
 
 
-SHAPES = [(1, 1), (7, 5), (8, 16), (9, 33), (1, 40), (2, 3, 3), (16, 8, 3), (13, 11, 4), (6, 5, 2)]
+SHAPES = [(1, 1), (7, 5), (8, 16), (9, 33), (1, 40), (2, 3, 3), (16, 8, 3), (13, 11, 4), (6, 5, 2), (4, 7, 1)]
 
 
 # restore_tensor
@@ -104,11 +104,25 @@ def test_every_level_survives(dtype):
     np.testing.assert_array_equal(restorer(np.dstack([every] * 3)), np.dstack([every] * 3))
 
 
-def test_views_and_other_memory_orders():
+def test_views_and_other_memory_orders(tmp_path):
     restorer = Restorer(identity(), 'cpu')
     whole = image(20, 30, 3)
-    for view in (whole[::-1], whole[:, ::2], whole[..., ::-1], np.asfortranarray(whole), whole.swapaxes(0, 1)):
+    np.save(tmp_path / 'a.npy', whole)
+    mapped = np.load(tmp_path / 'a.npy', mmap_mode='r')
+    for view in (
+        whole[::-1], whole[:, ::2], whole[..., ::-1], np.asfortranarray(whole), whole.swapaxes(0, 1), mapped
+    ):  # fmt: skip
         np.testing.assert_array_equal(restorer(view), view)
+
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('shape', [(9, 7), (9, 7, 1), (9, 7, 2), (9, 7, 3), (9, 7, 4)])
+def test_any_byte_order_gives_the_same_values_in_that_order(order, shape):
+    before = image(*shape, dtype=np.uint16)
+    restorer = fp32(tiny())
+    after = restorer(before.astype(f'{order}u2'))
+    assert after.dtype.str == f'{order}u2'
+    np.testing.assert_array_equal(after, restorer(before))
 
 
 def test_result_is_the_rounded_output():
@@ -154,8 +168,15 @@ def test_alpha_is_copied_and_ignored(colours):
 
 
 def test_other_arrays_raise():
-    with pytest.raises(ValueError, match=r'image: found an array of float32; allowed: '):
-        Restorer(identity(), 'cpu')(np.zeros((8, 8, 3), np.float32))
+    restorer = Restorer(identity(), 'cpu')
+    for array, says in (
+        (np.zeros((8, 8, 3), np.float32), 'float32; allowed: uint8, uint16; for [0, 1]: np.round(255 * image)'),
+        (np.zeros((8, 8, 3), '>i2'), 'int16; allowed: uint8, uint16'),
+        (np.zeros((8, 8, 5), np.uint8), 'shape (8, 8, 5); allowed: (H, W), '),
+        (np.zeros((0, 8, 1), np.uint8), 'shape (0, 8); allowed: (H, W), '),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f'image: found an array of {says}')):
+            restorer(array)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), float('-inf')])
@@ -340,12 +361,38 @@ def test_other_tensors_raise(wrong):
         ({'tlc': 1}, 'tlc: found 1; allowed: a window of a positive multiple of 8'),
         ({'tlc': -8}, 'tlc: found -8; allowed: a window of a positive multiple of 8'),
         ({'tlc': 12}, 'tlc: found 12; allowed: a window of a positive multiple of 8'),
+        ({'multiple': 0}, 'multiple: found 0; allowed: 1 or more'),
+        *(
+            ({'tile': 64, name: value}, f'{name}: found {value!r}; allowed: an integer')
+            for name in ('tile', 'tile_overlap', 'tlc', 'multiple')
+            for value in (64.0, '64')
+        ),
+        *(
+            ({'tile': 64, name: True}, f'{name}: found True; allowed: an integer')
+            for name in ('tile', 'multiple')
+        ),
+        *(
+            ({'memory_limit': value}, f'memory_limit: found {value!r}; allowed: a number of bytes above 0')
+            for value in (True, '64', float('nan'), float('inf'))
+        ),
     ],
     ids=str,
 )
 def test_invalid_options_raise(options, says):
     with pytest.raises(ValueError, match=f'^{re.escape(says)}'):
         Restorer(tiny(), 'cpu', **options)
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.int64, np.array])
+def test_integers_of_any_type(kind):
+    net, before = tiny(), image(300, 40)
+    options = {'tile': 248, 'tile_overlap': 16, 'tlc': 32, 'multiple': 8}
+    expected = Restorer(net, 'cpu', 'fp32', **options)(before)
+    options = {name: kind(value) for name, value in options.items()}
+    restorer = Restorer(net, 'cpu', 'fp32', **options)
+    np.testing.assert_array_equal(restorer(before), expected)
+    for limit in (np.int64(10**9), 1e9):
+        assert type(Restorer(net, 'cpu', memory_limit=limit).memory_limit) is int
 
 
 @pytest.mark.parametrize('tlc', [True, 64])

@@ -297,7 +297,14 @@ def test_frames_that_are_no_pairs(here, capsys, workers):
     ):
         spoil()
         assert refusal(capsys, '--workers', workers) == said
+    gt.write_bytes(b'')
+    other = here / 'sets/train/GoPro/input/2.png'
+    whole = other.read_bytes()
+    other.write_bytes(b'')
+    assert run('--workers', workers) == 1
+    assert capsys.readouterr().err.endswith(f'\n{other}: is empty\n{gt}: is empty\n')
     gt.write_bytes(frame)
+    other.write_bytes(whole)
     assert run('--workers', workers) == 0
 
 

@@ -207,9 +207,15 @@ datasets={}
 datasets=[]
     datasets: found []; allowed: a mapping
 datasets=~
-    datasets: found null; allowed: a mapping
+    datasets.train: found nothing; allowed: a training set
 datasets:train=~
-    datasets.train: found null; allowed: a mapping
+    datasets.train: found only val; allowed: a training set
+datasets:val=~
+
+logger=~ | path=~ | dist_params=~ | val:metrics=~ | train:mixing_augs=~ | train:losses=~ | custom_imports=~
+
+datasets:train:io_backend=~ | network_g:num_blocks=~ | val:metrics:psnr=~
+
 datasets:train=5
     datasets.train: found 5; allowed: a mapping
 datasets:val:type=5
@@ -281,7 +287,7 @@ datasets:val:channels=1
 datasets:train:channels=1 | datasets:val:channels=1 | network_g:inp_channels=1 | network_g:out_channels=1
 
 network_g=~
-    network_g: found null; allowed: a mapping
+    network_g.type: found nothing; allowed: "Restormer"
 train:accumulate=0
     train.accumulate: found 0; allowed: greater than or equal to 1 or "auto"
 train:accumulate=some
@@ -315,7 +321,12 @@ train:losses={smooth: {type: CharbonnierLoss}, psnr: {type: PSNRLoss, loss_weigh
 train:pixel_opt=~ | train:losses=5
     train.losses: found 5; allowed: a mapping
 train:pixel_opt=~ | train:losses={smooth: {typ: L1Loss}}
-    train.losses.smooth.type: found nothing; allowed: "CharbonnierLoss"
+    train.losses.smooth.typ: found an unknown key (did you mean type?); allowed: type
+train:pixel_opt=~ | train:losses={smooth: ~}
+    train.pixel_opt: found nothing; allowed: a loss, here or in train.losses
+train:scheduler=~ | train:optim_g=~
+    train.scheduler.type: found nothing; allowed: "Cos
+    train.optim_g.type: found nothing; allowed: "Adam"
 train:losses={pixel_opt: {type: L1Loss}}
     train.losses.pixel_opt: found a loss called "pixel_opt"; allowed: another name than
 train:pixel_opt:reduction=none
@@ -363,7 +374,7 @@ train={}
     train.total_iter: found nothing
     train.scheduler: found nothing
     train.optim_g: found nothing
-val=[] | logger=~ | path=x | dist_params=1
+val=[] | logger=5 | path=x | dist_params=1
     path:
     val:
     logger:
@@ -464,7 +475,7 @@ def test_all_mistakes_are_reported_in_the_order_of_the_lines(check, published):
     published['train'].update(total_iter=400000, warmup='none')
     published['val']['metrics']['psnr'].update(crop_border=-1)
     published['path']['resume_state'] = 'no.state'
-    published['logger'] = None
+    published['logger'] = 5
     found = check(published, 'dist_params:port=0')
     assert [line.partition(': ')[0] for line in found] == [
         'dist_params.port',
@@ -479,6 +490,30 @@ def test_all_mistakes_are_reported_in_the_order_of_the_lines(check, published):
         'val.metrics.psnr.crop_border',
         'logger',
     ]
+
+
+UNSET = 'whose environment variable NOWHERE is not set'
+PERCEPTUAL = 'train:pixel_opt={type: PerceptualLoss, weights: $NOWHERE/x}'
+BLUR = 'datasets:val={type: Dataset_SyntheticBlur, dataroot_gt: ["$NOWHERE/x"]}'
+
+
+@pytest.mark.parametrize(
+    ('setting', 'message'),
+    [
+        ('path:pretrain_network_g=${NOWHERE}/x', 'path.pretrain_network_g: found "${NOWHERE}/x", '),
+        ('path:resume_state=$NOWHERE', 'path.resume_state: found "$NOWHERE", '),
+        ('datasets:val:meta_info_file=$NOWHERE/x', 'datasets.val.meta_info_file: found "$NOWHERE/x", '),
+        (PERCEPTUAL, 'train.pixel_opt: found "$NOWHERE/x", '),
+        (BLUR, 'datasets.val: found "$NOWHERE/x", '),
+    ],
+)
+def test_environment_variables_in_paths(check, published, pairs, monkeypatch, setting, message):
+    monkeypatch.delenv('NOWHERE', raising=False)
+    monkeypatch.setenv('PAIRS', str(Path(pairs['dataroot_lq']).parent))
+    published['datasets']['val'].update(dataroot_lq='$PAIRS/lq')
+    assert check(published, 'datasets:val:dataroot_gt=${PAIRS}/gt') == []
+    (found,) = check(published, setting)
+    assert found.startswith(f'{message}{UNSET}; allowed: ')
 
 
 # ------------------------------------------------------------------ packs
@@ -585,9 +620,7 @@ val.metrics.psnr.type
 
 
 def wrong_type(value):
-    if isinstance(value, str):
-        return 5
-    if isinstance(value, dict):
+    if isinstance(value, str | dict):
         return [5]
     return {'a': 1} if value is None else 'abc'
 

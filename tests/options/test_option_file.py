@@ -49,6 +49,57 @@ def test_yaml_merges(load):
     assert mistake.startswith('<file>:11: datasets.val.dataroot:')
 
 
+@pytest.mark.parametrize(
+    'text', ['20240131', '1e5', '007', '1.50', 'true', 'no', '0x1F', '-1', '.inf', '1_000']
+)
+def test_a_number_is_text_as_written_where_the_key_takes_text(load, text):
+    for options in (
+        load(SMALL, f'name={text}', f'datasets:train:dataroot_gt={text}'),
+        load(SMALL.replace('small', text).replace('gt: gt', f'gt: {text}  # comment')),
+    ):
+        assert (options.name, options.datasets['train'].dataroot_gt) == (text, text)
+    assert load(SMALL, 'path:resume_state=~').path.resume_state is None
+
+
+def test_top_level_keys_that_begin_with_x_only_hold_anchors(load):
+    text = 'x-common: &common {type: Adam, lr: 1e-4}\nx-5: {lr: 1, lr: 2, any: [thing]}\n' + SMALL.replace(
+        '{type: AdamW, lr: 3e-4}', '\n    <<: *common\n    lr: 2e-4'
+    )
+    options = load(text)
+    assert (options.train.optim_g.type, options.train.optim_g.lr) == ('Adam', 2e-4)
+    assert not any(name.startswith('x-') for name in options.model_dump())
+    (mistake,) = load(text.replace('x-5', 'x5'))[1:]
+    assert mistake.startswith('<file>:2: x5: found an unknown key')
+
+
+SPACED = r"""
+name:\tx
+name: x\t
+name: x\t \t# comment
+name:\t x \t
+"name"\t: 'x'\t# comment
+name: x\n\t
+name: x\n \t# comment
+name:\tx\n\t\nscale:\t1
+"""
+
+
+@pytest.mark.parametrize('name', SPACED.strip().split('\n'))
+def test_tabs_separate_like_spaces(load, name):
+    text = SMALL.replace('name: small', name.encode().decode('unicode_escape'))
+    assert load(text).name == 'x'
+    options = load(text.replace('{type: AdamW, lr: 3e-4}', '{type:\tAdamW\t,\n\tlr: 3e-4\t}\t# comment'))
+    assert options.train.optim_g.lr == 3e-4
+
+
+def test_text_keeps_its_tabs(load):
+    for text in ("'a\tb'", 'a\tb', '"a\\tb"'):
+        assert (
+            load(SMALL.replace('dataroot_gt: gt', f'dataroot_gt: {text}')).datasets['train'].dataroot_gt
+            == 'a\tb'
+        )
+
+
 # ------------------------------------------------------------------ files that are no option files
 
 UNREADABLE = r"""
@@ -78,9 +129,10 @@ name: !!str {a: 1}
 <<: 5
 a: &a [*a]
     <file>:1: is not valid YAML
-name: [1, 2\n
 name: x\n---\nname: y\n
     <file>:2: is not valid YAML
+name: [1, 2\n
+    <file>:1: is not valid YAML: the bracket [
 &a a: *a
 a: &a {<<: *a}
     <file>
@@ -92,7 +144,8 @@ ALIASES = 'a: &a [x, x, x, x, x, x, x, x, x, x]\n' + ''.join(
 LONG = [
     ('', '<file>: found nothing; allowed: a mapping'),
     ('name: x\n\tval: 5\n', '<file>:2: is not valid YAML'),
-    ('name: \x00\n', '<file>: is not valid YAML'),
+    ('name: \x00\n', '<file>: found NUL bytes'),
+    ('name: x\nscale: \x01\n', '<file>:2: is not valid YAML: the character "\\u0001"'),
     (f'name: {"9" * 5000}\n', '<file>:1: is not valid YAML'),
     (f'name: 0x{"f" * 5000}\n', '<file>:1: is not valid YAML'),
     (f'name: {"[" * 600}{"]" * 600}\n', '<file>: is not valid YAML'),
@@ -111,13 +164,28 @@ def test_unreadable_text_is_refused(load, text, start, capfd):
     assert 'hacked' not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize('content', [None, b'\xff\xfe\x00', b'name: \xff'])
-def test_unreadable_files_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ('encoding', 'found'),
+    [
+        *(('utf-16', ': found UTF-16 text'), ('utf-32', ': found UTF-32 text')),
+        *(('latin-1', ':3: found the byte 0xe9'), ('gbk', ':3: found the byte 0xa8')),
+        ('utf-16-le', ': found NUL bytes, as in UTF-16'),
+    ],
+)
+def test_a_file_that_is_not_utf_8_names_its_encoding_or_its_first_byte(tmp_path, encoding, found):
     path = tmp_path / 'options.yml'
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(OptionError, match=r'options\.yml: cannot be read as an option file: '):
+    text = SMALL.replace('datasets:', '# \ndatasets:  # é')
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(OptionError) as caught:
         read_options(path)
+    assert str(caught.value).startswith(f'{path}{found}')
+    path.write_bytes(text.encode('utf-8-sig'))
+    assert read_options(path).name == 'small'
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(OptionError, match=r'options\.yml: cannot be read as an option file: '):
+        read_options(tmp_path / 'options.yml')
     with pytest.raises(OptionError, match='cannot be read as an option file: Is a directory'):
         read_options(tmp_path)
     with pytest.raises(OptionError, match='cannot be read as an option file: '):
@@ -200,7 +268,13 @@ train:optim_g={type: Adam, lr: 1, lr: 2}
 trian:total_iter=5
     trian: found an unknown key (did you mean train?); allowed:
 train.total_iter=5
-    train.total_iter: found an unknown key
+train.optim_g:lr=5
+datasets:train.gt_size=5
+    found "SETTING"; allowed: COLONS (colons between the keys)
+datasets:train.gt_size:x=5
+    datasets.train.gt_size.type: found nothing; allowed:
+x-common:lr=5
+    found "SETTING"; allowed: keys outside it
 """
 
 
@@ -213,7 +287,8 @@ train.total_iter=5
 )
 def test_force_yml_mistakes_name_the_key(load, setting, start):
     (mistake,) = load(SMALL, setting)
-    assert mistake.startswith(f'--force_yml: {start.replace("SETTING", setting)}')
+    start = start.replace('SETTING', setting).replace('COLONS', setting.replace('.', ':'))
+    assert mistake.startswith(f'--force_yml: {start}')
 
 
 def test_a_mistake_beside_a_forced_key_has_the_line_of_the_file(load):

@@ -67,6 +67,26 @@ def test_defaults(load):
     assert load('name: x\ndatasets: {}\nnetwork_g: {type: Restormer}').train is None
 
 
+def test_an_empty_section_takes_its_defaults(load):
+    text = SMALL.replace('  print_freq: 10\n', '')
+    empty = text + '  # print_freq: 10\npath:\ndist_params: ~\ncustom_imports:\n'
+    settings = [
+        'val=~',
+        'train:mixing_augs=',
+        'train:losses=~',
+        'datasets:train:io_backend=~',
+        'network_g:heads=~',
+    ]
+    assert load(empty, *settings) == load(text.removesuffix('logger:\n'), 'val={}')
+
+
+def test_null_switches_a_set_a_loss_or_a_metric_off(load):
+    text = SMALL.replace('  train:\n', '  val: ~\n  train:\n')
+    options = load(text, 'val:metrics:psnr=~', 'train:losses={a: ~, b: {type: MSELoss}}', 'datasets:other=~')
+    assert (list(options.datasets), options.val.metrics, list(options.train.losses)) == (['train'], {}, ['b'])
+    assert list(load(SMALL, 'datasets:train=~').datasets) == []
+
+
 @pytest.mark.parametrize(
     ('kind', 'defaults'),
     [
@@ -156,6 +176,12 @@ AdamW  →  Adamw
     18: train.optim_g.type: found "Adamw"; allowed: "Adam", "AdamW", "Muon"
 type: Restormer  →  type: 5
     10: network_g.type: found 5; allowed: "Restormer"
+type: L1Loss  →  tpye: L1Loss
+    20: train.pixel_opt.tpye: found an unknown key (did you mean type?); allowed: type
+total_iter: 100  →  train.total_iter: 100
+    13: train.train.total_iter: found an unknown key (did you mean total_iter?); …
+logger:  →  train:total_iter: 5\nlogger:
+    25: train:total_iter: found an unknown key (write total_iter in the section train); …
 type: L1Loss  →  reduction: mean
     19: train.pixel_opt.type: found nothing; allowed: "CharbonnierLoss", "L1Loss", …
 type: calculate_psnr  →  type: psnr
@@ -176,8 +202,10 @@ gt_size: 64  →  io_backend: {type: dsik}
     7: datasets.train.io_backend.type: found "dsik"; allowed: "disk" or "lmdb"
 gt_size: 64  →  io_backend: {type: disk, tipe: 1}
     7: datasets.train.io_backend.tipe: found an unknown key (did you mean type?); allowed: type
-name: small  →  name: 5
-    1: name: found 5; allowed: text (in quotes, …
+name: small  →  name:
+    1: name: found null; allowed: text (in quotes, …
+name: small  →  name: [5]
+    1: name: found [5]; allowed: text (in quotes, …
 name: small  →  name: a/b
     1: name: found "a/b"; allowed: the name of a folder, at most 200 bytes, without slashes
 name: small  →  name: ..
@@ -190,12 +218,10 @@ name: small  →  name: s\nnum_gpu: -1
     2: num_gpu: found -1; allowed: greater than or equal to 0
 name: small  →  name: s\nmodel_type: X
     2: model_type: found "X"; allowed: "ImageCleanModel"
-name: small  →  name: s\npath:
-    2: path: found null; allowed: a mapping
 name: small  →  name: s\npath: 5
     2: path: found 5; allowed: a mapping
-name: small  →  name: s\npath: {resume_state: 5}
-    2: path.resume_state: found 5; allowed: text …
+name: small  →  name: s\npath: {resume_state: [5]}
+    2: path.resume_state: found [5]; allowed: text …
 name: small  →  name: s\ncustom_imports: x
     2: custom_imports: found "x"; allowed: a list
 name: small  →  name: s\nname: t
@@ -216,7 +242,7 @@ def test_a_mistake_names_line_key_found_and_allowed(load, case):
     mistakes = load(SMALL.replace(old, new))
     message, is_start, _ = f'<file>:{case[1]}'.replace('NETWORK', NETWORK).partition('…')
     assert any(line.startswith(message) if is_start else line == message for line in mistakes), mistakes
-    assert all(re.match(r'<file>:\d+: [\w.]+: found .+; allowed: .+', mistake) for mistake in mistakes)
+    assert all(re.match(r'<file>:\d+: [\w.:]+: found .+; allowed: .+', mistake) for mistake in mistakes)
 
 
 HINTS = """
@@ -242,7 +268,6 @@ dataset → datasets
 gt_size → datasets.train.gt_size
 crop_border → val.metrics.psnr.crop_border
 val:crop_border → val.metrics.psnr.crop_border
-val:metrics:psnr:tpe → type
 qwertz →
 train:qwertz →
 5 →
@@ -262,7 +287,7 @@ def test_an_unknown_key_comes_with_the_nearest_known_one(load, hint):
 def test_all_mistakes_are_reported_in_the_order_of_the_lines(load):
     text = SMALL
     for right, wrong in (
-        ('name: small', 'name: 5'),
+        ('name: small', 'name: [5]'),
         ('gt_size: 64', 'gt_size: big'),
         ('type: Restormer', 'type: Restromer'),
         ('periods: [100]', 'period: [100]'),
@@ -467,7 +492,7 @@ def test_users_datasets_losses_and_metrics(load, module):
     assert options.datasets['train'].batch_size_per_gpu == 4
     assert options.val.metrics['psnr'].arguments() == {'window': 7}
     mistakes = load(
-        text, 'val:metrics:psnr:windw=7', 'train:pixel_opt:loss_weight=x', 'datasets:train:folder=5'
+        text, 'val:metrics:psnr:windw=7', 'train:pixel_opt:loss_weight=x', 'datasets:train:folder=[5]'
     )
     assert [mistake.split(': found')[0] for mistake in mistakes] == [
         '--force_yml: datasets.train.folder',
@@ -522,8 +547,8 @@ def test_users_optimizers_and_schedulers(load, module):
 )
 def test_failed_imports_are_reported(load, module, source, said):
     imports = 'custom_imports: [not_there]\n' if source is None else module(source)
-    mistakes = load(imports + SMALL, 'name=5')
-    assert len(mistakes) == 2 and mistakes[0].startswith('--force_yml: name: found 5; ')
+    mistakes = load(imports + SMALL, 'name=[5]')
+    assert len(mistakes) == 2 and mistakes[0].startswith('--force_yml: name: found [5]; ')
     assert re.match(r'<file>:1: custom_imports\.0: found "\w+", whose import fails \(', mistakes[1])
     assert said in mistakes[1] and '; allowed: modules that can be imported' in mistakes[1]
 
@@ -544,6 +569,7 @@ def shape(schema, root):
         name: (
             sorted(section.get('properties', ())),
             sorted(section.get('required', ())),
+            section.get('patternProperties'),
             section.get('additionalProperties'),
         )
         for name, section in sections.items()
@@ -584,6 +610,17 @@ def test_every_key_of_the_option_files_is_in_the_schema(path):
     check(yaml.safe_load(path.read_text()), root, ())
     modeline = re.match(r'# yaml-language-server: \$schema=(\S+)\n', path.read_text())
     assert (path.parent / modeline[1]).resolve() == ROOT / 'options' / 'schema.json'
+
+
+def test_the_schema_allows_keys_for_anchors():
+    schema = json_schema()
+    assert schema['additionalProperties'] is False
+    assert [
+        any(re.search(each, key) for each in schema['patternProperties']) for key in ('x-common', 'ax-b')
+    ] == [
+        True,
+        False,
+    ]
 
 
 def test_the_schema_describes_the_keys():

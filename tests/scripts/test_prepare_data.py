@@ -227,6 +227,21 @@ class TestNothingIsLeftBehindBy:
             assert refusal(capsys, *ARGUMENTS, '--workers', workers).startswith(said)
             assert listing(here) == ['gt', 'lq']
 
+    def test_several_wrong_images_which_are_all_named(self, here, capsys, workers):
+        (here / 'lq' / '7.png').write_bytes(b'GIF89a')
+        (here / 'gt' / '7.png').write_bytes(b'')
+        (here / 'gt' / '9.png').write_bytes((here / 'gt' / '9.png').read_bytes()[:-9])
+        write(here / 'gt' / '12.png', image(8, 13))
+        assert run('--workers', workers) == 1
+        out, error = capsys.readouterr()
+        problems = error.splitlines()[-3:]
+        assert problems[0].startswith(f'{here}/lq/7.png: is a GIF image')
+        assert problems[0].endswith(f'; {here}/gt/7.png: is empty')
+        assert problems[1].startswith(f'{here}/gt/9.png: is damaged')
+        assert problems[2].startswith(f'{here}/gt/12.png: found 13x8')
+        assert out == '' and error.splitlines()[-4].endswith('these images cannot be used:')
+        assert listing(here) == ['gt', 'lq']
+
     def test_a_full_disk(self, here, capsys, workers, untouched, small_files):
         with small_files(4000):
             said = refusal(capsys, *ARGUMENTS, '--workers', workers)

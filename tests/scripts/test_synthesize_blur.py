@@ -239,8 +239,11 @@ def test_full_disk_is_one_sentence(here, photographs, small_files, capsys, worke
 
 
 def test_folders_without_photographs_are_refused(here, photographs, capsys):
-    (photographs / 'a.jpg').write_bytes(b'none')
+    for name in ('a.jpg', 'c.webp'):
+        (photographs / name).write_bytes(b'')
     (here / 'empty').mkdir()
+    assert synthesize('set', '--sharp_dir', 'photographs') == 1
+    assert capsys.readouterr().err.endswith(f'/a.jpg: is empty\n{photographs}/c.webp: is empty\n')
     for name, text in (('photographs', 'a.jpg'), ('nowhere', 'nowhere: '), ('empty', 'empty: ')):
         assert synthesize('set', '--sharp_dir', name) == 1
         assert text in capsys.readouterr().err

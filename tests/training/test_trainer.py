@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
+import kill_and_resume
 import pytest
 import torch
 import yaml
@@ -161,6 +164,30 @@ def test_a_registered_loss_is_added_to_pixel_opt_and_logged_by_its_name(runs, tm
     assert found[0]['history'][-1] == found[1]['history'][-1]
 
 
+def test_runs_and_results_elsewhere(runs, tmp_path, monkeypatch, said):
+    name, path = runs.option_file(total_iter=2)
+    monkeypatch.chdir(tmp_path)
+    assert train(path, '--experiments_dir', 'my runs') == 0
+    weights = tmp_path / 'my runs' / name / 'models' / 'net_g_latest.pth'
+    change(path, path={'pretrain_network_g': str(weights)})
+    assert run('basicsr.test', ['-opt', str(path), '--results_dir', 'my results']) == 0
+    assert (tmp_path / 'my results' / name / 'metrics.json').exists()
+    assert not run_folder(name).exists() and not (ROOT / 'results' / name).exists()
+    (tmp_path / 'a file').touch()
+    for program, option in (('train', '--experiments_dir'), ('test', '--results_dir')):
+        assert run(f'basicsr.{program}', ['-opt', str(path), option, 'a file']) == 1
+        assert f'a file/{name} cannot be written: Not a directory; {option} FOLDER' in said()
+
+
+def test_without_tensorboard_a_run_says_how_to_do_without(runs, monkeypatch, said):
+    name, path = runs.option_file(total_iter=2)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    assert train(path) == 2
+    assert 'logger.use_tb_logger: found true, but TensorBoard cannot be imported' in said()
+    assert train(path, '--force_yml', 'logger:use_tb_logger=false') == 0
+    assert (run_folder(name) / 'models' / 'net_g_latest.pth').exists()
+
+
 # -------------------------------------------------------------- what a run refuses
 
 
@@ -262,6 +289,67 @@ def test_resume_state_is_refused_where_newer_states_exist(runs, said):
 
 
 # -------------------------------------------------------------- how a run resumes
+
+
+@pytest.mark.parametrize('also', [(), ('models',), ('history.jsonl',)])
+def test_a_run_whose_states_are_missing_is_not_overwritten(runs, said, also):
+    name, path = runs.option_file()
+    assert train(path) == 0
+    for part in ('training_states', *also):
+        (run_folder(name) / part).rename(runs.folder / part)
+    before = content(name)
+    assert train(path, '--auto_resume') == 1
+    assert 'training_states has no training state, but the run has results (' in said()
+    assert (f'a history up to iteration {TOTAL}' in said()) == ('history.jsonl' not in also)
+    assert ('net_g_latest.pth)' in said()) == ('models' not in also)
+    assert content(name) == before
+
+
+def test_a_run_killed_before_its_first_save_starts_anew(runs, uninterrupted):
+    def rare(path):
+        change(path, logger={'save_checkpoint_freq': 6})
+
+    name, path = runs.option_file()
+    rare(path)
+    killed = kill_and_resume.train(path, prepare=partial(_signals_in_step_6, [signal.SIGKILL]))
+    assert killed.returncode == -signal.SIGKILL
+    assert [file.name for file in (run_folder(name) / 'models').iterdir()] == ['net_g_best.pth']
+    assert train(path, '--auto_resume') == 0
+    assert difference(results(name), uninterrupted(rare)) is None
+
+
+@pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='needs a file that exists and cannot be read')
+def test_a_state_that_the_disk_does_not_give_back_is_not_skipped(runs, said):
+    name, path = runs.option_file()
+    assert train(path) == 0
+    newest = run_folder(name) / 'training_states' / f'{TOTAL}.state'
+    newest.rename(newest.with_suffix('.kept'))
+    newest.symlink_to('/proc/self/mem')
+    assert train(path, '--auto_resume') == 1
+    assert f'{newest} cannot be read: Input/output error' in said() and 'damaged' not in said()
+
+
+def test_weights_to_start_from_are_not_needed_again(runs, said, uninterrupted):
+    first, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    start = runs.folder / 'start.pth'
+    start.write_bytes((run_folder(first) / 'models' / 'net_g_latest.pth').read_bytes())
+    _, path = runs.option_file(total_iter=2)
+    change(path, path={'pretrain_network_g': str(start)})
+    assert train(path) == 0
+    start.unlink()
+    assert train(path, '--auto_resume', '--force_yml', 'train:total_iter=4') == 0
+    assert 'Resumed after iteration 2' in said()
+    assert train(path) == 2 and 'start.pth' in said()  # without a state they are
+
+
+def test_the_options_of_every_start_are_kept(runs):
+    name, path = runs.option_file(total_iter=2)
+    assert train(path) == 0
+    for total in (4, 6):
+        assert train(path, '--auto_resume', '--force_yml', f'train:total_iter={total}') == 0
+    files = [run_folder(name) / f'{path.stem}{number}.yml' for number in ('', '_2', '_3')]
+    assert [yaml.safe_load(file.read_text())['train']['total_iter'] for file in files] == [2, 4, 6]
 
 
 def test_a_damaged_newest_state_falls_back_to_the_one_before(runs, said, uninterrupted):
@@ -428,11 +516,7 @@ def test_a_failed_validation_is_repeated_after_a_resume(runs, monkeypatch, said,
 
     monkeypatch.undo()
     assert train(path, '--auto_resume') == 0
-    ours, theirs = results(name), uninterrupted(edit)
-    for found in (ours, theirs):
-        for group in found['state']['optimizer']['param_groups']:
-            group.pop('lr', None)  # of the step before; every step sets it
-    assert difference(ours, theirs) is None
+    assert difference(results(name), uninterrupted(edit)) is None
 
 
 def test_a_device_that_is_full_before_the_first_step(runs, monkeypatch, said):
@@ -453,47 +537,189 @@ def test_an_image_too_small_for_a_metric_is_named(runs, said):
     assert '0.png' in said() and 'crop_border' in said() and 'Traceback' not in said()
 
 
+@pytest.fixture
+def before_step(monkeypatch):
+    """`before_step(iteration, act)`: a run in this process acts before that step."""
+
+    def before_step(number, act):
+        real = ImageCleanModel.step
+
+        def step(self, batches, iteration, stage):
+            if iteration == number:
+                act()
+            real(self, batches, iteration, stage)
+
+        monkeypatch.setattr(ImageCleanModel, 'step', step)
+
+    return before_step
+
+
+def fail_with(error):
+    raise error
+
+
 @pytest.mark.parametrize(
-    ('error', 'status', 'text'),
+    ('error', 'text'),
     [
         (
             RuntimeError('DataLoader worker (pid(s) 7) exited unexpectedly'),
-            1,
-            'iteration 3: a process that loads data died',
+            'iteration 4: a process that loads data died',
         ),
         (
             torch.cuda.OutOfMemoryError('CUDA out of memory'),
-            1,
-            'iteration 3: cpu is out of memory, though there was enough',
+            'iteration 4: cpu is out of memory, though there was enough',
         ),
-        (KeyboardInterrupt(), 130, 'Interrupted. The same command with --auto_resume resumes'),
+        (ZeroDivisionError('a fault'), 'ZeroDivisionError: a fault'),
     ],
 )
-def test_errors_of_a_step_are_sentences_in_the_log(runs, monkeypatch, error, status, text):
+def test_errors_of_a_step_are_in_the_log_and_the_steps_before_are_saved(
+    runs, before_step, monkeypatch, uninterrupted, error, text
+):
     name, path = runs.option_file()
-    real = ImageCleanModel.step
-
-    def step(self, batches, iteration, stage):
-        if iteration == 3:
-            raise error
-        real(self, batches, iteration, stage)
-
-    monkeypatch.setattr(ImageCleanModel, 'step', step)
-    assert train(path) == status
-    assert text in (run_folder(name) / 'train.log').read_text()
+    before_step(4, partial(fail_with, error))
+    assert train(path) == 1
+    log = (run_folder(name) / 'train.log').read_text()
+    assert text in log and 'The training state of iteration 3 is saved: --auto_resume resumes after it.' in log
+    assert states(name) == {'2.state', '3.state'}
+    monkeypatch.undo()
+    assert train(path, '--auto_resume') == 0
+    assert difference(results(name), uninterrupted()) is None
 
 
-def test_sigterm_ends_a_run_that_can_be_resumed(runs, monkeypatch, uninterrupted):
+def test_an_update_that_fails_halfway_is_not_saved(runs, monkeypatch):
     name, path = runs.option_file()
-    real = ImageCleanModel.step
+    monkeypatch.setattr(ImageCleanModel, '_average', lambda *_: fail_with(RuntimeError('halfway')))
+    assert train(path) == 1
+    assert states(name) == set()
 
-    def step(self, batches, iteration, stage):
-        if iteration == 6:
+
+def test_an_image_that_breaks_during_training_costs_no_step(
+    runs, before_step, monkeypatch, said, uninterrupted
+):
+    name, path = runs.option_file()
+    images = sorted((runs.folder / 'input').iterdir())
+    intact = [image.read_bytes() for image in images]
+    before_step(3, lambda: [image.write_bytes(b'') for image in images])
+    assert train(path) == 1
+    text = said()
+    assert '.png: ' in text and 'is empty' in text and 'Traceback' not in text
+    newest = max(int(file.removesuffix('.state')) for file in states(name))
+    assert newest >= 3 and f'The training state of iteration {newest} is saved' in text
+
+    for image, data in zip(images, intact, strict=True):
+        image.write_bytes(data)
+    monkeypatch.undo()
+    assert train(path, '--auto_resume') == 0
+    assert difference(results(name), uninterrupted()) is None
+
+
+def _to_the_group(number):
+    """As a terminal or a batch system does."""
+    processes = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
+    subprocess.run(['kill', f'-{number:d}', *map(str, processes)], check=True)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_ends_a_run_after_the_step_in_hand_with_its_state(
+    runs, before_step, monkeypatch, said, uninterrupted, number
+):
+    name, path = runs.option_file()
+    before_step(7, partial(_to_the_group, number))
+    assert train(path) == 128 + number
+    assert states(name) == {'6.state', '7.state'}
+    log = (run_folder(name) / 'train.log').read_text()
+    assert f'Stopped by {number.name}.' in log and 'The training state of iteration 7 is saved' in log
+    monkeypatch.undo()
+    assert train(path, '--auto_resume') == 0
+    assert difference(results(name), uninterrupted()) is None
+
+
+@pytest.mark.parametrize('edit', [early, late])
+def test_a_signal_during_validation_saves_before_it(runs, monkeypatch, uninterrupted, edit):
+    name, path = runs.option_file()
+    edit(path)
+    evaluate = trainer.evaluate
+
+    def interrupted(*arguments, title, **options):
+        if title == 'val_2':
             os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, title=title, **options)
+
+    monkeypatch.setattr(trainer, 'evaluate', interrupted)
+    assert train(path) == 143
+    monkeypatch.undo()
+    assert train(path, '--auto_resume') == 0
+    assert difference(results(name), uninterrupted(edit)) is None
+
+
+def test_a_signal_before_the_first_step_promises_no_resume(runs, monkeypatch, said):
+    _, path = runs.option_file()
+    monkeypatch.setattr(trainer.Trainer, '_report_batches', lambda self: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(trainer.Trainer, '_train', lambda self: pytest.fail('trained'))
+    assert train(path) == 130
+    assert 'resumes' not in said()
+
+
+def _signals_in_step_6(numbers):
+    real = ImageCleanModel.step
+
+    def step(self, batches, iteration, stage):
+        for number in numbers if iteration == 6 else ():
+            os.kill(os.getpid(), number)
         real(self, batches, iteration, stage)
 
-    monkeypatch.setattr(ImageCleanModel, 'step', step)
-    assert train(path) == 143
+    ImageCleanModel.step = step
+
+
+@pytest.mark.parametrize(
+    ('numbers', 'status', 'newest'),
+    [
+        ((signal.SIGTERM, signal.SIGINT), -signal.SIGINT, '4.state'),
+        ((signal.SIGINT, signal.SIGINT), -signal.SIGINT, '4.state'),
+        # A terminal that closes sends it twice.
+        ((signal.SIGHUP, signal.SIGHUP), 128 + signal.SIGHUP, '6.state'),
+    ],
+)
+def test_a_second_signal_ends_a_run_at_once(runs, numbers, status, newest):
+    name, path = runs.option_file()
+    done = kill_and_resume.train(path, prepare=partial(_signals_in_step_6, numbers))
+    assert done.returncode == status and 'a second signal stops at once' in done.stdout
+    assert max(states(name)) == newest
+
+
+def _write_to(target):
+    if target == 'a full disk':
+        file = os.open('/dev/full', os.O_WRONLY)
+    else:
+        reading, file = os.pipe()
+        os.close(reading)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
+@pytest.mark.parametrize('target', ['a full disk', 'a pipe that nobody reads'])
+def test_a_run_without_its_console_trains_to_its_end(runs, uninterrupted, target):
+    name, path = runs.option_file()
+    assert kill_and_resume.train(path, prepare=partial(_write_to, target)).returncode == 1
+    assert difference(results(name), uninterrupted()) is None
+    log = (run_folder(name) / 'train.log').read_text()
+    assert 'some output is lost, as the console cannot be written' in log and 'Traceback' not in log
+
+
+def test_a_full_disk_ends_a_run_with_a_sentence_and_the_state_before(
+    runs, before_step, monkeypatch, small_files, said, uninterrupted
+):
+    name, path = runs.option_file()
+    full = small_files(30_000)
+    before_step(5, full.__enter__)
+    try:
+        assert train(path) == 1
+    finally:
+        full.__exit__(None, None, None)
+    assert f'{run_folder(name)}/models/net_g_' in said() and 'File too large' in said()
+    assert 'Traceback' not in said() and max(states(name)) == '4.state'
+    assert not [*run_folder(name).rglob('.*.tmp')]
     monkeypatch.undo()
     assert train(path, '--auto_resume') == 0
     assert difference(results(name), uninterrupted()) is None

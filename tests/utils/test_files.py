@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from basicsr.utils import files
-from basicsr.utils.errors import InUseError
+from basicsr.utils.errors import InUseError, OptionError
 from basicsr.utils.files import (
     ROOT,
     absolute,
@@ -35,6 +35,20 @@ def test_bases_of_relative_paths(monkeypatch, tmp_path):
         assert path('a/~') == base / 'a' / '~'
         assert path(tmp_path / 'a.yml') == tmp_path / 'a.yml'
     assert expanded('~nobody-has-this-name/x') == Path('~nobody-has-this-name/x')
+
+
+def test_environment_variables_in_paths_of_option_files(monkeypatch, tmp_path):
+    monkeypatch.setenv('DATA', str(tmp_path))
+    monkeypatch.delenv('UNSET', raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert resolve('$DATA/x') == resolve('${DATA}/x') == tmp_path / 'x'
+    assert resolve('a/$') == ROOT / 'a' / '$' and absolute('$DATA') == tmp_path / '$DATA'
+    with pytest.raises(
+        OptionError, match=r'found "\$DATA/\$\{UNSET\}", whose environment variable UNSET is not set'
+    ):
+        resolve('$DATA/${UNSET}')
+    (tmp_path / '$UNSET').touch()
+    assert resolve(tmp_path / '$UNSET') == tmp_path / '$UNSET'  # it exists under this name
 
 
 @pytest.mark.parametrize('data', [b'new', lambda file: file.write(b'new')])

@@ -1,0 +1,92 @@
+"""The signals that ask a program to end: Ctrl-C, SIGTERM, SIGHUP (the terminal goes away) and SIGUSR1 (Slurm)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+_ENDING = [
+    getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)
+]
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def status_of(number: int) -> int:
+    """The exit status of a program that a signal ended, as shells count it.
+
+    >>> status_of(15)
+    143
+    """
+    return 128 + number
+
+
+@contextlib.contextmanager
+def handling(handler: Handler) -> Iterator[None]:
+    """Handles the signals that this process does not ignore, as it does SIGHUP after nohup."""
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    try:
+        for number in _ENDING:
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, handler)
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def exit_quietly(number: int, _: FrameType | None) -> NoReturn:
+    """A handler for imports: an exception in their midst would not come out as it was raised."""
+    os._exit(status_of(number))
+
+
+def end(number: int, _: FrameType | None) -> NoReturn:
+    """A handler that ends the program through every `finally`."""
+    raise SystemExit(status_of(number))
+
+
+def leave_to_main_process() -> None:
+    """Ignores the signals in a worker process: a terminal or a batch system sends them to all processes of a program,
+    and the main one decides. Only the SIGTERM by which the main process ends its workers counts."""
+    for number in _ENDING:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # else SIGTERM ends the worker, whoever sends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_exit_with, args=[os.getppid()], daemon=True).start()
+
+
+def _exit_with(main_process: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main_process:
+        pass
+    os._exit(0)
+
+
+class StopRequest:
+    """The first signal since `deferring` began; 0: none."""
+
+    number = 0
+
+    @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Within it, the first signal only sets `number`; a second one ends the process at once."""
+        with handling(self._note):
+            yield
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        for each in _ENDING:
+            # A terminal that closes sends SIGHUP twice, and systemd sends it right after SIGTERM.
+            signal.signal(each, signal.SIG_IGN if signal.Signals(each).name == 'SIGHUP' else signal.SIG_DFL)
+        text = f'\n{signal.Signals(number).name}: stopping after this step; a second signal stops at once\n'
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())  # print may not be interrupted by itself
+
+    def raise_if_made(self) -> None:
+        """Raises SystemExit with the signal's status."""
+        if self.number:
+            raise SystemExit(status_of(self.number))
