@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     if output.suffix.lower() not in SUFFIXES:
         raise UsageError(f'OUTPUT: found {output}; allowed: a name that ends in {" or ".join(SUFFIXES)}')
     with usage_errors():
-        weights = load_weights(source, args.param_key, keep_types=True)
+        weights = load_weights(source, args.param_key)
     if output.is_dir() or (output.exists() and output.samefile(source)):
         raise UsageError(f'OUTPUT: found {output}, a folder or the input itself; allowed: another file')
     options = known_options(weights)

@@ -26,7 +26,7 @@ def load_pretrained(
     Args:
         path: relative to the repository root, or absolute.
         strict: raise on any difference in names and shapes; else log each one and copy the rest.
-        key: as `load_weights` takes it; None: the place with most of the network's tensors, averaged ones first.
+        key: as `load_weights` takes it; None: averaged weights, if there are any.
 
     Raises CheckpointError.
     """

@@ -1,177 +1,172 @@
 """Reads what torch.save wrote, of any pickle protocol, without running code from the file.
 
-PyTorch's restricted unpickler (`weights_only`) executes every pickle. This module widens what it can read:
+As "Restricting Globals" in the documentation of Python's pickle says, nothing is imported: a pickle gets only the
+objects that this module allows. Some become others:
 
-- It knows protocol 2 alone: other protocols are translated to it, opcode by opcode.
-- NumPy arrays and scalars become arrays and scalars of the same numbers.
-- Objects of other packages' classes (a configuration, a metric's history) become dictionaries. Their packages are not
-  imported, and nothing of them is called.
+- a Parameter: a tensor;
+- a tensor that is not dense (sparse, quantised, …): an empty one on the device `meta`;
+- an OrderedDict, or an object of another package (a configuration, a module): a `Data`, a dictionary of its items.
 
-All other objects are refused.
+torch.load(weights_only=True) knows protocol 2 alone. With another `pickle_module` it is not safe: it hands TorchScript
+and tar files to loaders without restriction, and can write files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import pickle
-import pickletools
 import re
 import struct
 import sys
-import threading
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-
-PROTOCOL_2 = b'\x80\x02'
-_LOCK = threading.Lock()  # PyTorch's list of allowed names is global
+from torch import Tensor
 
 
-def load(file: BinaryIO, names: Iterable[str]) -> object:
-    """Reads the result of `as_protocol_2`, tensors to the CPU. Raises nearly any exception on damage, and on an object
-    that is refused."""
-    with _LOCK, _allowed(names):
-        return torch.load(file, map_location='cpu', weights_only=True)
+class RefusedError(pickle.UnpicklingError):
+    """The file holds an object that is not data; the message is its dotted name."""
 
 
-# -------------------------------------------------------------- protocols
+class Data(dict[Any, Any]):
+    """Keeps the items of an object, and ignores what else a pickle puts into it."""
 
-_CONSTANT = re.compile(
-    r'(SHORT_)?BINUNICODE8?|UNICODE|SHORT_BINSTRING|BYTEARRAY8|(SHORT_)?BINBYTES8?|(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT'
-)
-_REPLACED = {'EMPTY_SET': b']', 'ADDITEMS': b'e', 'FROZENSET': b't'}  # sets become lists and tuples
-_LEGACY_PICKLES = 5  # before PyTorch 1.6: so many pickles, then the numbers
+    def _ignore(self, *_: object) -> None: ...
+
+    __setstate__ = append = extend = add = _ignore
 
 
-def as_protocol_2(file: BinaryIO) -> tuple[BinaryIO, list[str]]:
-    """A file with the same content in protocol 2, and the dotted names of the objects in its pickles. Raises nearly any
-    exception on damage."""
-    head = file.read(2)
-    if head == b'PK':
-        with zipfile.ZipFile(file) as archive:
-            name = next(name for name in archive.namelist() if name.rpartition('/')[2] == 'data.pkl')
-            pickled = archive.read(name)
-            translation, names = _translate(io.BytesIO(pickled))
-            if not pickled.startswith(PROTOCOL_2):
-                return _with_member(archive, name, translation), names
-        file.seek(0)
-        return file, names
+# -------------------------------------------------------------- the format of torch.save
+
+
+def load(file: BinaryIO) -> tuple[object, list[str]]:
+    """The object in a file, tensors on the CPU, and the dotted names of the classes and functions in its pickle.
+
+    Raises RefusedError, and nearly any other exception on damage.
+    """
+    is_zip = file.read(2) == b'PK'
     file.seek(0)
-    parts, all_names, end = [], [], 0
-    with contextlib.suppress(Exception):  # not of torch.save, or damaged: PyTorch says so
-        for _ in range(_LEGACY_PICKLES):
-            translation, names = _translate(file)
-            parts.append(translation)
-            all_names += names
-            end = file.tell()
-    if head == PROTOCOL_2:
-        file.seek(0)
-        return file, all_names
-    file.seek(end)
-    return io.BytesIO(b''.join(parts) + file.read()), all_names
+    return _load_zip(file) if is_zip else _load_legacy(file)
 
 
-def _with_member(archive: zipfile.ZipFile, name: str, content: bytes) -> BinaryIO:
-    copy = io.BytesIO()
-    with zipfile.ZipFile(copy, 'w') as target:
-        for member in archive.infolist():
-            target.writestr(member.filename, content if member.filename == name else archive.read(member))
-    copy.seek(0)
-    return copy
+def _load_zip(file: BinaryIO) -> tuple[object, list[str]]:
+    with zipfile.ZipFile(file) as archive:
+        pickled = next(name for name in archive.namelist() if name.rpartition('/')[2] == 'data.pkl')
+        folder = pickled.removesuffix('data.pkl')
+        if f'{folder}byteorder' in archive.namelist() and archive.read(f'{folder}byteorder') != b'little':
+            raise pickle.UnpicklingError('the numbers are big-endian')
+        storages: dict[object, Tensor] = {}
+
+        def storage(dtype: torch.dtype, key: str, _location: str, _count: int) -> Tensor:
+            if key not in storages:
+                info = archive.getinfo(f'{folder}data/{key}')
+                storages[key] = torch.empty(info.file_size, dtype=torch.uint8)
+                with archive.open(info) as member:
+                    _fill(storages[key], member)
+            return storages[key].view(dtype)
+
+        unpickler = _Unpickler(io.BytesIO(archive.read(pickled)), storage)
+        return unpickler.load(), unpickler.names
 
 
-def _translate(file: BinaryIO) -> tuple[bytes, list[str]]:
-    """Translates the next pickle of a file to protocol 2. Also returns the dotted names of its objects."""
-    output: list[tuple[bytes, str | None]] = []  # opcodes; the string that one pushes
-    # Strings are repeated instead of remembered, so that STACK_GLOBAL finds them.
-    memo: dict[int, str | None] = {}
-    names = []
-    arg: Any
-    for opcode, arg, _ in pickletools.genops(file):
-        kind, text = opcode.name, None
-        if kind in ('PROTO', 'FRAME'):
-            continue
-        if _CONSTANT.fullmatch(kind):
-            code, text = _constant(arg), arg if isinstance(arg, str) else None
-        elif kind == 'MEMOIZE' or kind.endswith('PUT'):
-            index = len(memo) if arg is None else int(arg)
-            memo[index] = output[-1][1]
-            if memo[index] is not None:
-                continue
-            code = b'r' + struct.pack('<I', index)
-        elif kind.endswith('GET'):
-            text = memo[int(arg)]
-            code = b'j' + struct.pack('<I', int(arg)) if text is None else _constant(text)
-        elif kind in ('GLOBAL', 'STACK_GLOBAL'):
-            module, name = arg.split(' ', 1) if kind == 'GLOBAL' else (output[-2][1], output[-1][1])
-            if kind == 'STACK_GLOBAL':
-                del output[-2:]
-            names.append(f'{module}.{name}'.replace('__builtin__.', 'builtins.'))
-            if '\n' in names[-1]:
-                raise pickle.UnpicklingError('a name with a line break')
-            code = f'c{module}\n{name}\n'.encode()
-        elif arg is None:
-            code = _REPLACED.get(kind) or opcode.code.encode('latin-1')
-        else:
-            raise pickle.UnpicklingError(f'opcode {kind}')
-        output.append((code, text))
-    return PROTOCOL_2 + b''.join(code for code, _ in output), names
+def _load_legacy(file: BinaryIO) -> tuple[object, list[str]]:
+    """Before PyTorch 1.6: pickles of two numbers, of facts about the computer, of the object, and of the keys of its
+    storages; then these."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    storages: dict[object, Tensor] = {}
+
+    def storage(dtype: torch.dtype, key: str, _location: str, count: int, view: object) -> Tensor:
+        if view is not None or count * dtype.itemsize > size:
+            raise pickle.UnpicklingError('a storage in a storage, or larger than the file')
+        if key not in storages:
+            storages[key] = torch.empty(count, dtype=dtype)
+        return storages[key].view(dtype)
+
+    unpicklers = [_Unpickler(file, storage) for _ in range(5)]
+    magic, version, computer, content, keys = (each.load() for each in unpicklers)
+    if (magic, version, {*keys}) != (0x1950A86A20F9469CFC6C, 1001, {*storages}) or not computer['little_endian']:
+        raise pickle.UnpicklingError('not of torch.save, or the numbers are big-endian')
+    for key in keys:
+        (count,) = struct.unpack('<q', file.read(8))
+        if count != len(storages[key]):
+            raise pickle.UnpicklingError('a storage has another size than its tensors')
+        _fill(storages[key].view(torch.uint8), file)
+    return content, [name for each in unpicklers for name in each.names]
 
 
-def _constant(value: Any) -> bytes:
-    value = bytes(value) if isinstance(value, bytearray) else value
-    pickled = pickle.dumps(value, 2)
-    return (pickletools.optimize(pickled) if isinstance(value, str | bytes) else pickled)[2:-1]
+def _fill(storage: Tensor, file: Any) -> None:
+    if file.readinto(storage.numpy()) != len(storage):
+        raise EOFError
 
 
-# -------------------------------------------------------------- allowed names
+# -------------------------------------------------------------- the pickle
 
-# Of the standard library, NumPy and PyTorch: classes whose objects are not needed, or are dictionaries.
-_DATA = re.compile(
-    r'argparse\.Namespace|builtins\.(bool|dict|float|list|object|slice|tuple)|collections\.defaultdict|'
-    r'datetime\.(date|datetime|time|timedelta|timezone)|decimal\.Decimal|fractions\.Fraction|'
-    r'pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path|types\.SimpleNamespace|typing\.Any|uuid\.UUID|'
-    r'numpy\.(u?int\d*|float\d*|complex\d*|bool_?|str_|bytes_|\w+\.\w+DType)|'
-    r'torch\.(nn\.modules|optim|torch_version)\.([\w.]+\.)?_*[A-Z]\w*'
-)
+
+class _Unpickler(pickle._Unpickler):  # Python's own: for a large memo index, that of C allocates as much memory
+    def __init__(self, file: Any, storage: Callable[..., Tensor]) -> None:
+        super().__init__(file, encoding='latin-1')
+        self.storage = storage
+        self.names: list[str] = []
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, *details = pid
+        return details[0] if kind == 'module' else self.storage(*details)  # a class with its source code
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Nothing that outlives the file is handed out, except what Python protects from changes: a pickle can set
+        attributes of every object that it gets."""
+        dotted = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
+        self.names.append(dotted)
+        if module.startswith('torch') and name.endswith('Storage'):
+            return torch.uint8 if name == 'UntypedStorage' else torch.serialization.StorageType(name).dtype
+        if dotted in _TYPES:
+            return _TYPES[dotted]
+        if module == 'torch' and isinstance(value := vars(torch).get(name), torch.dtype | torch.qscheme):
+            return value
+        if function := _FUNCTIONS.get(dotted):
+            return lambda *args: function(*args)
+        if _is_data(dotted):
+            return type(name, (Data,), {'__new__': lambda _cls, *_args, **_options: Data()})
+        raise RefusedError(dotted)
 
 
 def _is_data(name: str) -> bool:
-    """Whether a stand-in may replace the object of this dotted name: a known one, or a class (not a function) of a
-    package that has no part in how tensors are stored."""
-    package, last = name.partition('.')[0], name.rpartition('.')[2]
+    """Whether a `Data` may stand for the object: one of these classes, or a class of a package that has no part in how
+    tensors are stored."""
+    package = name.partition('.')[0]
     if package in sys.stdlib_module_names or package in ('numpy', 'torch'):
-        return _DATA.fullmatch(name) is not None
-    return last.lstrip('_')[:1].isupper()
+        return _CLASSES.fullmatch(name) is not None
+    return name.rpartition('.')[2].lstrip('_')[:1].isupper()
 
 
-@contextlib.contextmanager
-def _allowed(names: Iterable[str]) -> Iterator[None]:
-    """PyTorch's unpickler allows what it allows by itself, NumPy's data, and stand-ins for data among these names."""
-    # PyTorch lets a pickle fill an OrderedDict with items and attributes, so it can stand for any object.
-    stand_ins = [_stand_in(name, lambda *_args: OrderedDict()) for name in {*names} if _is_data(name)]
-    before = [*torch.serialization.get_safe_globals()]
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals([*_REBUILT, *stand_ins])
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+_CLASSES = re.compile(
+    r'builtins\.(bool|dict|float|int|list|long|object|slice|str|tuple|unicode)|collections\.defaultdict|'
+    r'argparse\.Namespace|types\.SimpleNamespace|typing\.Any|datetime\.[a-z]+|pathlib\.(_local\.)?\w*Path|'
+    r'numpy\.(ndarray|bool_?|str_|bytes_|(u?int|float|complex)\d*)|'
+    r'torch\.(Tensor|(nn|optim|torch_version)\.([\w.]+\.)?_*[A-Z]\w*)'
+)
+_TYPES = {
+    **{f'builtins.{each.__name__}': each for each in (bytearray, bytes, complex, frozenset, set)},
+    'collections.deque': deque,
+    'torch.Size': torch.Size,
+    'torch.device': torch.device,
+}
 
 
-def _stand_in(dotted: str, make: Callable[..., object]) -> type:
-    """A class of this dotted name whose call is `make(*args)`."""
-    module, _, name = dotted.rpartition('.')
-    return type(name, (), {'__module__': module, '__new__': lambda _cls, *args: make(*args)})
+def _tensor(storage: Tensor, start: int, shape: Any, strides: Any, _requires_grad: bool, _hooks: Any) -> Tensor:
+    return storage.as_strided(shape, strides, storage.storage_offset() + start)  # checks the bounds
 
 
-# NumPy's own functions would trust the file: its dtypes can be made to take numbers for addresses.
+def _uncommon(*_: object) -> Tensor:
+    return torch.empty(0, device='meta')
+
+
+# NumPy's own dtypes would trust the file: they can be made to take numbers for addresses.
 
 
 class _Dtype:
@@ -187,45 +182,31 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    def __new__(cls, *_: object) -> _Array:
-        return super().__new__(cls, (0,))
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, is_fortran, data = state
-        array = _from_buffer(data, dtype, shape, 'F' if is_fortran else 'C')
-        rebuilt: Any = (1, array.shape, array.dtype, False, array.tobytes())
-        super().__setstate__(rebuilt)
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, is_fortran, data = state
+        super().__setstate__((version, shape, dtype.numbers, is_fortran, data))
 
 
-def _from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Any = 'C') -> np.ndarray:
-    numbers = np.frombuffer(data, dtype.numbers) if data else np.empty(0, dtype.numbers)
-    return numbers.reshape(shape, order=order).copy()
+def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any = 'C') -> np.ndarray:
+    return np.ndarray(shape, dtype.numbers, data, order=order)
 
 
-def _scalar(dtype: _Dtype, data: bytes) -> object:
-    return _from_buffer(data, dtype, ())[()]
-
-
-for _class, _name in ((_Dtype, 'dtype'), (_Array, 'ndarray')):
-    _class.__module__, _class.__name__, _class.__qualname__ = 'numpy', _name, _name
-
-_REBUILT = [
-    _Dtype,
-    _Array,
-    _stand_in('collections.deque', lambda *_args: []),
-    # Newer versions of PyTorch allow some of these. Protocol 2 writes bytes so.
-    _stand_in('_codecs.encode', lambda text, _codec: text.encode('latin-1')),
-    *(
-        _stand_in(f'builtins.{kind.__name__}', kind)
-        for kind in (bytearray, bytes, complex, frozenset, int, set, str)
-    ),
-    *(
-        _stand_in(f'numpy.{core}.{name}', make)
-        for core in ('core', '_core')
-        for name, make in (
-            ('multiarray.scalar', _scalar),
-            ('multiarray._reconstruct', _Array),
-            ('numeric._frombuffer', _from_buffer),
-        )
-    ),
-]
+_FUNCTIONS: dict[str, Callable[..., object]] = {
+    '_codecs.encode': lambda text, _codec: text.encode('latin-1'),  # protocol 2 writes bytes so
+    'collections.Counter': Counter,
+    'collections.OrderedDict': Data,
+    'numpy.core.multiarray._reconstruct': lambda *_: _Array(0),
+    'numpy.core.multiarray.scalar': lambda dtype, data: _from_buffer(data, dtype, ())[()],
+    'numpy.core.numeric._frombuffer': _from_buffer,
+    'numpy.dtype': _Dtype,
+    'torch._tensor._rebuild_from_type_v2': lambda function, _type, args, _state: function(*args),
+    'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
+    'torch._utils._rebuild_parameter_with_state': lambda tensor, *_: tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': lambda storage, *args: _tensor(storage.view(args[-1]), *args[:-1]),
+    'torch._utils._rebuild_meta_tensor_no_storage': _uncommon,
+    'torch._utils._rebuild_nested_tensor': _uncommon,
+    'torch._utils._rebuild_qtensor': _uncommon,
+    'torch._utils._rebuild_sparse_tensor': _uncommon,
+    'torch.serialization._get_layout': str,
+}

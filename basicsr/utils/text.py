@@ -17,3 +17,8 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     """Join names for a message: the first `most`, and the number of the others."""
     names = list(names)
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+def printable(text: str) -> str:
+    """Text from a file, without control characters for the terminal."""
+    return text if text.isprintable() else ascii(text)

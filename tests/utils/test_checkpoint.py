@@ -56,12 +56,9 @@ def refusal(path, load=read_checkpoint):
         (b'\x89PNG\r\n\x1a\n\x00\x00', 'is not a PyTorch checkpoint'),
         (bytes(4096), 'is not a PyTorch checkpoint'),
         (b'PK\x03\x04 and then nothing', 'is damaged or cut short'),
-        (b'GGUF\x03\x00\x00\x00', 'is a GGUF file, not a PyTorch checkpoint: use '),
-        (b'\x89HDF\r\n\x1a\n\x00', 'is an HDF5 file'),
-        (b'\x08\x08\x12\x07pytorch\x1a\x052.4.0', 'is an ONNX model'),
-        (b'\x1f\x8b\x08\x00', 'is a compressed archive, not a PyTorch checkpoint: unpack it first'),
+        (b'\x08\x08\x12\x07pytorch\x1a\x052.4.0', 'is an ONNX model: use the checkpoint that'),
+        (b'\x1f\x8b\x08\x00', 'is a compressed archive: unpack it first'),
         (bytes(257) + b'ustar\x0000', 'is a compressed archive'),
-        (b'\x93NUMPY\x01\x00', 'is a NumPy array'),
         (b'\x40' + bytes(7) + b'{"a":', 'is damaged or cut short'),
         (pickle.dumps([1, 2], 2), 'is damaged'),
     ],
@@ -75,12 +72,6 @@ def test_other_kinds_of_files_are_recognised(tmp_path, content, says):
 def test_a_missing_file_and_a_folder(tmp_path):
     assert 'no such file' in refusal(tmp_path / 'none.pth')
     assert 'is a folder' in refusal(tmp_path)
-
-
-def test_a_part_of_a_tensorflow_checkpoint_is_recognised(tmp_path):
-    for name in ('model.ckpt.data-00000-of-00001', 'model.ckpt-300.index'):
-        (tmp_path / name).write_bytes(bytes(600))
-        assert 'convert the checkpoint to PyTorch' in refusal(tmp_path / name)
 
 
 @pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
@@ -100,8 +91,6 @@ def test_whole_models_and_programs_say_to_save_the_tensors(tmp_path):
 
 def test_zip_files_that_are_not_checkpoints(tmp_path):
     path = tmp_path / 'weights.zip'
-    np.savez(path.with_suffix('.npz'), w=np.ones(3))
-    assert 'is a file of NumPy arrays' in refusal(path.with_suffix('.npz'))
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('weights.pth', b'x')
     assert 'without weights in it' in refusal(path)
@@ -228,7 +217,6 @@ FOREIGN = {
         'model',
     ),
     'a key of its own': (lambda p: {'weights_of_my_net': p, 'lr': 0.1}, 'weights_of_my_net'),
-    'without a prefix': (lambda p: {'state_dict': {**p, **VGG}}, 'state_dict'),
     'deep': (lambda p: {'state': {'nets': {'g': p}, 'epoch': 3}}, 'state.nets.g'),
     'beside other things': (lambda p: {**p, 'epoch': 3, 'optimizer': {'state': {0: {'a': torch.ones(1)}}}}, ''),
     'averaged by key': (lambda p: {'model': changed(p), 'ema_state_dict': p}, 'ema_state_dict'),
@@ -237,17 +225,8 @@ FOREIGN = {
         'ema_model.',
     ),
     'shadow': (lambda p: {'net': {'raw': changed(p), 'shadow': p}}, 'net.shadow'),
-    'params first': (lambda p: {'state_dict': changed(p), 'params': p}, 'params'),
     'fewest levels': (lambda p: {'teacher': {'net': changed(p)}, 'student': p}, 'student'),
     'first in the file': (lambda p: {'a': p, 'b': changed(p)}, 'a'),
-    'discriminator': (
-        lambda p: {'discriminator_ema': changed(p), 'net_d': changed(p), 'netD': changed(p), 'generator': p},
-        'generator',
-    ),
-    'statistics': (
-        lambda p: {'optimizer': {'ema': changed(p)}, 'exp_avg': changed(p), 'weights': p},
-        'weights',
-    ),
     'arrays': (lambda p: {'params': {n: t.numpy() for n, t in p.items()}}, 'params'),
     'parameters': (lambda p: {'params': {n: torch.nn.Parameter(t) for n, t in p.items()}}, 'params'),
 }
@@ -277,8 +256,9 @@ def test_weights_of_other_programs_are_found_by_the_names_of_the_tensors(net, tm
     ],
 )
 def test_averaged_weights_are_known_by_their_key(net, tmp_path, name):
-    params = net.state_dict()
-    torch.save({'params': changed(params), name: params, 'exp_avg': changed(params)}, tmp_path / 'a.pth')
+    torch.save(
+        {'params': net.state_dict(), name: net.state_dict(), 'schema': net.state_dict()}, tmp_path / 'a.pth'
+    )
     assert load_weights(tmp_path / 'a.pth').key == name
 
 
@@ -306,11 +286,6 @@ def test_a_network_that_contains_a_restormer_keeps_its_names(net, tmp_path):
     params = {**prefixed('restorer.', net.state_dict()), 'head.weight': torch.ones(2)}
     save_checkpoint(tmp_path / 'a.pth', params, {'type': 'Mine'}, 1)
     assert load_weights(tmp_path / 'a.pth').params.keys() == params.keys()
-
-
-def test_a_discriminator_alone_is_refused(net, tmp_path):
-    torch.save({'params': prefixed('netD.', net.state_dict())}, tmp_path / 'a.pth')
-    assert 'not those of a Restormer' in refusal(tmp_path / 'a.pth', lambda p: build_network(load_weights(p)))
 
 
 @pytest.mark.parametrize(
@@ -471,11 +446,13 @@ def test_tensors_of_an_uncommon_kind_are_refused(tmp_path, tensor):
     assert "an uncommon kind under 'params': odd; allowed: dense" in refusal(tmp_path / 'a.pth', load_weights)
 
 
-def test_half_precision_becomes_single(tmp_path):
-    types = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int64
-    torch.save({str(dtype): torch.ones(1, dtype=dtype) for dtype in types}, tmp_path / 'a.pth')
-    found = [tensor.dtype for tensor in load_weights(tmp_path / 'a.pth').params.values()]
-    assert found == [torch.float32, torch.float32, *types[2:]]
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_keep_their_type_and_the_network_is_in_single_precision(net, tmp_path, dtype):
+    torch.save({'params': net.to(dtype).state_dict()}, tmp_path / 'a.pth')
+    weights = load_weights(tmp_path / 'a.pth')
+    assert {tensor.dtype for tensor in weights.params.values()} == {dtype}
+    for name, tensor in build_network(weights).state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, weights.params[name].float())
 
 
 @pytest.mark.parametrize(

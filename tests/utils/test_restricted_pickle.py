@@ -3,6 +3,8 @@
 import argparse
 import builtins
 import collections
+import contextlib
+import copyreg
 import importlib
 import io
 import os
@@ -30,7 +32,7 @@ def saved(content, protocol=2, zipped=True):
 
 
 def load(file):
-    return restricted_pickle.load(*restricted_pickle.as_protocol_2(file))
+    return restricted_pickle.load(file)[0]
 
 
 def round_trip(content, *form):
@@ -61,7 +63,8 @@ def test_tensors_and_plain_values_are_the_same_in_every_protocol(protocol, zippe
     torch.testing.assert_close(found['types'], content['types'], rtol=0, atol=0)
     assert torch.equal(found['parameter'], content['parameter'])
     assert found['again'] is found['texts']
-    others = content.keys() - {'views', 'types', 'parameter'}
+    assert found['ordered'] == content['ordered'] and [*found['ordered']] == ['b', 'a']
+    others = content.keys() - {'views', 'types', 'parameter', 'ordered'}
     assert repr({name: found[name] for name in others}) == repr({name: content[name] for name in others})
 
 
@@ -125,15 +128,10 @@ def test_objects_of_other_packages_become_dictionaries(protocol, zipped, monkeyp
     file = saved(content, protocol, zipped)
     monkeypatch.delitem(sys.modules, 'other_package')
     monkeypatch.setattr(importlib, 'import_module', lambda *_: pytest.fail('a package was imported'))
-    before = torch.serialization.get_safe_globals()
     found = load(file)
     assert found['w'].tolist() == [1, 1] and found['easy'] == {'lr': 0.1} and found['counts'] == {'a': [1]}
-    assert all(
-        type(found[name]) is collections.OrderedDict
-        for name in found.keys() & {'history', 'path', 'namespace', 'loss'}
-    )
-    assert [*found['set']] == [1] and found['deque'] == [1, 2]
-    assert {*torch.serialization.get_safe_globals()} == {*before}
+    assert all(found[name] == {} for name in found.keys() & {'history', 'path', 'namespace', 'loss'})
+    assert found['set'] == {1} and [*found['deque']] == [1, 2]
 
 
 class Call:
@@ -175,9 +173,12 @@ def test_a_call_is_refused_and_not_made(kind, protocol, zipped, tmp_path, monkey
 
 def in_a_file(pickled):
     """A checkpoint with this pickle."""
-    with zipfile.ZipFile(saved({'w': torch.ones(1)})) as archive:
-        name = next(name for name in archive.namelist() if name.endswith('data.pkl'))
-        return restricted_pickle._with_member(archive, name, pickled)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w') as archive:
+        archive.writestr('a/data.pkl', pickled)
+        archive.writestr('a/data/0', bytes(8))
+    file.seek(0)
+    return file
 
 
 def text(value):
@@ -197,16 +198,30 @@ def text(value):
         # attributes of what is allowed
         text('numpy') + text('dtype') + b'\x93' + text('O') + b'\x85R.',
         text('numpy') + text('dtype') + b'\x93' + text('V8') + b'\x85R.',
-        text('torch') + text('Tensor') + b'\x93}' + text('__setstate__') + b'Nsb.',
         text('other') + text('run_code') + b'\x93' + text('a') + b'\x85R.',
         text('torch.jit') + text('load') + b'\x93' + text('a') + b'\x85R.',
         text('torch.nn.modules.module') + text('os') + b'\x93.',
+        text('collections') + text('OrderedDict.__init__.__globals__') + b'\x93.',
+        # every opcode that calls or imports
         b'(S' + CODE.encode() + b'\nibuiltins\neval\n.',
+        b'(cbuiltins\neval\nS' + CODE.encode() + b'\no.',
+        b'cbuiltins\neval\n' + text(CODE) + b'\x85\x81.',
+        b'cbuiltins\neval\n' + text(CODE) + b'\x85}\x92.',
         b'\x82\x01.',
+        b'\x82\xf0.',
+        b'\x83\xf0\x00.',
+        b'\x84\xf0\x00\x00\x00.',
+        # calls of what is no function, and persistent objects that are no storages
+        b'ctorch\nfloat32\n)R.',
+        b'ctorch\nFloatStorage\n)R.',
+        b'N)R.',
+        b'Pcode\n.',
+        b'(' + text('code') + b'NtQ.',
     ],
 )
 def test_a_pickle_written_by_hand_is_refused(pickled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(copyreg._inverted_registry, 0xF0, ('os', 'system'))
     with pytest.raises(Exception) as caught:
         load(in_a_file(b'\x80\x04' + pickled))
     assert not isinstance(caught.value, AssertionError) and not [*tmp_path.iterdir()]
@@ -219,3 +234,72 @@ def test_an_array_cannot_take_numbers_for_addresses():
     scalar = text('numpy._core.multiarray') + text('scalar') + b'\x93' + dtype + state
     found = load(in_a_file(b'\x80\x04' + scalar + b'C\x08' + bytes(8) + b'\x86R.'))
     assert found == 0 and found.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    'known',
+    [
+        collections.OrderedDict, collections.Counter, collections.deque, set, dict, torch.Tensor, torch.Size,
+        torch.device, torch.nn.Parameter, torch.nn.Linear, np.ndarray, np.dtype, argparse.Namespace,
+        torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter, torch.float32, restricted_pickle.Data,
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize('slots', [True, False])
+@pytest.mark.parametrize('made', [b'', b')R', b')\x81'], ids=['itself', 'called', 'new'])
+def test_a_pickle_cannot_change_objects_of_the_process(known, slots, made):
+    module, name = ('torch', 'float32') if known is torch.float32 else (known.__module__, known.__name__)
+    state = text('items') + b'N' + text('__call__') + b'Nu'
+    build = b'N}(' + state + b'\x86b' if slots else b'}(' + state + b'b'
+    before = {**vars(known)} if hasattr(known, '__dict__') else None
+    with contextlib.suppress(Exception):
+        load(in_a_file(b'\x80\x02c' + f'{module}\n{name}\n'.encode() + made + build + b'.'))
+    if before is not None:
+        assert {**vars(known)} == before
+    content = {'w': torch.nn.Parameter(torch.ones(2)), 'a': np.ones(2), 'n': collections.OrderedDict(a=1)}
+    found = round_trip(content)
+    assert (
+        found['w'].tolist() == [1, 1] and found['a'].tolist() == [1, 1] and dict(found['n'].items()) == {'a': 1}
+    )
+
+
+@pytest.mark.parametrize(
+    ('storage', 'start', 'shape', 'strides'),
+    [(b'', 0, 9, 1), (b'', 8, 1, 1), (b'', 0, 2, 8), (b'', 2**62, 1, 1), (b'', 0, 2**62, 2), (b'1', 0, 1, 1)],
+)
+def test_a_tensor_cannot_reach_outside_its_storage(storage, start, shape, strides):
+    function = b'ctorch._utils\n_rebuild_tensor_v2\n('
+    where = (
+        b'('
+        + text('storage')
+        + b'ctorch\nByteStorage\n'
+        + text('0' + storage.decode())
+        + text('cpu')
+        + b'K\x08tQ'
+    )
+    numbers = b''.join(pickle.dumps(each, 2)[2:-1] for each in (start, (shape,), (strides,), False, None))
+    with pytest.raises((RuntimeError, KeyError)):
+        load(in_a_file(b'\x80\x02' + function + where + numbers + b'tR.'))
+
+
+@pytest.mark.parametrize(
+    ('pickled', 'depth'),
+    [
+        (b']r\xff\xff\xff\x7f.', 0),  # a memo index of 2 thousand millions
+        (b']' * 10**5 + b'a' * (10**5 - 1) + b'.', 10**5 - 1),
+    ],
+    ids=['memo', 'nested'],
+)
+def test_large_numbers_in_a_pickle_take_no_memory(pickled, depth):
+    found = load(in_a_file(b'\x80\x02' + pickled))
+    for _ in range(depth):
+        (found,) = found
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    'pickled', [b'B\xff\xff\xff\x7f.', b'\x8e' + b'\xff' * 7 + b'\x7f.', b'\x96' + b'\xff' * 7 + b'\x7f.']
+)
+def test_lengths_beyond_the_end_are_damage(pickled):
+    with pytest.raises((EOFError, MemoryError, OverflowError, IndexError, ValueError, pickle.UnpicklingError)):
+        load(in_a_file(b'\x80\x05' + pickled))
