@@ -59,13 +59,13 @@ def load_weights(
 ) -> Weights:
     """Loads the weights of one network, from a file of this or another program.
 
-    The weights are the tensors that have most of the network's names, wherever the file has them, and with whatever
-    prefix. If it has several such sets (`find_weights`), averaged ones are preferred. If it has none, they are the
-    tensors under `params_ema`, `params` or `state_dict`, the first that has any, else those of the file itself.
+    Searches the file for a set of tensors with the network's names, in any dictionary and with any prefix. Takes the
+    first by the order of `find_weights`: averaged ones, if there are any. Without such a set, takes the tensors under
+    the first of `params_ema`, `params` and `state_dict` that has any, else those at the top of the file.
 
     Args:
-        key: where the weights are: a key of the file, as 'params', or a `Weights.key` or a part of it, as 'generator'.
-        names: the network's names of tensors; by default those of a Restormer, unless the file states its network.
+        key: takes another set: a key of the file, as 'params', a `Weights.key`, or a part of one, as 'generator'.
+        names: the network's names; by default those of a Restormer, or none if the file states its network.
 
     Raises CheckpointError if the file is unreadable or has no tensors there.
     """

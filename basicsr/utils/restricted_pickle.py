@@ -89,7 +89,9 @@ def _load_legacy(file: BinaryIO) -> tuple[object, list[str]]:
 
     unpicklers = [_Unpickler(file, storage) for _ in range(5)]
     magic, version, computer, content, keys = (each.load() for each in unpicklers)
-    if (magic, version, {*keys}) != (0x1950A86A20F9469CFC6C, 1001, {*storages}) or not computer['little_endian']:
+    if (magic, version, {*keys}) != (0x1950A86A20F9469CFC6C, 1001, {*storages}) or not computer[
+        'little_endian'
+    ]:
         raise pickle.UnpicklingError('not of torch.save, or the numbers are big-endian')
     for key in keys:
         (count,) = struct.unpack('<q', file.read(8))
