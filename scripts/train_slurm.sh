@@ -5,13 +5,15 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --requeue
+#SBATCH --signal=USR1@60
 # Train under Slurm, one task per GPU, from the root of the repository. Flags of sbatch override the settings above:
 #
 #   sbatch scripts/train_slurm.sh OPTION_FILE [more arguments of basicsr/train.py]
 #   sbatch --nodes=2 --partition=gpu scripts/train_slurm.sh options/Deblurring_Restormer.yml
 #
-# A job that Slurm requeues resumes from its newest training state. PYTHON is the interpreter (default: python). If one
-# task dies, all are stopped.
+# A job that Slurm requeues resumes from its newest training state. A minute before the time limit the run saves its
+# state and ends: submit it again with --auto_resume. PYTHON is the interpreter (default: python). If one task dies, all
+# are stopped.
 set -euo pipefail
 
 if (($# < 1)); then

@@ -191,10 +191,6 @@ def fail():
     raise DataError('a.png: is cut short')
 
 
-def interrupt():
-    raise KeyboardInterrupt
-
-
 def kill(sign):
     os.kill(os.getpid(), sign)
 
@@ -203,10 +199,6 @@ def kill(sign):
     ('act', 'status', 'reason'),
     [
         (fail, 1, 'stopped, because another process failed: rank 1: a.png: is cut short'),
-        pytest.param(interrupt, 130, 'failed: rank 1: interrupted', marks=pytest.mark.slow),
-        pytest.param(
-            partial(kill, signal.SIGTERM), 143, 'failed: rank 1: terminated (SIGTERM)', marks=pytest.mark.slow
-        ),
         pytest.param(
             partial(kill, signal.SIGKILL),
             -signal.SIGKILL,
@@ -222,6 +214,19 @@ def test_a_failing_rank_ends_all_and_gives_the_reason(runs, act, status, reason)
     assert other.returncode == status
     assert ('rank 1: a.png: is cut short' in other.stdout) == (act is fail)
     assert 'Traceback' not in main.stdout + other.stdout
+    assert 'The training state of iteration 5 is saved' in main.stdout
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_ends_all_after_the_same_step(runs):
+    complete, path = option_file(runs)
+    assert_complete(*train_ranks(2, path))
+    name, path = option_file(runs)
+    ranks = train_ranks(2, path, prepare=partial(stop_rank_one, partial(kill, signal.SIGUSR1)))
+    assert [done.returncode for done in ranks] == [128 + signal.SIGUSR1] * 2, ranks
+    assert 'Stopped by SIGUSR1.' in ranks[0].stdout and 'The training state of iteration 6' in ranks[0].stdout
+    assert train_ranks(2, path, '--auto_resume')[0].returncode == 0
+    assert difference(results(name), results(complete)) is None
 
 
 def test_a_number_of_ranks_that_cannot_share_the_batch_is_reported_once(runs, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import NamedTuple
@@ -20,6 +21,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_ENTRY = re.compile(r'\s*(- |[\w-]+:(\s|$))', re.ASCII)  # of a list or a mapping
 _TAB, _NOT_CLOSED = 'a tab; use spaces', 'that opens here is never closed'
 _PARTNER = {'[': ']', '{': '}', ']': '[', '}': '{'}
 
@@ -94,6 +96,7 @@ def _repairs(lines: list[str], error: yaml.MarkedYAMLError) -> Iterator[_Repair]
     depths = {index: len(code) - len(code.lstrip(' ')) for index, code in codes.items()}
     odd = [index for index, depth in depths.items() if depth % 2]
     return chain(
+        *(_lookalikes(index, code) for index, code in codes.items()),
         _spaces(codes),
         *(_partners(index, code) for index, code in codes.items()),
         *(_colon(index, code) for index, code in codes.items()),
@@ -105,6 +108,17 @@ def _repairs(lines: list[str], error: yaml.MarkedYAMLError) -> Iterator[_Repair]
 
 def _repair(index: int, line: str, problem: str) -> _Repair:
     return _Repair([Problem(index, problem)], {index: line})
+
+
+def _lookalikes(index: int, code: str) -> Iterator[_Repair]:
+    """Marks of other scripts, and spaces that are none, as input methods and web pages make them."""
+    marks = {'：': ': ', '，': ', ', '“': '"', '”': '"', '‘': "'", '’': "'", '\xa0': ' ', '\u3000': ' '}
+    repaired = code
+    for mark, plain in marks.items():
+        repaired = repaired.replace(mark, plain)
+    if repaired != code:
+        found = ', '.join(f'a {unicodedata.name(mark).lower()}' for mark in marks if mark in code)
+        yield _repair(index, repaired, f'{found}, which YAML takes for text; use the plain character')
 
 
 def _spaces(codes: dict[int, str]) -> Iterator[_Repair]:
@@ -147,6 +161,8 @@ def _colon(index: int, code: str) -> Iterator[_Repair]:
 
 
 def _indentation(index: int, line: str, depths: dict[int, int]) -> Iterator[_Repair]:
+    if not _ENTRY.match(line):
+        return
     place, depth = [*depths].index(index), depths[index]
     around = [*depths.values()][max(place - 1, 0) : place + 2]
     for other in dict.fromkeys([*around, depth + 1, depth - 1, around[0] + 2]):

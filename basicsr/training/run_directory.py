@@ -144,9 +144,15 @@ class RunDirectory:
         with naming(self._history), self._history.open('a', encoding='utf-8') as file:
             file.write(as_json(entry, indent=None) + '\n')
 
-    def rewind_history(self, iteration: int) -> None:
-        """Drops the entries from after `iteration`, which will be logged again, and invalid lines."""
-        kept = [as_json(entry, indent=None) + '\n' for entry in self._entries() if entry['iter'] <= iteration]
+    def rewind_history(self, iteration: int, validated: bool = True) -> None:
+        """Drops the entries from after `iteration`, and if it is not `validated` those of its validation: they will be
+        logged again. Drops invalid lines, too."""
+        kept = [
+            as_json(entry, indent=None) + '\n'
+            for entry in self._entries()
+            if entry['iter'] < iteration
+            or (entry['iter'] == iteration and (validated or not str(entry.get('kind')).startswith('val_')))
+        ]
         atomic_write(self._history, ''.join(kept).encode())
 
     def _entries(self) -> Iterator[dict[str, Any]]:

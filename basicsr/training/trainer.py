@@ -155,7 +155,10 @@ class Trainer:
         if state is None and auto_resume:
             self.directory.refuse_lost_states(min(self.options.logger.save_checkpoint_freq, self.total))
         if self.rank.is_main:
-            self.directory.rewind_history(state['iteration'] if state else -1)
+            if state is None:
+                self.directory.rewind_history(-1)
+            else:
+                self.directory.rewind_history(state['iteration'], not state.get('unvalidated', False))
         found = self.rank.gather(state['iteration'] if state else 0)
         if len(set(found)) > 1:
             where = ', '.join(f'{iteration} on rank {rank}' for rank, iteration in enumerate(found))

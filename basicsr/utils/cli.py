@@ -36,7 +36,10 @@ def run(module: str, argv: Sequence[str] | None = None) -> int:
         except SystemExit as stop:  # of argparse, or of a signal
             status = stop.code if isinstance(stop.code, int) else 1
         if reason := lost_output():
-            report(f'some output is lost, as the console cannot be written: {reason}')
+            sentence = f'some output is lost, as the console cannot be written: {reason}'
+            if get_logger().handlers:
+                get_logger().error(sentence)  # to stdout and the log
+            print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
             status = status or 1
         return status
 

@@ -6,8 +6,6 @@ import logging
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 NAME = 'basicsr'
 
 
@@ -15,6 +13,8 @@ class _ConsoleHandler(logging.StreamHandler):
     """Writes above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # here, as programs import this module before they handle Ctrl-C
+
         tqdm.write(self.format(record), file=sys.stdout)
 
 

@@ -46,7 +46,7 @@ def exit_quietly(number: int, _: FrameType | None) -> NoReturn:
 
 def end(number: int, _: FrameType | None) -> NoReturn:
     """A handler that ends the program through every `finally`."""
-    raise SystemExit(status_of(number))
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(status_of(number))
 
 
 def leave_to_main_process() -> None:
@@ -84,7 +84,7 @@ class StopRequest:
             signal.signal(each, signal.SIG_IGN if signal.Signals(each).name == 'SIGHUP' else signal.SIG_DFL)
         text = f'\n{signal.Signals(number).name}: stopping after this step; a second signal stops at once\n'
         with contextlib.suppress(OSError):
-            os.write(2, text.encode())  # print may not be interrupted by itself
+            os.write(2, text.encode())  # not print, which this handler may interrupt
 
     def raise_if_made(self) -> None:
         """Raises SystemExit with the signal's status."""

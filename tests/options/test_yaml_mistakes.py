@@ -47,6 +47,8 @@ DAMAGES = [
     ('    gt_size: 64', '   gt_size: 64', 'the indentation of 3 spaces does not fit the lines around it'),
     ('    eta_mins', '     eta_mins', 'the indentation of 5 spaces does not fit the lines around it'),
     ('  optim_g', '   optim_g', 'the indentation of 3 spaces does not fit the lines around it'),
+    ('gt_size: 64', 'gt_size：64', 'a fullwidth colon, which YAML takes for text; use the plain character'),
+    ('gt_size: 64', 'gt_size:\xa064', 'a no-break space, which YAML takes for text; use the plain character'),
     ('name: small', 'name: small: large', "the value 'small: large' needs quotes"),
     ('name: small', 'name: @small', "the value '@small' needs quotes"),
 ]  # fmt: skip

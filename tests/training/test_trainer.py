@@ -648,6 +648,10 @@ def test_a_signal_during_validation_saves_before_it(runs, monkeypatch, uninterru
     monkeypatch.setattr(trainer, 'evaluate', interrupted)
     assert train(path) == 143
     monkeypatch.undo()
+    # Then a kill after the validation, before its state is saved.
+    monkeypatch.setattr(trainer.Trainer, '_save', lambda self: fail_with(OSError('killed')))
+    assert train(path, '--auto_resume') == 1
+    monkeypatch.undo()
     assert train(path, '--auto_resume') == 0
     assert difference(results(name), uninterrupted(edit)) is None
 
