@@ -21,7 +21,7 @@ import sys
 import zipfile
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -109,10 +109,31 @@ def _fill(storage: Tensor, file: Any) -> None:
 # -------------------------------------------------------------- the pickle
 
 
+def _limited(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Limits tuples in tuples: for their hash, as keys, Python recurses in C, and a deep one ends the process."""
+
+    def load_limited(self: Any) -> None:
+        load_tuple(self)
+        made = self.stack[-1]
+        inner = [self.depths.get(id(each), (1, each))[0] for each in made if type(each) is tuple]
+        if inner:
+            self.depths[id(made)] = 1 + max(inner), made  # kept, so that no other tuple gets its id
+            if max(inner) > 100:
+                raise pickle.UnpicklingError('tuples are nested too deeply')
+
+    return load_limited
+
+
 class _Unpickler(pickle._Unpickler):  # Python's own: for a large memo index, that of C allocates as much memory
+    dispatch: ClassVar = pickle._Unpickler.dispatch | {
+        opcode: _limited(pickle._Unpickler.dispatch[opcode])
+        for opcode in pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
+    }
+
     def __init__(self, file: Any, storage: Callable[..., Tensor]) -> None:
         super().__init__(file, encoding='latin-1')
         self.storage = storage
+        self.depths: dict[int, tuple[int, Any]] = {}
         self.names: list[str] = []
 
     def persistent_load(self, pid: Any) -> Any:

@@ -294,3 +294,12 @@ def test_memo_indices_and_deep_nesting_take_little_memory(pickled, depth):
 def test_lengths_beyond_the_end_are_damage(pickled):
     with pytest.raises((EOFError, MemoryError, OverflowError, IndexError, ValueError, pickle.UnpicklingError)):
         load(in_a_file(b'\x80\x05' + pickled))
+
+
+@pytest.mark.parametrize('nest', [b'\x85', b'K\x01\x86', b'K\x01K\x02\x87', None])
+def test_deep_tuples_as_keys_are_refused(nest):
+    """Their hash would end the process."""
+    nested = b'(' * 10**5 + b'K\x01' + b't' * 10**5 if nest is None else b'K\x01' + nest * 10**5
+    with pytest.raises(pickle.UnpicklingError, match='nested too deeply'):
+        load(in_a_file(b'\x80\x02}' + nested + b'K\x01s.'))
+    assert round_trip({((1, (2,)),): 3}) == {((1, (2,)),): 3}
