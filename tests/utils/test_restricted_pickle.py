@@ -243,7 +243,7 @@ def test_an_array_cannot_take_numbers_for_addresses():
         torch.device, torch.nn.Parameter, torch.nn.Linear, np.ndarray, np.dtype, argparse.Namespace,
         torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter, torch.float32, restricted_pickle.Data,
     ],
-    ids=str,
+    ids=lambda each: getattr(each, '__name__', str(each)),
 )  # fmt: skip
 @pytest.mark.parametrize('slots', [True, False])
 @pytest.mark.parametrize('made', [b'', b')R', b')\x81'], ids=['itself', 'called', 'new'])
