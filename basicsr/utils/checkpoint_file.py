@@ -3,6 +3,7 @@ downloaded file cannot run code."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -82,7 +83,9 @@ def _zip_problem(file: BinaryIO) -> str | None:
             if 'data.pkl' not in names:
                 return 'is a zip file without weights in it (if they are packed in it, unpack them first)'
             damaged = archive.testzip()
-    except (*DAMAGES, ValueError):
+    except (*DAMAGES, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a damaged offset, before the start
+            raise
         return 'is damaged or cut short: copy or download it again'
     finally:
         file.seek(0)

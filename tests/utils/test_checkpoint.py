@@ -386,6 +386,20 @@ def test_random_damage_loads_or_is_one_sentence(net, tmp_path, suffix, protocol)
             assert '\n' not in str(error)
 
 
+def test_a_damaged_zip_directory_is_damage_and_no_failing_disk(tmp_path):
+    path = tmp_path / 'a.pth'
+    torch.save({'w': torch.ones(3)}, path)
+    content = path.read_bytes()
+    for place in range(1, 99):  # from the end: its three records
+        damaged = bytearray(content)
+        damaged[-place] ^= 255
+        path.write_bytes(damaged)
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            assert type(error) is CheckpointError, error
+
+
 def repacked(content, rng):
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(target, 'w') as new:
