@@ -18,6 +18,7 @@ from kill_and_resume import ROOT, Runs, difference, dying_in_save, free_port, re
 from kill_and_resume import run as run_program
 
 from basicsr.models.image_clean_model import ImageCleanModel
+from basicsr.training.trainer import Trainer
 from basicsr.utils.cli import run
 from basicsr.utils.dist import Rank, find_rank, join, leave
 from basicsr.utils.errors import DataError, LaunchError
@@ -187,6 +188,18 @@ def stop_rank_one(act):
     ImageCleanModel.step = step
 
 
+def stop_rank_one_validating(act):
+    """From now on: rank 1 acts at the beginning of each validation."""
+    real = Trainer._validate
+
+    def validate(self):
+        if self.rank.index == 1:
+            act()
+        real(self)
+
+    Trainer._validate = validate
+
+
 def fail():
     raise DataError('a.png: is cut short')
 
@@ -218,13 +231,15 @@ def test_a_failing_rank_ends_all_and_gives_the_reason(runs, act, status, reason)
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_ends_all_after_the_same_step(runs):
+@pytest.mark.parametrize(('stop', 'iteration'), [(stop_rank_one, 6), (stop_rank_one_validating, 5)])
+def test_a_signal_to_one_rank_ends_all_after_the_same_step(runs, stop, iteration):
     complete, path = option_file(runs)
     assert_complete(*train_ranks(2, path))
     name, path = option_file(runs)
-    ranks = train_ranks(2, path, prepare=partial(stop_rank_one, partial(kill, signal.SIGUSR1)))
+    ranks = train_ranks(2, path, prepare=partial(stop, partial(kill, signal.SIGUSR1)))
     assert [done.returncode for done in ranks] == [128 + signal.SIGUSR1] * 2, ranks
-    assert 'Stopped by SIGUSR1.' in ranks[0].stdout and 'The training state of iteration 6' in ranks[0].stdout
+    assert 'Stopped by SIGUSR1.' in ranks[0].stdout
+    assert f'The training state of iteration {iteration} is saved' in ranks[0].stdout
     assert train_ranks(2, path, '--auto_resume')[0].returncode == 0
     assert difference(results(name), results(complete)) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -102,6 +103,7 @@ def evaluate(
     limit: int | None = None,
     workers: int = 0,
     result: Evaluation | None = None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Restores and measures the images of a set, each uncropped.
 
@@ -120,10 +122,12 @@ def evaluate(
         workers: threads that measure while the next images are restored; 0: measure in turn. The figures do not
             depend on it.
         result: is filled image by image, for a caller that needs the figures measured before an exception.
+        stops: asked before each image; where it is true, this rank does no more, and waits for the others.
     """
     rank = rank or Rank()
     result = Evaluation() if result is None else result
     indices = range(rank.index, min(len(dataset), limit or len(dataset)), rank.world_size)
+    until_stopped = itertools.takewhile(lambda _: not stops(), indices)
 
     def read(index: int) -> tuple[int, Mapping[str, Any]]:
         return index, dataset[index]
@@ -174,7 +178,7 @@ def evaluate(
     with bar, ThreadPoolExecutor(max(workers, 1)) as pool:
         jobs: deque[Future[None]] = deque()
         try:
-            for index, outcome in in_stages(indices, read, work, write, device):
+            for index, outcome in in_stages(until_stopped, read, work, write, device):
                 try:
                     if job := outcome():
                         jobs.append(job)

@@ -12,6 +12,7 @@ from basicsr.data.types import Batch
 from basicsr.evaluation.evaluate import Evaluation
 from basicsr.training.run_directory import RunDirectory
 from basicsr.utils.dist import Rank
+from basicsr.utils.files import naming
 from basicsr.utils.logger import get_logger
 
 
@@ -63,7 +64,8 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter  # slow, and may be missing where it is not used
 
             purge = iteration + 1 if iteration else 0
-            self.tensorboard = SummaryWriter(str(directory.tensorboard), purge_step=purge)
+            with naming(directory.tensorboard):
+                self.tensorboard = SummaryWriter(str(directory.tensorboard), purge_step=purge)
 
     def steps(self, iteration: int, stage: int, values: dict[str, float], times: dict[str, float]) -> None:
         """Means since the last call; `stage` counts from 1."""
@@ -77,24 +79,29 @@ class RunLog:
     def validation(self, iteration: int, name: str, result: Evaluation) -> None:
         self.record(f'val_{name}', iteration, result.means)
         if self.tensorboard and result.sample:
-            self.tensorboard.add_image(
-                f'val_{name}/input_restored_truth', _side_by_side(result.sample), iteration, dataformats='HWC'
-            )
+            sample = _side_by_side(result.sample)
+            with naming(self.directory.tensorboard):
+                self.tensorboard.add_image(
+                    f'val_{name}/input_restored_truth', sample, iteration, dataformats='HWC'
+                )
 
     def record(self, kind: str, iteration: int, values: dict[str, float]) -> None:
         if self.rank.is_main:
             self.directory.append_history({'iter': iteration, 'kind': kind, **values})
         if self.tensorboard:
-            for name, value in values.items():
-                self.tensorboard.add_scalar(f'{kind}/{name}', value, iteration)
+            with naming(self.directory.tensorboard):
+                for name, value in values.items():
+                    self.tensorboard.add_scalar(f'{kind}/{name}', value, iteration)
 
     def flush(self) -> None:
         if self.tensorboard:
-            self.tensorboard.flush()
+            with naming(self.directory.tensorboard):
+                self.tensorboard.flush()
 
     def close(self) -> None:
         if self.tensorboard:
-            self.tensorboard.close()
+            with naming(self.directory.tensorboard):
+                self.tensorboard.close()
 
 
 def _side_by_side(sample: dict[str, np.ndarray], height: int = 360) -> np.ndarray:

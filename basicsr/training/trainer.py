@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from basicsr.data.loader import build_dataset, training_loader, validation_sets
@@ -128,19 +127,15 @@ class Trainer:
                         self._validate()
                     if self._is_due(options.logger.save_checkpoint_freq):
                         self._save()
-                self._stop_if_asked()
+                waits = self.rank.world_size > 1 and self.device.type == 'cuda'
+                if not waits or iteration % STEPS_BETWEEN_AGREEMENTS == 0:
+                    self._stop_if_asked()
 
     def _is_due(self, frequency: int) -> bool:
         return self.iteration % frequency == 0 or self.iteration == self.total
 
     def _stop_if_asked(self) -> None:
         """Raises SystemExit, on all ranks, if a signal came to one of them."""
-        if (
-            self.rank.world_size > 1
-            and self.device.type == 'cuda'
-            and self.iteration % STEPS_BETWEEN_AGREEMENTS
-        ):
-            return
         self.stop.number = max(self.rank.gather(self.stop.number))
         self.stop.raise_if_made()
 
@@ -266,16 +261,12 @@ class Trainer:
         self, name: str, restore: Restore, device: torch.device, title: str, folder: Path | None = None
     ) -> Evaluation:
         """Logs the figures of a validation set, also those measured before an exception. Raises DataError if any image
-        fails: means of the others do not compare. Raises SystemExit between two images if a signal came."""
+        fails: means of the others do not compare. Raises SystemExit, on all ranks, if a signal came: each rank finishes
+        the image in hand."""
         dataset, result = self.validation_sets[name], Evaluation()
-
-        def restore_unless_stopped(x_BCHW: Tensor) -> Tensor:
-            self.stop.raise_if_made()
-            return restore(x_BCHW)
-
         try:
             evaluate(
-                restore_unless_stopped,
+                restore,
                 dataset,
                 self.metrics,
                 device=device,
@@ -284,6 +275,7 @@ class Trainer:
                 rank=self.rank,
                 title=title,
                 result=result,
+                stops=lambda: self.stop.number > 0,
             )
         finally:
             figures = (
@@ -292,6 +284,7 @@ class Trainer:
             done = len(result.images)
             part = '' if done == len(dataset) else f' ({done} of {len(dataset)} images)'
             self.logger.info(f'iter {self.iteration}, {title}: {figures}{part}')
+        self._stop_if_asked()
         result.raise_if_failed()
         return result
 

@@ -41,7 +41,7 @@ def protect_console() -> None:
                 io.BufferedWriter(_Console(number, 'w', closefd=False)),
                 encoding=stream.encoding if stream else None,
                 errors='backslashreplace',
-                line_buffering=stream.line_buffering if stream else True,
+                line_buffering=True,  # a log can be followed, and a kill loses no line of it
                 write_through=stream.write_through if stream else False,
             )
             setattr(sys, name, console)

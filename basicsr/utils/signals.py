@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -13,6 +15,7 @@ from typing import Any, NoReturn
 _ENDING = [
     getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)
 ]
+SAME_EVENT = 0.5  # seconds: a signal this soon after the first is no second one
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -57,7 +60,9 @@ def leave_to_main_process() -> None:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, 'sigwaitinfo'):  # else SIGTERM ends the worker, whoever sends it
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_exit_with, args=[os.getppid()], daemon=True).start()
+        main_process = multiprocessing.parent_process()
+        assert main_process and main_process.pid
+        threading.Thread(target=_exit_with, args=[main_process.pid], daemon=True).start()
 
 
 def _exit_with(main_process: int) -> None:
@@ -73,18 +78,26 @@ class StopRequest:
 
     @contextlib.contextmanager
     def deferring(self) -> Iterator[None]:
-        """Within it, the first signal only sets `number`; a second one ends the process at once."""
+        """Within it, the first signal only sets `number`; a second one, not of the same event, ends the process at
+        once."""
         with handling(self._note):
             yield
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.number = number
-        for each in _ENDING:
-            # A terminal that closes sends SIGHUP twice, and systemd sends it right after SIGTERM.
-            signal.signal(each, signal.SIG_IGN if signal.Signals(each).name == 'SIGHUP' else signal.SIG_DFL)
+        handled = [each for each in _ENDING if signal.getsignal(each) is not signal.SIG_IGN]
         text = f'\n{signal.Signals(number).name}: stopping after this step; a second signal stops at once\n'
         with contextlib.suppress(OSError):
             os.write(2, text.encode())  # not print, which this handler may interrupt
+        # One event often gives several signals: a terminal that closes sends SIGHUP twice, systemd sends it right after
+        # SIGTERM, `timeout` signals the process and its group, and torchrun passes on what Slurm has sent to every
+        # process.
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)
+        time.sleep(SAME_EVENT)
+        for each in handled:
+            if signal.Signals(each).name != 'SIGHUP':
+                signal.signal(each, signal.SIG_DFL)  # works even while the main thread waits in a library
 
     def raise_if_made(self) -> None:
         """Raises SystemExit with the signal's status."""

@@ -664,15 +664,24 @@ def test_a_signal_before_the_first_step_promises_no_resume(runs, monkeypatch, sa
     assert 'resumes' not in said()
 
 
-def _signals_in_step_6(numbers):
+def _before_step_6(act):
     real = ImageCleanModel.step
 
     def step(self, batches, iteration, stage):
-        for number in numbers if iteration == 6 else ():
-            os.kill(os.getpid(), number)
+        if iteration == 6:
+            act()
         real(self, batches, iteration, stage)
 
     ImageCleanModel.step = step
+
+
+def _signals_in_step_6(numbers):
+    _before_step_6(lambda: [os.kill(os.getpid(), number) for number in numbers])
+
+
+def _signalled_twice_in_step_6():
+    """As Slurm does with a process of torchrun, and `timeout` with its child."""
+    _before_step_6(lambda: subprocess.run(['/bin/sh', '-c', 'kill $PPID; sleep 0.1; kill $PPID']))
 
 
 @pytest.mark.parametrize(
@@ -689,6 +698,12 @@ def test_a_second_signal_ends_a_run_at_once(runs, numbers, status, newest):
     done = kill_and_resume.train(path, prepare=partial(_signals_in_step_6, numbers))
     assert done.returncode == status and 'a second signal stops at once' in done.stdout
     assert max(states(name)) == newest
+
+
+def test_one_event_that_gives_two_signals_saves_a_state(runs):
+    name, path = runs.option_file()
+    assert kill_and_resume.train(path, prepare=_signalled_twice_in_step_6).returncode == 143
+    assert max(states(name)) == '6.state'
 
 
 def _write_to(target):

@@ -114,6 +114,11 @@ def test_output_that_cannot_be_written_does_not_stop_the_work(process, tmp_path,
         assert 'some output is lost, as the console cannot be written' in done.stderr
 
 
+def test_a_log_in_a_file_is_up_to_date(process):
+    """What is printed before a kill is there after it."""
+    assert process("print('said'); os.kill(os.getpid(), signal.SIGKILL)").stdout == 'said\n'
+
+
 def test_faults_of_the_code_keep_their_traceback(program):
     with pytest.raises(ZeroDivisionError):
         program('1 / 0')
