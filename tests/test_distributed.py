@@ -204,6 +204,18 @@ def fail():
     raise DataError('a.png: is cut short')
 
 
+def fail_beside_a_main_rank_that_is_killed():
+    """As with NCCL, where the main rank waits for the other until it is killed."""
+    real = ImageCleanModel.step
+
+    def step(self, batches, iteration, stage):
+        if iteration == 6:
+            fail() if self.rank.index else kill(signal.SIGKILL)
+        real(self, batches, iteration, stage)
+
+    ImageCleanModel.step = step
+
+
 def kill(sign):
     os.kill(os.getpid(), sign)
 
@@ -240,6 +252,19 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(runs, stop, iteration
     assert [done.returncode for done in ranks] == [128 + signal.SIGUSR1] * 2, ranks
     assert 'Stopped by SIGUSR1.' in ranks[0].stdout
     assert f'The training state of iteration {iteration} is saved' in ranks[0].stdout
+    assert train_ranks(2, path, '--auto_resume')[0].returncode == 0
+    assert difference(results(name), results(complete)) is None
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_alone_saves_the_state(runs):
+    complete, path = option_file(runs)
+    assert_complete(*train_ranks(2, path))
+    name, path = option_file(runs)
+    main, other = train_ranks(2, path, prepare=fail_beside_a_main_rank_that_is_killed)
+    assert (main.returncode, other.returncode) == (-signal.SIGKILL, 1)
+    states = (ROOT / 'experiments' / name / 'training_states').iterdir()
+    assert max(int(state.stem) for state in states) == 5
     assert train_ranks(2, path, '--auto_resume')[0].returncode == 0
     assert difference(results(name), results(complete)) is None
 

@@ -22,7 +22,7 @@ from basicsr.training.preflight import check_memory
 from basicsr.training.run_directory import RunDirectory, read_state
 from basicsr.training.run_log import RunLog, StepTimer
 from basicsr.utils.checkpoint import read_checkpoint
-from basicsr.utils.dist import Rank
+from basicsr.utils.dist import Rank, is_communication
 from basicsr.utils.errors import CheckpointError, TrainingError
 from basicsr.utils.files import resolve
 from basicsr.utils.logger import get_logger
@@ -58,6 +58,7 @@ class Trainer:
         self.stop = StopRequest()
         self.iteration = 0  # the last completed one
         self.saved = 0  # that of the newest state
+        self.is_saving = False  # stays True if a save fails
         self.samples: int | None = None  # seen by all ranks so far; None: computed from the stages
         self.best: dict[str, Any] | None = None  # metric, value and iteration of the best validation
         self.unvalidated = False  # whether the validation after `iteration` failed
@@ -179,25 +180,30 @@ class Trainer:
         self.logger.info('Resumed after iteration %d.', self.iteration)
 
     def _save(self) -> None:
-        """Saves a state, and the weights if a checkpoint is due."""
+        """Saves a state on the main rank, and the weights if a checkpoint is due."""
         self.model.raise_if_bad()
         if self.rank.is_main:
+            self.is_saving = True
             self.log.flush()
             if self._is_due(self.options.logger.save_checkpoint_freq):
                 self.model.save_weights(self.directory.weights_file(self.iteration), self.iteration)
-            self.directory.save_state(
-                self.iteration,
-                {
-                    'iteration': self.iteration,
-                    'samples': self.batches.samples_before(self.iteration + 1),
-                    'model': self.model.state(),
-                    'best': self.best,
-                    'unvalidated': self.unvalidated,
-                    'options': self.options.model_dump_json(),
-                },
-            )
+            self._save_state()
             self.directory.prune(self.iteration, self.options.logger.keep_last)
+            self.is_saving = False
         self.saved = self.iteration
+
+    def _save_state(self) -> None:
+        self.directory.save_state(
+            self.iteration,
+            {
+                'iteration': self.iteration,
+                'samples': self.batches.samples_before(self.iteration + 1),
+                'model': self.model.state(),
+                'best': self.best,
+                'unvalidated': self.unvalidated,
+                'options': self.options.model_dump_json(),
+            },
+        )
 
     @contextlib.contextmanager
     def _saving_first(self) -> Iterator[None]:
@@ -205,13 +211,18 @@ class Trainer:
         try:
             yield
         except (Exception, SystemExit) as error:
-            # After an OSError the state cannot be written, either; the steps after a non-finite one are void.
-            can_save = not (self.model.is_updating or isinstance(error, OSError | NonFiniteError))
+            # The steps since a non-finite one are void.
+            can_save = not (self.model.is_updating or self.is_saving or isinstance(error, NonFiniteError))
+            # Then the main rank may wait in NCCL for this one, until it is killed.
+            fails_alone = isinstance(error, Exception) and not (self.unvalidated or is_communication(error))
             if can_save and self.iteration > self.saved:
                 try:
-                    self._save()
+                    if self.rank.is_main:
+                        self._save()
+                    elif fails_alone:
+                        self._save_state()
                 except Exception as another:
-                    self.logger.error('The training state cannot be saved either: %s', another)
+                    self.logger.error(f'The training state cannot be saved either: {another}')
             if self.stop.number:
                 self.logger.info('Stopped by %s.', signal.Signals(self.stop.number).name)
             if self.saved:

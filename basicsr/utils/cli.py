@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +43,7 @@ def run(module: str, argv: Sequence[str] | None = None) -> int:
                 get_logger().error(sentence)  # to stdout and the log
             print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
             status = status or 1
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is quiet while Python ends, too
         return status
 
 
@@ -63,7 +66,8 @@ def exit_status(work: Callable[[], int | None]) -> int:
     except Exception:
         if not get_logger().handlers:
             raise
-        get_logger().exception('this is a fault of the program:')  # the log may outlive the console
+        # As text, since the exception would keep its frames, and the processes that these hold.
+        get_logger().error('this is a fault of the program:\n%s', traceback.format_exc())
         return 1
 
 

@@ -150,7 +150,7 @@ def report_failure(rank: Rank) -> Iterator[None]:
     except BaseException as error:
         if _store is None:
             raise
-        if _is_communication(error):
+        if is_communication(error):
             raise LaunchError(_reason_of_others(_store)) from None
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         reason = 'stopped by a signal' if stopped else str(error) or type(error).__name__
@@ -159,8 +159,8 @@ def report_failure(rank: Rank) -> Iterator[None]:
         raise
 
 
-def _is_communication(error: BaseException) -> bool:
-    """Gloo, NCCL and the store raise plain RuntimeErrors, recognised by their text."""
+def is_communication(error: BaseException) -> bool:
+    """Whether another rank is the cause. Gloo, NCCL and the store raise plain RuntimeErrors, known by their text."""
     names = ('gloo', 'NCCL', 'onnection')
     return isinstance(error, RuntimeError) and any(name in str(error) for name in names)
 

@@ -570,6 +570,7 @@ def fail_with(error):
             'iteration 4: cpu is out of memory, though there was enough',
         ),
         (ZeroDivisionError('a fault'), 'ZeroDivisionError: a fault'),
+        (FileNotFoundError(2, 'No such file', 'a.png'), 'a.png: No such file'),
     ],
 )
 def test_errors_of_a_step_are_in_the_log_and_the_steps_before_are_saved(
