@@ -289,6 +289,7 @@ def main() -> int:
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     generator = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder))
