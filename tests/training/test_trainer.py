@@ -164,7 +164,7 @@ def test_a_registered_loss_is_added_to_pixel_opt_and_logged_by_its_name(runs, tm
     assert found[0]['history'][-1] == found[1]['history'][-1]
 
 
-def test_runs_and_results_elsewhere(runs, tmp_path, monkeypatch, said):
+def test_runs_and_results_may_be_in_other_folders(runs, tmp_path, monkeypatch, said):
     name, path = runs.option_file(total_iter=2)
     monkeypatch.chdir(tmp_path)
     assert train(path, '--experiments_dir', 'my runs') == 0
@@ -179,7 +179,7 @@ def test_runs_and_results_elsewhere(runs, tmp_path, monkeypatch, said):
         assert f'a file/{name} cannot be written: Not a directory; {option} FOLDER' in said()
 
 
-def test_without_tensorboard_a_run_says_how_to_do_without(runs, monkeypatch, said):
+def test_a_run_without_tensorboard_needs_it_switched_off(runs, monkeypatch, said):
     name, path = runs.option_file(total_iter=2)
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     assert train(path) == 2
@@ -319,7 +319,7 @@ def test_a_run_killed_before_its_first_save_starts_anew(runs, uninterrupted):
 
 
 @pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='needs a file that exists and cannot be read')
-def test_a_state_that_the_disk_does_not_give_back_is_not_skipped(runs, said):
+def test_an_unreadable_state_is_not_taken_for_a_damaged_one(runs, said):
     name, path = runs.option_file()
     assert train(path) == 0
     newest = run_folder(name) / 'training_states' / f'{TOTAL}.state'
@@ -329,7 +329,7 @@ def test_a_state_that_the_disk_does_not_give_back_is_not_skipped(runs, said):
     assert f'{newest} cannot be read: Input/output error' in said() and 'damaged' not in said()
 
 
-def test_weights_to_start_from_are_not_needed_again(runs, said, uninterrupted):
+def test_resuming_does_not_need_the_pretrained_weights(runs, said, uninterrupted):
     first, path = runs.option_file(total_iter=2)
     assert train(path) == 0
     start = runs.folder / 'start.pth'
@@ -537,21 +537,21 @@ def test_an_image_too_small_for_a_metric_is_named(runs, said):
     assert '0.png' in said() and 'crop_border' in said() and 'Traceback' not in said()
 
 
+def act_before_step(number, act, patch=setattr):
+    real = ImageCleanModel.step
+
+    def step(self, batches, iteration, stage):
+        if iteration == number:
+            act()
+        real(self, batches, iteration, stage)
+
+    patch(ImageCleanModel, 'step', step)
+
+
 @pytest.fixture
 def before_step(monkeypatch):
     """`before_step(iteration, act)`: a run in this process acts before that step."""
-
-    def before_step(number, act):
-        real = ImageCleanModel.step
-
-        def step(self, batches, iteration, stage):
-            if iteration == number:
-                act()
-            real(self, batches, iteration, stage)
-
-        monkeypatch.setattr(ImageCleanModel, 'step', step)
-
-    return before_step
+    return partial(act_before_step, patch=monkeypatch.setattr)
 
 
 def fail_with(error):
@@ -621,7 +621,7 @@ def _to_the_group(number):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_ends_a_run_after_the_step_in_hand_with_its_state(
+def test_a_signal_ends_a_run_after_the_current_step_and_saves_it(
     runs, before_step, monkeypatch, said, uninterrupted, number
 ):
     name, path = runs.option_file()
@@ -649,7 +649,7 @@ def test_a_signal_during_validation_saves_before_it(runs, monkeypatch, uninterru
     monkeypatch.setattr(trainer, 'evaluate', interrupted)
     assert train(path) == 143
     monkeypatch.undo()
-    # Then a kill after the validation, before its state is saved.
+    # Next, a kill after the validation, before its state is saved.
     monkeypatch.setattr(trainer.Trainer, '_save', lambda self: fail_with(OSError('killed')))
     assert train(path, '--auto_resume') == 1
     monkeypatch.undo()
@@ -665,24 +665,13 @@ def test_a_signal_before_the_first_step_promises_no_resume(runs, monkeypatch, sa
     assert 'resumes' not in said()
 
 
-def _before_step_6(act):
-    real = ImageCleanModel.step
-
-    def step(self, batches, iteration, stage):
-        if iteration == 6:
-            act()
-        real(self, batches, iteration, stage)
-
-    ImageCleanModel.step = step
-
-
 def _signals_in_step_6(numbers):
-    _before_step_6(lambda: [os.kill(os.getpid(), number) for number in numbers])
+    act_before_step(6, lambda: [os.kill(os.getpid(), number) for number in numbers])
 
 
 def _signalled_twice_in_step_6():
     """As Slurm does with a process of torchrun, and `timeout` with its child."""
-    _before_step_6(lambda: subprocess.run(['/bin/sh', '-c', 'kill $PPID; sleep 0.1; kill $PPID']))
+    act_before_step(6, lambda: subprocess.run(['/bin/sh', '-c', 'kill $PPID; sleep 0.1; kill $PPID']))
 
 
 @pytest.mark.parametrize(
@@ -727,7 +716,7 @@ def test_a_run_without_its_console_trains_to_its_end(runs, uninterrupted, target
     assert 'some output is lost, as the console cannot be written' in log and 'Traceback' not in log
 
 
-def test_a_full_disk_ends_a_run_with_a_sentence_and_the_state_before(
+def test_a_full_disk_ends_a_run_with_one_sentence_and_keeps_the_state_before(
     runs, before_step, monkeypatch, small_files, said, uninterrupted
 ):
     name, path = runs.option_file()
