@@ -80,7 +80,7 @@ class Trainer:
     def run(self) -> None:
         """Trains up to `train.total_iter`.
 
-        Before an error or a signal ends it, it saves a state. Raises TrainingError; SystemExit after a signal.
+        Saves a state before an error or a signal ends it. Raises TrainingError; SystemExit after a signal.
         """
         self._report_batches()
         with (
@@ -249,7 +249,7 @@ class Trainer:
             self.log.record(f'input_{name}', self.iteration, result.means)
 
     def _validate(self) -> None:
-        """If validation fails, the resumed run repeats it."""
+        """Validates on all sets and keeps the best weights. If this fails, the resumed run repeats it."""
         self.model.raise_if_bad()
         self.unvalidated = True
         restorer = self.model.restorer()

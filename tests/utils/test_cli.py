@@ -70,7 +70,7 @@ def test_wrong_arguments_give_2(program, capsys):
 
 @pytest.fixture
 def process(tmp_path):
-    """`process(body)`: a program whose main has this body, in a process of its own, as it is after its end."""
+    """`process(body)` runs a program whose main has this body in a process of its own, and returns its result."""
 
     def process(body, head='', before='', redirect='', **environment):
         (tmp_path / 'a_program.py').write_text(head + PROGRAM.format(body=body))
