@@ -205,7 +205,7 @@ class OptionFile:
         if not equals or not all(key):
             allowed = 'KEY:SUBKEY=VALUE'
         elif str(key[0]).startswith('x-'):
-            allowed = 'keys outside it, as its anchors are already replaced by their content'
+            allowed = f'keys outside {key[0]}, whose anchors are already replaced by their content'
         elif self._has_dots(key):
             allowed = f'{dotted(key).replace(".", ":")}={text} (colons between the keys)'
         if allowed:

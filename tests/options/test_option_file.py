@@ -271,7 +271,7 @@ datasets:train.gt_size=5
 datasets:train.gt_size:x=5
     datasets.train.gt_size.type: found nothing; allowed:
 x-common:lr=5
-    found "SETTING"; allowed: keys outside it
+    found "SETTING"; allowed: keys outside x-common
 """
 
 

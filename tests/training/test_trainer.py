@@ -340,7 +340,7 @@ def test_an_unreadable_state_is_not_taken_for_a_damaged_one(runs, said):
     assert f'{newest} cannot be read: Input/output error' in said() and 'damaged' not in said()
 
 
-def test_resuming_does_not_need_the_pretrained_weights(runs, said, uninterrupted):
+def test_resuming_does_not_need_the_pretrained_weights(runs, said):
     first, path = runs.option_file(total_iter=2)
     assert train(path) == 0
     start = runs.folder / 'start.pth'
@@ -619,7 +619,7 @@ def _to_the_group(number):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_ends_a_run_after_the_current_step_and_saves_it(runs, resume, before_step, said, number):
+def test_a_signal_ends_a_run_after_the_current_step_and_saves_it(runs, resume, before_step, number):
     name, path = runs.option_file()
     before_step(7, partial(_to_the_group, number))
     assert train(path) == 128 + number

@@ -328,9 +328,8 @@ def test_shared_tensors_are_written_to_safetensors(tmp_path):
     assert load_weights(tmp_path / 'a.safetensors').params['b'].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('protocol', [2, 4])
-def test_random_damage_loads_or_is_one_sentence(net, tmp_path, suffix, protocol):
+@pytest.mark.parametrize(('suffix', 'protocol'), [('.pth', 2), ('.pth', 4), ('.safetensors', None)])
+def test_random_damage_loads_or_is_one_sentence(tmp_path, suffix, protocol):
     path, rng = tmp_path / f'a{suffix}', np.random.default_rng(1)
     save_checkpoint(path, {'w': torch.ones(3), 'b': torch.zeros(2)}, {'type': 'X'}, 1)
     if suffix == '.pth':
