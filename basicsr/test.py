@@ -66,14 +66,12 @@ def main(args: argparse.Namespace) -> int:
     restorer = build_restorer(net, device, options.val)
     metrics = build_metrics(options.val.metrics)
     sets = validation_sets(options)
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
     try:
-        check_writable(
-            next(each for each in (folder, *folder.parents) if each.exists())
-        )  # before hours of work
+        check_writable(existing)  # before hours of work
     except OSError as error:
-        raise RunError(
-            f'{folder} cannot be written: {error.strerror}; --results_dir FOLDER writes elsewhere'
-        ) from None
+        sentence = f'{folder} cannot be written: {error.strerror}; --results_dir FOLDER writes elsewhere'
+        raise RunError(sentence) from None
 
     about = {'name': options.name, 'weights': options.path.pretrain_network_g}
     results: dict[str, Evaluation] = {}

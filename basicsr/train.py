@@ -13,7 +13,7 @@ Slurm (as scripts/train_slurm.sh does):
 
 The run is stored in experiments/<name>. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 (as Slurm sends with --signal=USR1@60) end
 it after the current step and save a training state; a second signal ends it at once. The same command with
---auto_resume resumes from the newest valid state, after a kill, too. On a CPU the run then ends with the same bits as
+--auto_resume resumes from the newest valid state, also after a kill. On a CPU the run then ends with the same bits as
 one that was never stopped. With another number of processes the order of samples stays the same. If the global batch
 stays the same, too, so do the losses: on a CPU within 1e-9 in double and 1e-5 in single precision.
 

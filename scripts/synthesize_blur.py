@@ -290,7 +290,7 @@ def shake_parameters(args: argparse.Namespace) -> BlurParameters:
 
 @dataclass
 class PairWriter:
-    """`writer[i]` writes pair i, or is the DataError of a photograph that cannot be read."""
+    """`writer[i]` writes pair i, or returns the DataError of a photograph that cannot be read."""
 
     folder: Path
     photographs: Photographs

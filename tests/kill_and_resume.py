@@ -130,8 +130,8 @@ def train(
     killed_after: float | None = None,
     by: signal.Signals = signal.SIGKILL,
 ) -> Done:
-    """Runs basicsr/train.py in a forked process, after `prepare` there, to its end or for some seconds, until a
-    signal."""
+    """Runs basicsr/train.py in a forked process, after `prepare` there, to its end, or to a signal `by` after some
+    seconds."""
     (done,) = _train([{}], ['-opt', str(option_file), *arguments], prepare, killed_after, by)
     return done
 

@@ -176,16 +176,20 @@ def test_resuming_with_another_number_of_ranks(runs, alone, accumulate):
 # -------------------------------------------------------------- failures
 
 
-def stop_rank_one(act):
-    """From now on: rank 1 acts in iteration 6."""
+def act_in_step_6(*acts):
+    """From now on: each rank calls its own of `acts` in iteration 6."""
     real = ImageCleanModel.step
 
     def step(self, batches, iteration, stage):
-        if iteration == 6 and self.rank.index == 1:
-            act()
+        if iteration == 6:
+            acts[self.rank.index]()
         real(self, batches, iteration, stage)
 
     ImageCleanModel.step = step
+
+
+def stop_rank_one(act):
+    act_in_step_6(int, act)  # int() does nothing
 
 
 def stop_rank_one_validating(act):
@@ -206,14 +210,7 @@ def fail():
 
 def fail_beside_a_main_rank_that_is_killed():
     """As with NCCL, where the main rank waits for the other until it is killed."""
-    real = ImageCleanModel.step
-
-    def step(self, batches, iteration, stage):
-        if iteration == 6:
-            fail() if self.rank.index else kill(signal.SIGKILL)
-        real(self, batches, iteration, stage)
-
-    ImageCleanModel.step = step
+    act_in_step_6(partial(kill, signal.SIGKILL), fail)
 
 
 def kill(sign):

@@ -34,8 +34,8 @@ class Dataset_PairedImage(Dataset[Sample]):
         channels: 3 decodes to RGB, 1 to grey.
         in_memory: decode all images once, at the start, and keep them (small sets).
 
-    Raises DataError on images without a partner, on empty folders, and on unreadable images, of which it names both of
-    a pair, or with `in_memory` all.
+    Raises DataError on images without a partner, on empty folders, and on unreadable images. The message names both
+    images of a pair, or with `in_memory` those of all pairs.
     """
 
     def __init__(
@@ -104,10 +104,8 @@ class Dataset_PairedImage(Dataset[Sample]):
                 images[kind] = decode_image(encoded, where, self.channels).pixels
             except DataError as error:
                 failures.append(error)
-        if len(failures) > 1:
-            raise DataError('; '.join(map(str, failures)))
         if failures:
-            raise failures[0]
+            raise DataError('; '.join(map(str, failures)))
         for kind, image in images.items():
             if image.shape != images['lq'].shape:
                 raise DataError(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 _BITS = {1: 8, 2: 4}  # compression → bits a pixel
-_LONG_HEADER = 40  # bytes; a shorter one knows no compression
+_LONG_HEADER = 40  # bytes; a shorter one has no field for the compression
 
 
 class Runs(NamedTuple):
@@ -19,22 +19,21 @@ class Runs(NamedTuple):
     height: int
     bits: int
     colours: int  # entries of the palette
-    start: int  # of the pixels
+    start: int  # offset of the pixels
 
 
 def read_header(data: bytes) -> Runs | None:
-    """None for other files than run-length BMP."""
+    """Returns None if it is no run-length BMP file."""
     if not data.startswith(b'BM') or len(data) < 54:
         return None
-    start, size, width, height, _, bits, compression = struct.unpack_from('<10xIIiiHHI', data)
+    start, size, width, height, bits, compression, colours = struct.unpack_from('<10xIIii2xHI12xI', data)
     if size < _LONG_HEADER or _BITS.get(compression) != bits:
         return None
-    (colours,) = struct.unpack_from('<I', data, 46)
     return Runs(width, abs(height), bits, colours or 1 << bits, start)
 
 
 def without_runs(data: bytes, runs: Runs) -> bytes:
-    """The same image as a BMP of 8 bits without compression. Raises EOFError if it is cut short."""
+    """Returns the same image as an uncompressed 8-bit BMP. Raises EOFError if it is cut short."""
     rows = np.zeros((runs.height, -(-runs.width // 4) * 4), np.uint8)
     _unpack(data[runs.start :], runs, rows[:, : runs.width])
     head = bytearray(data[: runs.start])
@@ -44,12 +43,12 @@ def without_runs(data: bytes, runs: Runs) -> bytes:
 
 
 def _unpack(stream: bytes, runs: Runs, rows: np.ndarray) -> None:
-    """Fills rows of zeros. What exceeds a row is dropped."""
+    """Fills rows of zeros. Drops pixels beyond the end of a row."""
     packed = runs.bits == 4
     x = y = place = 0
     while y < runs.height:
         if len(stream) < place + 2:
-            if y == runs.height - 1 and x >= runs.width:  # some writers omit the mark of the end
+            if y == runs.height - 1 and x >= runs.width:  # some writers omit the end marker
                 return
             raise EOFError('its end is missing')
         count, value = stream[place : place + 2]
@@ -65,7 +64,7 @@ def _unpack(stream: bytes, runs: Runs, rows: np.ndarray) -> None:
             right, up = stream[place : place + 2]
             x, y, place = x + right, y + up, place + 2
             continue
-        else:  # so many pixels, filled up to 16 bits
+        else:  # that many literal pixels, padded to 16 bits
             size = (value + 1) // 2 if packed else value
             pixels = np.frombuffer(stream, np.uint8, size, place)
             if packed:

@@ -264,8 +264,8 @@ def _png_pixels(file: png.PNG) -> np.ndarray:
 
 
 def _without_junk(data: bytes) -> bytes:
-    """A JPEG without what stands between its segments, which decoders warn of. Raises NotImplementedError if no decoder
-    knows its compression, EOFError if the end is missing, as they fill up with grey, or stop at a thumbnail's end."""
+    """Removes the bytes between a JPEG's segments, which decoders warn of. Raises NotImplementedError if no decoder
+    knows its compression; EOFError if its end is missing: decoders fill up with grey, or stop at a thumbnail's end."""
     parts, place = [data[:2]], 2
     while marker := _JPEG_MARKER.search(data, place):
         (code,) = marker[1]

@@ -25,7 +25,7 @@ STRIP_OFFSETS, STRIP_SIZES, TILE_OFFSETS, TILE_SIZES = 273, 279, 324, 325
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)  # photometric interpretations
 CMYK, YCBCR = 5, 6
 NO_ALPHA, PREMULTIPLIED = 0, 1  # kinds of extra samples
-PREVIEW = 1  # a bit of the kind of image
+PREVIEW = 1  # a bit of KIND
 
 RAW, LZW, PACKBITS = 1, 5, 32773
 DEFLATE = (8, 32946)
@@ -47,7 +47,7 @@ _REVERSED = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))
 def read_tags(data: bytes) -> dict[int, Any]:
     """The tags of the first image. Raises NotImplementedError if that is a preview of another one."""
     is_big = 43 in data[2:4]
-    # Pillow looks for the version of BigTIFF where it is in little-endian files.
+    # Pillow looks for the version of BigTIFF where little-endian files have it.
     directory = ImageFileDirectory_v2(b'II+\0' + data[4:16] if is_big else data[:8], prefix=data[:2])
     file = io.BytesIO(data)
     file.seek(directory.next)

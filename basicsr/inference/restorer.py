@@ -341,18 +341,19 @@ def check_arguments(
         checked_overlap(tile, tile_overlap, multiple)
     elif tile_overlap is not None:
         raise ValueError(f'tile_overlap: found {tile_overlap} without tile; allowed: together with tile')
-    if tlc is None or (isinstance(tlc, (bool, np.bool_)) and not tlc):
+    is_flag = isinstance(tlc, (bool, np.bool_))
+    if tlc is None or (is_flag and not tlc):
         return None
     if not runs_in_strips(net):
         raise ValueError(f'tlc: found {tlc} for the network {type(net).__name__}; allowed: for Restormer alone')
-    window = DEFAULT_WINDOW if isinstance(tlc, (bool, np.bool_)) else _integer('tlc', tlc)
+    window = DEFAULT_WINDOW if is_flag else _integer('tlc', tlc)
     if window < Restormer.multiple or window % Restormer.multiple:
         raise ValueError(f'tlc: found {tlc}; allowed: a window of a positive multiple of {Restormer.multiple}')
     return window
 
 
 def _integer(name: str, value: SupportsIndex) -> int:
-    """Not that of NumPy, which overflows."""
+    """A Python integer, as those of NumPy overflow. Raises ValueError."""
     if not isinstance(value, (bool, np.bool_)):
         with suppress(TypeError):
             return operator.index(value)

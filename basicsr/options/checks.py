@@ -330,7 +330,7 @@ def check_logger(run: Run) -> None:
     if run.options.logger.use_tb_logger:
         try:
             importlib.import_module('torch.utils.tensorboard')
-        except Exception as error:  # of a version that does not fit others, of any type
+        except Exception as error:  # an incompatible version raises anything
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
             found = f'true, but TensorBoard cannot be imported ({reason})'
             run.report(('logger', 'use_tb_logger'), found, 'false, or true after `pip install tensorboard`')

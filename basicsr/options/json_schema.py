@@ -18,7 +18,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def json_schema() -> dict[str, Any]:
-    # Keys of one's own, for anchors: their content is not checked.
+    # Users' own keys, for anchors: their content is not checked.
     return {**RunOptions.model_json_schema(schema_generator=_Untitled), 'patternProperties': {'^x-': {}}}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import re
 from collections.abc import Iterable
@@ -20,12 +19,6 @@ from basicsr.utils.text import show
 Key = tuple[str | int, ...]
 DEEPEST, LARGEST = 32, 20_000  # levels and values; aliases can make a small file endless
 _TAG = 'tag:yaml.org,2002:'
-_BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
-    codecs.BOM_UTF32_LE: 'UTF-32',
-    codecs.BOM_UTF32_BE: 'UTF-32',
-    codecs.BOM_UTF16_LE: 'UTF-16',
-    codecs.BOM_UTF16_BE: 'UTF-16',
-}
 _SCALARS = {f'{_TAG}{kind}' for kind in ('str', 'int', 'float', 'bool', 'null')}
 
 
@@ -208,18 +201,15 @@ class OptionFile:
         """Set the `a:b=c` of --force_yml; c is read as YAML. Runs no code."""
         name, equals, text = setting.partition('=')
         key: Key = tuple(name.strip().split(':'))
+        allowed = ''
         if not equals or not all(key):
-            self.misread.append(f'--force_yml: found {show(setting)}; allowed: KEY:SUBKEY=VALUE')
-            return
-        if str(key[0]).startswith('x-'):
-            allowed = 'keys outside it, as its anchors are already replaced by their content'
+            allowed = 'KEY:SUBKEY=VALUE'
+        elif str(key[0]).startswith('x-'):
+            allowed = f'keys outside {key[0]}, whose anchors are already replaced by their content'
+        elif self._has_dots(key):
+            allowed = f'{dotted(key).replace(".", ":")}={text} (colons between the keys)'
+        if allowed:
             self.misread.append(f'--force_yml: found {show(setting)}; allowed: {allowed}')
-            return
-        if self._has_dots(key):
-            colons = f'{":".join(dotted(key).split("."))}={text}'
-            self.misread.append(
-                f'--force_yml: found {show(setting)}; allowed: {colons} (colons between the keys)'
-            )
             return
         try:
             value = _parse(text, f'--force_yml: {dotted(key)}: {show(text)}', is_file=False)
@@ -236,7 +226,7 @@ class OptionFile:
         self.mistakes += [repeated._replace(key=(*key, *repeated.key)) for repeated in value.repeated]
 
     def _has_dots(self, key: Key) -> bool:
-        """Whether dots stand for colons. The name of a set, loss or metric may have dots."""
+        """Whether the user wrote dots instead of colons. The name of a set, loss or metric may have dots."""
         *above, _ = dotted(key).split('.')
         if len(above) < len(key):
             return False
@@ -258,11 +248,10 @@ class OptionFile:
             if isinstance(section, list) and str(step).isdecimal() and int(step) < len(section):
                 step = int(step)
             elif not isinstance(section, dict):
-                places = (
-                    f'a place in the list, from 0 to {len(section) - 1}' if isinstance(section, list) else ''
-                )
-                there = f'found {show(section)} at {dotted(done)}; allowed: {places or "a mapping there"}'
-                raise OptionError([f'--force_yml: {dotted(key)}: {there}'])
+                is_list = isinstance(section, list)
+                allowed = f'a place in the list, from 0 to {len(section) - 1}' if is_list else 'a mapping there'
+                found = f'{show(section)} at {dotted(done)}'
+                raise OptionError([f'--force_yml: {dotted(key)}: found {found}; allowed: {allowed}'])
             done = (*done, step)
             if len(done) == len(key):
                 section[step] = value
@@ -300,29 +289,20 @@ def value_at(data: Any, key: Iterable[str | int]) -> Any:
 
 
 def _read_text(path: str | Path) -> str:
-    """Raises OptionError unless it is a UTF-8 file."""
+    """Raises OptionError unless the file is UTF-8."""
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else 'is not a text file'
         raise OptionError([f'{path}: cannot be read as an option file: {reason}']) from None
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if content.startswith(mark):
-            raise OptionError(
-                [f'{path}: found {encoding} text; allowed: UTF-8 (save the file in this encoding)']
-            )
-    if b'\0' in content:
-        raise OptionError(
-            [f'{path}: found NUL bytes, as in UTF-16; allowed: UTF-8 (save the file in this encoding)']
-        )
     try:
-        return content.decode('utf-8-sig')
+        if b'\0' not in content:
+            return content.decode('utf-8-sig')
+        where, found = f'{path}', 'NUL bytes, as in UTF-16'
     except UnicodeDecodeError as error:
-        line = content.count(b'\n', 0, error.start) + 1
+        where = f'{path}:{content[: error.start].count(10) + 1}'
         found = f'the byte 0x{content[error.start]:02x}, which is not UTF-8'
-        raise OptionError(
-            [f'{path}:{line}: found {found}; allowed: UTF-8 (save the file in this encoding)']
-        ) from None
+    raise OptionError([f'{where}: found {found}; allowed: UTF-8 (save the file in this encoding)'])
 
 
 def read_file(path: str | Path, settings: Iterable[str] = ()) -> OptionFile:
@@ -335,7 +315,7 @@ def read_file(path: str | Path, settings: Iterable[str] = ()) -> OptionFile:
     file = OptionFile(
         str(path),
         {name: value for name, value in document.data.items() if not name.startswith('x-')},
-        {key: line for key, line in document.lines.items() if not str(key[0]).startswith('x-')},
+        document.lines,
         document.written,
         [mistake for mistake in document.repeated if not str(mistake.key[0]).startswith('x-')],
     )

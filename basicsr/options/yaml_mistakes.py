@@ -1,4 +1,4 @@
-"""Finds the line that makes a text invalid YAML. A parser reports where it noticed, often many lines later."""
+"""Finds the line that makes a text invalid YAML. A parser often notices it many lines later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import yaml
 
 MOST_TRIALS, MOST_CHARACTERS = 80, 500_000  # repairs tried, and what they may parse in all
-# `key:value`, at the start of a line or in braces. A path (`C:/x`) and an address (`http://x`) are none.
+# `key:value`, at the start of a line or in braces; not a path (`C:/x`) or an address (`http://x`).
 MISSING_SPACE = re.compile(r'(^\s*(?:- +)*|[{,]\s*)([A-Za-z_]\w*|"\w+"|\'\w+\'):(?=[^\s/\\,}])')
 _TOKEN = re.compile(
     r"""
@@ -37,13 +37,13 @@ class _Repair(NamedTuple):
 
 
 def missing_space(text: str) -> str | None:
-    """The sentence about a `key:value` at the start of a line; None if there is none."""
+    """The problem of a `key:value` at the start of a line; None if there is none."""
     return f'{_shown(text)} needs a space after the colon' if MISSING_SPACE.match(text) else None
 
 
 def find_problems(text: str, error: yaml.MarkedYAMLError, parse: Callable[[str], object]) -> list[Problem]:
-    """What the first repair that makes the text valid tells about it. If none does: what the repair tells that lets the
-    parser get furthest, or the parser's own words.
+    """The problems of the first repair that makes the text valid; if none does, of the repair that lets the parser get
+    furthest, or the parser's own message.
 
     Args:
         parse: raises yaml.MarkedYAMLError on invalid text.
@@ -70,7 +70,8 @@ def find_problems(text: str, error: yaml.MarkedYAMLError, parse: Callable[[str],
 
 
 def _noticed(error: yaml.MarkedYAMLError) -> Problem:
-    """In the parser's words. What is never closed, or never gets its colon, is named where it begins."""
+    """The parser's message. A quote or bracket that is never closed, or a key without its colon, is reported where it
+    begins."""
     words = ', '.join(filter(None, (error.context, error.problem)))
     mark = error.problem_mark or error.context_mark
     if re.search('simple key|quoted scalar|flow', error.context or ''):
@@ -88,7 +89,7 @@ def _noticed(error: yaml.MarkedYAMLError) -> Problem:
 
 
 def _repairs(lines: list[str], error: yaml.MarkedYAMLError) -> Iterator[_Repair]:
-    """Repairs of what looks damaged anywhere, then of the lines where the parser noticed it."""
+    """Repairs of every line that looks damaged, then of the lines where the parser noticed it."""
     codes = {index: code for index, code in enumerate(map(_code, lines)) if code.strip()}
     marks = [mark.line for mark in (error.problem_mark, error.context_mark) if mark]
     before = [index for index in codes if index < min(marks, default=0)][-1:]
@@ -111,7 +112,7 @@ def _repair(index: int, line: str, problem: str) -> _Repair:
 
 
 def _lookalikes(index: int, code: str) -> Iterator[_Repair]:
-    """Marks of other scripts, and spaces that are none, as input methods and web pages make them."""
+    """Punctuation of other scripts and special spaces, as from input methods and web pages."""
     marks = {'：': ': ', '，': ', ', '“': '"', '”': '"', '‘': "'", '’': "'", '\xa0': ' ', '\u3000': ' '}
     repaired = code
     for mark, plain in marks.items():
@@ -129,7 +130,7 @@ def _spaces(codes: dict[int, str]) -> Iterator[_Repair]:
         for index, line in spaced.items()
     ]
     yield from repairs
-    if repairs:  # all of them: a habit
+    if repairs:  # all at once: the author may never write the space
         yield _Repair([problem for repair in repairs for problem in repair.problems], spaced)
 
 
@@ -188,7 +189,7 @@ def _code(line: str) -> str:
 
 
 def _single(code: str) -> list[int]:
-    """Places of a quote or of brackets without a partner: opening ones first."""
+    """Places of the quote or the brackets without a partner, opening ones first."""
     opened: list[int] = []
     closed: list[int] = []
     for token in _TOKEN.finditer(code):

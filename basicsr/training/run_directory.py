@@ -56,7 +56,7 @@ class RunDirectory:
             yield
 
     def new_snapshot(self, option_file: str) -> Path:
-        """Where to write the options of this start: to a file of this name, and at later starts with _2, _3, …"""
+        """A path for the options of this start: `option_file`, and at later starts its name with _2, _3, …"""
         first = self.root / option_file
         later = (first.with_stem(f'{first.stem}_{number}') for number in itertools.count(2))
         return next(path for path in itertools.chain([first], later) if not path.exists())
@@ -89,8 +89,8 @@ class RunDirectory:
             )
 
     def newest_state(self) -> dict[str, Any] | None:
-        """The newest valid state, or None if there are no states. Logs damaged ones; raises RunError if all are, and
-        UnreadableError if the disk does not give one back, which may be intact."""
+        """The newest valid state, or None if there are no states. Logs damaged ones; raises RunError if all are.
+        Raises UnreadableError if the operating system cannot read one, as it may be intact."""
         states = _numbered(self.states, '*.state')
         for _, path in states:
             try:
@@ -104,15 +104,13 @@ class RunDirectory:
         return None
 
     def refuse_lost_states(self, first_save: int) -> None:
-        """For a run without states. Raises RunError if it has results from after its first save, at iteration
-        `first_save`: a run that starts anew would overwrite them."""
+        """Raises RunError if a run without states has results from after its first save, at iteration `first_save`:
+        they would be overwritten."""
         reached = max((entry['iter'] for entry in self._entries()), default=None)
         weights = {path.name for path in self.models.glob('net_g_*.pth')}
         # A kill before the first save leaves these at most.
-        early = {self.weights_file('best').name, self.weights_file(first_save).name}
-        if (reached is None and not weights) or (
-            reached is not None and reached <= first_save and weights <= early
-        ):
+        early = {self.weights_file(name).name for name in ('best', first_save) if reached is not None}
+        if (reached or 0) <= first_save and weights <= early:
             return
         results = [*([f'a history up to iteration {reached}'] if reached is not None else []), *sorted(weights)]
         start = ' path:pretrain_network_g=FILE, which starts from one of these weights' if weights else ''

@@ -28,9 +28,9 @@ from basicsr.utils.files import resolve
 from basicsr.utils.logger import get_logger
 from basicsr.utils.memory import is_out_of_memory
 from basicsr.utils.registry import MODEL_REGISTRY
-from basicsr.utils.signals import StopRequest
+from basicsr.utils.signals import StopRequest, status_of
 
-# Ranks agree on the step to stop after. On GPUs that waits for the device, so they ask at every tenth step only.
+# Ranks agree on the step to stop after. On GPUs this waits for the device, so it is rare.
 STEPS_BETWEEN_AGREEMENTS = 10
 
 
@@ -57,11 +57,11 @@ class Trainer:
 
         self.stop = StopRequest()
         self.iteration = 0  # the last completed one
-        self.saved = 0  # that of the newest state
+        self.saved = 0  # the one of the newest state
         self.is_saving = False  # stays True if a save fails
         self.samples: int | None = None  # seen by all ranks so far; None: computed from the stages
         self.best: dict[str, Any] | None = None  # metric, value and iteration of the best validation
-        self.unvalidated = False  # whether the validation after `iteration` failed
+        self.unvalidated = False  # whether the validation after `iteration` is still to be done
         self._resume(auto_resume)
         if self.validation_sets:
             self.model.restorer()  # fail now, not at the first validation
@@ -80,7 +80,7 @@ class Trainer:
     def run(self) -> None:
         """Trains up to `train.total_iter`.
 
-        Before an error or a signal ends it, it saves a state. Raises TrainingError; SystemExit after a signal.
+        Saves a state before an error or a signal ends it. Raises TrainingError; SystemExit after a signal.
         """
         self._report_batches()
         with (
@@ -136,9 +136,10 @@ class Trainer:
         return self.iteration % frequency == 0 or self.iteration == self.total
 
     def _stop_if_asked(self) -> None:
-        """Raises SystemExit, on all ranks, if a signal came to one of them."""
+        """Raises SystemExit on all ranks if one of them has received a signal."""
         self.stop.number = max(self.rank.gather(self.stop.number))
-        self.stop.raise_if_made()
+        if self.stop.number:
+            raise SystemExit(status_of(self.stop.number))
 
     # -------------------------------------------------------------- state
 
@@ -211,9 +212,9 @@ class Trainer:
         try:
             yield
         except (Exception, SystemExit) as error:
-            # The steps since a non-finite one are void.
+            # Steps after a non-finite one are invalid.
             can_save = not (self.model.is_updating or self.is_saving or isinstance(error, NonFiniteError))
-            # Then the main rank may wait in NCCL for this one, until it is killed.
+            # The main rank may then wait in NCCL for this one, until it is killed.
             fails_alone = isinstance(error, Exception) and not (self.unvalidated or is_communication(error))
             if can_save and self.iteration > self.saved:
                 try:
@@ -248,7 +249,7 @@ class Trainer:
             self.log.record(f'input_{name}', self.iteration, result.means)
 
     def _validate(self) -> None:
-        """If validation fails, the resumed run repeats it."""
+        """Validates on all sets and keeps the best weights. If this fails, the resumed run repeats it."""
         self.model.raise_if_bad()
         self.unvalidated = True
         restorer = self.model.restorer()
@@ -272,8 +273,8 @@ class Trainer:
         self, name: str, restore: Restore, device: torch.device, title: str, folder: Path | None = None
     ) -> Evaluation:
         """Logs the figures of a validation set, also those measured before an exception. Raises DataError if any image
-        fails: means of the others do not compare. Raises SystemExit, on all ranks, if a signal came: each rank finishes
-        the image in hand."""
+        fails: means of the others do not compare. Raises SystemExit on all ranks after a signal; each rank finishes
+        its current image first."""
         dataset, result = self.validation_sets[name], Evaluation()
         try:
             evaluate(

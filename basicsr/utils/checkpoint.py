@@ -101,7 +101,7 @@ def load_weights(
 def _selected(
     content: dict[Any, Any], key: str | None, found: dict[str, dict[str, Tensor]], path: Path
 ) -> tuple[str, dict[str, Tensor]]:
-    """The place of the weights, and these. Raises CheckpointError."""
+    """The place of the weights in the file, and their tensors. Raises CheckpointError."""
     if key is None:
         places = [*found]
     else:
@@ -188,8 +188,8 @@ def save_checkpoint(
     params_ema: Mapping[str, Tensor] | None = None,
     tlc: bool | int = False,
 ) -> None:
-    """Writes a file from which `load_weights` and `build_network` restore the network: of safetensors if the path ends
-    so, else of torch.save. Atomic; raises OSError.
+    """Writes a file from which `load_weights` and `build_network` restore the network: by safetensors if the path ends
+    in .safetensors, else by torch.save. Atomic; raises OSError.
 
     `network_g` must be plain values (numbers, strings, lists, dictionaries); None if they are unknown. In a safetensors
     file with averaged weights, the names begin with `params.` and `params_ema.`.

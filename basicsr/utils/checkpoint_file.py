@@ -28,7 +28,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """Reads a dictionary of torch.save or safetensors, tensors to the CPU. Verifies the checksums of the former.
 
     Objects of other packages in it become dictionaries. Raises CheckpointError; UnreadableError if the operating system
-    does not read it.
+    cannot read it.
     """
     path = Path(path)
     try:
@@ -115,7 +115,7 @@ def _unpickle(file: BinaryIO, path: Path) -> object:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """A length of 8 bytes, then JSON."""
+    """Whether a length of 8 bytes comes first, then JSON."""
     return head[6:9] == b'\0\0{'
 
 

@@ -1,6 +1,6 @@
-"""Standard output and error that never stop the work, whether their disk is full, their reader gone or they are closed.
+"""Standard output and error that never stop the work, even if their disk is full, their reader ends or they are closed.
 
-Text that they cannot take is lost; `lost_output` tells so.
+Text that cannot be written is lost; `lost_output` returns the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class _Console(io.FileIO):
-    """Takes every write. `lost`: why it could not pass on the first one that is lost; '' if none is."""
+    """Accepts every write. `lost`: why the first lost one failed; '' if none is lost."""
 
     lost = ''
 
@@ -23,7 +23,7 @@ class _Console(io.FileIO):
                 select.select([], [self], [])
             return written
         except OSError as error:
-            self.lost = self.lost or str(error.strerror)  # the error itself would keep all frames
+            self.lost = self.lost or str(error.strerror)  # the error itself would keep its frames alive
             return len(data)
 
 
@@ -48,7 +48,7 @@ def protect_console() -> None:
 
 
 def lost_output() -> str:
-    """Why text is lost; '' if none is."""
+    """Returns why text is lost; '' if none is."""
     for stream in (sys.stdout, sys.stderr):
         console = getattr(getattr(stream, 'buffer', None), 'raw', None)
         if isinstance(console, _Console):

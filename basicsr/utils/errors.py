@@ -47,7 +47,7 @@ class CheckpointError(UserError, ValueError):
 
 
 class UnreadableError(CheckpointError):
-    """A weights file that the operating system does not read: its content may be intact."""
+    """A weights file that the operating system cannot read; its content may be intact."""
 
 
 class DataError(UserError, ValueError):

@@ -77,7 +77,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except RuntimeError as error:  # torch.save makes it of an OSError
+        except RuntimeError as error:  # torch.save raises it for an OSError
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -88,7 +88,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[BinaryIO]
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Makes every OSError name this path, as those of writing to an open file name none."""
+    """Makes every OSError name this path: errors of writing to an open file name none."""
     try:
         yield
     except OSError as error:

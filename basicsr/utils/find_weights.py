@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 AVERAGED = {'ema', 'avg', 'averaged', 'swa', 'shadow'}  # words in the keys and prefixes of averaged weights
-# torch.compile, FSDP and activation checkpointing, of the network or a part.
+# Added by torch.compile, FSDP and activation checkpointing, around the network or a part of it.
 _WRAPPERS = re.compile(r'\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.')
 
 
@@ -45,7 +45,7 @@ def find_weights(content: Mapping[Any, Any], names: Collection[str]) -> dict[str
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """'', 'a.' and 'a.b.' for 'a.b.c'."""
+    """Yields '', 'a.' and 'a.b.' for 'a.b.c'."""
     yield ''
     for dot in re.finditer(r'\.', name):
         yield name[: dot.end()]
@@ -69,7 +69,7 @@ def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], 
 
 
 def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors, and arrays as such, by name, without the wrappers of the network or its parts."""
+    """The tensors and arrays, all as tensors, by their names without wrappers."""
     found = {}
     for name, each in entries.items():
         if isinstance(each, np.ndarray) and each.dtype.kind in 'biufc':
@@ -80,7 +80,7 @@ def tensors_in(entries: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def unwrapped(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the names of wrappers and, if all tensors have it, `module.` (DataParallel)."""
+    """Removes wrappers from the names and, if all have it, the prefix `module.` (DataParallel)."""
     bare = {_WRAPPERS.sub('', name): tensor for name, tensor in params.items()}
     while bare and all(name.startswith('module.') for name in bare):
         bare = {name.removeprefix('module.'): tensor for name, tensor in bare.items()}

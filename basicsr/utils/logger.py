@@ -38,7 +38,7 @@ def log_to_console(rank: int = 0) -> logging.Logger:
 
 class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Loses the line: where the disk is full, the next checkpoint ends the run with a sentence."""
+        """Drops the line: on a full disk, the next checkpoint ends the run with a message."""
 
 
 def log_to_file(path: Path) -> None:

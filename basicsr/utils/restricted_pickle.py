@@ -1,13 +1,13 @@
 """Reads what torch.save wrote, of any pickle protocol, without running code from the file.
 
 As "Restricting Globals" in the documentation of Python's pickle says, nothing is imported: a pickle gets only the
-objects that this module allows. Some become others:
+objects that this module allows. Some are replaced:
 
-- a Parameter: a tensor;
-- a tensor that is not dense (sparse, quantised, …): an empty one on the device `meta`;
-- an OrderedDict, or an object of another package (a configuration, a module): a `Data`, a dictionary of its items.
+- a Parameter by its tensor;
+- a tensor that is not dense (sparse, quantised, …) by an empty one on the device `meta`;
+- an OrderedDict, or an object of another package (a configuration, a module), by a `Data`, a dictionary of its items.
 
-torch.load(weights_only=True) knows protocol 2 alone. With another `pickle_module` it is not safe: it hands TorchScript
+torch.load(weights_only=True) reads protocol 2 only. With another `pickle_module` it is not safe: it hands TorchScript
 and tar files to loaders without restriction, and can write files.
 """
 
@@ -74,8 +74,8 @@ def _load_zip(file: BinaryIO) -> tuple[object, list[str]]:
 
 
 def _load_legacy(file: BinaryIO) -> tuple[object, list[str]]:
-    """Before PyTorch 1.6: pickles of two numbers, of facts about the computer, of the object, and of the keys of its
-    storages; then these."""
+    """The format before PyTorch 1.6: pickles of two numbers, of facts about the computer, of the object, and of the
+    keys of its storages; then the storages."""
     size = file.seek(0, 2)
     file.seek(0)
     storages: dict[object, Tensor] = {}
@@ -110,7 +110,7 @@ def _fill(storage: Tensor, file: Any) -> None:
 
 
 def _limited(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Limits tuples in tuples: for their hash, as keys, Python recurses in C, and a deep one ends the process."""
+    """Limits how deep tuples nest: Python hashes keys by recursion in C, and a deep tuple would end the process."""
 
     def load_limited(self: Any) -> None:
         load_tuple(self)
@@ -124,7 +124,7 @@ def _limited(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
     return load_limited
 
 
-class _Unpickler(pickle._Unpickler):  # Python's own: for a large memo index, that of C allocates as much memory
+class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates memory up to any memo index
     dispatch: ClassVar = pickle._Unpickler.dispatch | {
         opcode: _limited(pickle._Unpickler.dispatch[opcode])
         for opcode in pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
@@ -141,8 +141,8 @@ class _Unpickler(pickle._Unpickler):  # Python's own: for a large memo index, th
         return details[0] if kind == 'module' else self.storage(*details)  # a class with its source code
 
     def find_class(self, module: str, name: str) -> Any:
-        """Nothing that outlives the file is handed out, except what Python protects from changes: a pickle can set
-        attributes of every object that it gets."""
+        """Returns only new objects, and objects that Python protects from changes: a pickle can set attributes of all
+        that it gets."""
         dotted = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
         self.names.append(dotted)
         if module.startswith('torch') and name.endswith('Storage'):
@@ -159,8 +159,8 @@ class _Unpickler(pickle._Unpickler):  # Python's own: for a large memo index, th
 
 
 def _is_data(name: str) -> bool:
-    """Whether a `Data` may stand for the object: one of these classes, or a class of a package that has no part in how
-    tensors are stored."""
+    """Whether a `Data` may replace the object: one of `_CLASSES`, or a class of a package that does not store
+    tensors."""
     package = name.partition('.')[0]
     if package in sys.stdlib_module_names or package in ('numpy', 'torch'):
         return _CLASSES.fullmatch(name) is not None
@@ -189,7 +189,7 @@ def _uncommon(*_: object) -> Tensor:
     return torch.empty(0, device='meta')
 
 
-# NumPy's own dtypes would trust the file: they can be made to take numbers for addresses.
+# NumPy's own dtypes would trust the file, which could make them use numbers as addresses.
 
 
 class _Dtype:
@@ -215,7 +215,7 @@ def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any = 
 
 
 _FUNCTIONS: dict[str, Callable[..., object]] = {
-    '_codecs.encode': lambda text, _codec: text.encode('latin-1'),  # protocol 2 writes bytes so
+    '_codecs.encode': lambda text, _codec: text.encode('latin-1'),  # how protocol 2 writes bytes
     'collections.Counter': Counter,
     'collections.OrderedDict': Data,
     'numpy.core.multiarray._reconstruct': lambda *_: _Array(0),

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 _ENDING = [
     getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)
 ]
-SAME_EVENT = 0.5  # seconds: a signal this soon after the first is no second one
-Handler = Callable[[int, FrameType | None], Any]
+SAME_EVENT = 0.5  # seconds; a signal this soon after the first does not count as a second one
 
 
 def status_of(number: int) -> int:
@@ -29,8 +28,8 @@ def status_of(number: int) -> int:
 
 
 @contextlib.contextmanager
-def handling(handler: Handler) -> Iterator[None]:
-    """Handles the signals that this process does not ignore, as it does SIGHUP after nohup."""
+def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Handles the signals, except those that this process ignores, such as SIGHUP after nohup."""
     before = {number: signal.getsignal(number) for number in _ENDING}
     try:
         for number in _ENDING:
@@ -43,7 +42,7 @@ def handling(handler: Handler) -> Iterator[None]:
 
 
 def exit_quietly(number: int, _: FrameType | None) -> NoReturn:
-    """A handler for imports: an exception in their midst would not come out as it was raised."""
+    """A handler for imports, where other code may catch or replace an exception."""
     os._exit(status_of(number))
 
 
@@ -72,13 +71,13 @@ def _exit_with(main_process: int) -> None:
 
 
 class StopRequest:
-    """The first signal since `deferring` began; 0: none."""
+    """Holds the first signal since `deferring` began."""
 
-    number = 0
+    number = 0  # none yet
 
     @contextlib.contextmanager
     def deferring(self) -> Iterator[None]:
-        """Within it, the first signal only sets `number`; a second one, not of the same event, ends the process at
+        """Meanwhile the first signal only sets `number`. A second one, later than SAME_EVENT, ends the process at
         once."""
         with handling(self._note):
             yield
@@ -98,8 +97,3 @@ class StopRequest:
         for each in handled:
             if signal.Signals(each).name != 'SIGHUP':
                 signal.signal(each, signal.SIG_DFL)  # works even while the main thread waits in a library
-
-    def raise_if_made(self) -> None:
-        """Raises SystemExit with the signal's status."""
-        if self.number:
-            raise SystemExit(status_of(self.number))

@@ -20,5 +20,5 @@ def listed(names: Iterable[str], most: int = 8) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a file, without control characters for the terminal."""
+    """Escapes text from a file that has control characters, as a terminal would obey them."""
     return text if text.isprintable() else ascii(text)

@@ -34,7 +34,7 @@ def absolute(levels, bits):
 @pytest.mark.parametrize('bits', [4, 8])
 @pytest.mark.parametrize('encode', [runs, absolute])
 @pytest.mark.parametrize('padded', [False, True])
-def test_runs_and_pixels_as_they_are_which_may_cover_the_padding(bits, encode, padded):
+def test_runs_and_literal_pixels_may_cover_the_padding(bits, encode, padded):
     for width in (1, 2, 8, 9, 10, 11, 200):
         levels = RNG.integers(0, 1 << bits, (6, width))
         rows = [row.tolist() + [0] * (-width % 4 * padded) for row in levels[::-1]]

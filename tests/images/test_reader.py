@@ -321,7 +321,7 @@ COMPRESSION = struct.pack('<HHI', 259, 3, 1)
 
 
 def with_preview(pixels):
-    """As raw files of cameras are stored."""
+    """A TIFF whose first image is a preview, like a camera's raw file."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
         writer.write(pixels[::4, ::4], photometric='rgb', subfiletype=1)

@@ -64,7 +64,7 @@ def test_extra_samples_that_are_not_alpha_are_dropped():
         check(tiff(five, extrasamples=['unspecified', 'unassalpha']), five[..., [0, 1, 2, 4]])
 
 
-def test_the_only_image_may_be_called_a_preview():
+def test_a_preview_is_read_if_it_is_the_only_image():
     check(tiff(RGB, subfiletype=1), RGB)
 
 

@@ -253,7 +253,7 @@ def test_default_tlc_follows_the_weights(here):
         assert written()['tlc'] is tlc
 
 
-def test_param_key_chooses_the_weights(here, capsys):
+def test_param_key_chooses_the_weights(here):
     params = load_weights(COMPACT).params
     torch.save(
         {'params': params, 'ema': {**params, 'output.weight': params['output.weight'] * 0}}, here / 'a.pth'

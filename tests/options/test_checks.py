@@ -507,7 +507,7 @@ BLUR = 'datasets:val={type: Dataset_SyntheticBlur, dataroot_gt: ["$NOWHERE/x"]}'
         (BLUR, 'datasets.val: found "$NOWHERE/x", '),
     ],
 )
-def test_environment_variables_in_paths(check, published, pairs, monkeypatch, setting, message):
+def test_paths_expand_environment_variables(check, published, pairs, monkeypatch, setting, message):
     monkeypatch.delenv('NOWHERE', raising=False)
     monkeypatch.setenv('PAIRS', str(Path(pairs['dataroot_lq']).parent))
     published['datasets']['val'].update(dataroot_lq='$PAIRS/lq')

@@ -53,6 +53,18 @@ def uninterrupted(tmp_path_factory):
     made.clean()
 
 
+@pytest.fixture
+def resume(monkeypatch, uninterrupted):
+    """`resume(name, path, edit)`: without patches, the run resumes and ends like an uninterrupted one."""
+
+    def resume(name, path, edit=None):
+        monkeypatch.undo()
+        assert train(path, '--auto_resume') == 0
+        assert difference(results(name), uninterrupted(edit)) is None
+
+    return resume
+
+
 def train(option_file, *arguments):
     return run('basicsr.train', ['-opt', str(option_file), *arguments])
 
@@ -164,7 +176,7 @@ def test_a_registered_loss_is_added_to_pixel_opt_and_logged_by_its_name(runs, tm
     assert found[0]['history'][-1] == found[1]['history'][-1]
 
 
-def test_runs_and_results_elsewhere(runs, tmp_path, monkeypatch, said):
+def test_runs_and_results_may_be_in_other_folders(runs, tmp_path, monkeypatch, said):
     name, path = runs.option_file(total_iter=2)
     monkeypatch.chdir(tmp_path)
     assert train(path, '--experiments_dir', 'my runs') == 0
@@ -179,7 +191,7 @@ def test_runs_and_results_elsewhere(runs, tmp_path, monkeypatch, said):
         assert f'a file/{name} cannot be written: Not a directory; {option} FOLDER' in said()
 
 
-def test_without_tensorboard_a_run_says_how_to_do_without(runs, monkeypatch, said):
+def test_a_run_without_tensorboard_needs_it_switched_off(runs, monkeypatch, said):
     name, path = runs.option_file(total_iter=2)
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     assert train(path) == 2
@@ -305,21 +317,20 @@ def test_a_run_whose_states_are_missing_is_not_overwritten(runs, said, also):
     assert content(name) == before
 
 
-def test_a_run_killed_before_its_first_save_starts_anew(runs, uninterrupted):
+def test_a_run_killed_before_its_first_save_starts_anew(runs, resume):
     def rare(path):
         change(path, logger={'save_checkpoint_freq': 6})
 
     name, path = runs.option_file()
     rare(path)
-    killed = kill_and_resume.train(path, prepare=partial(_signals_in_step_6, [signal.SIGKILL]))
+    killed = kill_and_resume.train(path, prepare=partial(_signals_in_step_6, signal.SIGKILL))
     assert killed.returncode == -signal.SIGKILL
     assert [file.name for file in (run_folder(name) / 'models').iterdir()] == ['net_g_best.pth']
-    assert train(path, '--auto_resume') == 0
-    assert difference(results(name), uninterrupted(rare)) is None
+    resume(name, path, rare)
 
 
 @pytest.mark.skipif(not Path('/proc/self/mem').exists(), reason='needs a file that exists and cannot be read')
-def test_a_state_that_the_disk_does_not_give_back_is_not_skipped(runs, said):
+def test_an_unreadable_state_is_not_taken_for_a_damaged_one(runs, said):
     name, path = runs.option_file()
     assert train(path) == 0
     newest = run_folder(name) / 'training_states' / f'{TOTAL}.state'
@@ -329,7 +340,7 @@ def test_a_state_that_the_disk_does_not_give_back_is_not_skipped(runs, said):
     assert f'{newest} cannot be read: Input/output error' in said() and 'damaged' not in said()
 
 
-def test_weights_to_start_from_are_not_needed_again(runs, said, uninterrupted):
+def test_resuming_does_not_need_the_pretrained_weights(runs, said):
     first, path = runs.option_file(total_iter=2)
     assert train(path) == 0
     start = runs.folder / 'start.pth'
@@ -352,7 +363,7 @@ def test_the_options_of_every_start_are_kept(runs):
     assert [yaml.safe_load(file.read_text())['train']['total_iter'] for file in files] == [2, 4, 6]
 
 
-def test_a_damaged_newest_state_falls_back_to_the_one_before(runs, said, uninterrupted):
+def test_a_damaged_newest_state_falls_back_to_the_one_before(runs, resume, said):
     name, path = runs.option_file()
     assert train(path) == 0
     newest = run_folder(name) / 'training_states' / f'{TOTAL}.state'
@@ -360,9 +371,8 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(runs, said, uninter
     weight = state(name, TOTAL)['model']['net']['output.weight']
     data[data.index(bytes(weight.untyped_storage())) + 5] ^= 1  # one bit of it
     newest.write_bytes(data)
-    assert train(path, '--auto_resume') == 0
+    resume(name, path)
     assert f'{newest} is damaged' in said() and f'Resumed after iteration {TOTAL - 2}' in said()
-    assert difference(results(name), uninterrupted()) is None
 
 
 def test_a_run_whose_states_are_all_damaged_does_not_start_anew(runs, said):
@@ -465,7 +475,7 @@ class _InfiniteSlope(torch.autograd.Function):
     [lambda loss: loss * float('nan'), lambda loss: loss + float('inf'), _InfiniteSlope.apply],
     ids=['loss is NaN', 'loss is infinite', 'gradient is infinite'],
 )
-def test_a_nonfinite_step_stops_the_run_and_leaves_good_states(runs, monkeypatch, said, uninterrupted, spoil):
+def test_a_nonfinite_step_stops_the_run_and_leaves_good_states(runs, resume, monkeypatch, said, spoil):
     name, path = runs.option_file()
     rare_saves(path)
     calls, real = [], L1Loss.forward
@@ -483,9 +493,7 @@ def test_a_nonfinite_step_stops_the_run_and_leaves_good_states(runs, monkeypatch
     assert 1 <= len(named) <= 2
     assert states(name) == {'3.state', '6.state'}
 
-    monkeypatch.undo()
-    assert train(path, '--auto_resume') == 0
-    assert difference(results(name), uninterrupted(rare_saves)) is None
+    resume(name, path, rare_saves)
 
 
 def early(path):
@@ -499,7 +507,7 @@ def late(path):
 
 
 @pytest.mark.parametrize(('edit', 'last'), [(early, 5), (late, TOTAL)])
-def test_a_failed_validation_is_repeated_after_a_resume(runs, monkeypatch, said, uninterrupted, edit, last):
+def test_a_failed_validation_is_repeated_after_a_resume(runs, resume, monkeypatch, said, edit, last):
     evaluate = trainer.evaluate
 
     def fail(*arguments, title, **options):
@@ -514,9 +522,7 @@ def test_a_failed_validation_is_repeated_after_a_resume(runs, monkeypatch, said,
         assert train(path, *again) == 1
         assert 'no memory for it' in said() and state(name, last)['iteration'] == last
 
-    monkeypatch.undo()
-    assert train(path, '--auto_resume') == 0
-    assert difference(results(name), uninterrupted(edit)) is None
+    resume(name, path, edit)
 
 
 def test_a_device_that_is_full_before_the_first_step(runs, monkeypatch, said):
@@ -537,21 +543,21 @@ def test_an_image_too_small_for_a_metric_is_named(runs, said):
     assert '0.png' in said() and 'crop_border' in said() and 'Traceback' not in said()
 
 
+def act_before_step(number, act, patch=setattr):
+    real = ImageCleanModel.step
+
+    def step(self, batches, iteration, stage):
+        if iteration == number:
+            act()
+        real(self, batches, iteration, stage)
+
+    patch(ImageCleanModel, 'step', step)
+
+
 @pytest.fixture
 def before_step(monkeypatch):
     """`before_step(iteration, act)`: a run in this process acts before that step."""
-
-    def before_step(number, act):
-        real = ImageCleanModel.step
-
-        def step(self, batches, iteration, stage):
-            if iteration == number:
-                act()
-            real(self, batches, iteration, stage)
-
-        monkeypatch.setattr(ImageCleanModel, 'step', step)
-
-    return before_step
+    return partial(act_before_step, patch=monkeypatch.setattr)
 
 
 def fail_with(error):
@@ -573,18 +579,14 @@ def fail_with(error):
         (FileNotFoundError(2, 'No such file', 'a.png'), 'a.png: No such file'),
     ],
 )
-def test_errors_of_a_step_are_in_the_log_and_the_steps_before_are_saved(
-    runs, before_step, monkeypatch, uninterrupted, error, text
-):
+def test_errors_of_a_step_are_in_the_log_and_the_steps_before_are_saved(runs, resume, before_step, error, text):
     name, path = runs.option_file()
     before_step(4, partial(fail_with, error))
     assert train(path) == 1
     log = (run_folder(name) / 'train.log').read_text()
     assert text in log and 'The training state of iteration 3 is saved: --auto_resume resumes after it.' in log
     assert states(name) == {'2.state', '3.state'}
-    monkeypatch.undo()
-    assert train(path, '--auto_resume') == 0
-    assert difference(results(name), uninterrupted()) is None
+    resume(name, path)
 
 
 def test_an_update_that_fails_halfway_is_not_saved(runs, monkeypatch):
@@ -594,9 +596,7 @@ def test_an_update_that_fails_halfway_is_not_saved(runs, monkeypatch):
     assert states(name) == set()
 
 
-def test_an_image_that_breaks_during_training_costs_no_step(
-    runs, before_step, monkeypatch, said, uninterrupted
-):
+def test_an_image_that_breaks_during_training_costs_no_step(runs, resume, before_step, said):
     name, path = runs.option_file()
     images = sorted((runs.folder / 'input').iterdir())
     intact = [image.read_bytes() for image in images]
@@ -609,9 +609,7 @@ def test_an_image_that_breaks_during_training_costs_no_step(
 
     for image, data in zip(images, intact, strict=True):
         image.write_bytes(data)
-    monkeypatch.undo()
-    assert train(path, '--auto_resume') == 0
-    assert difference(results(name), uninterrupted()) is None
+    resume(name, path)
 
 
 def _to_the_group(number):
@@ -621,22 +619,18 @@ def _to_the_group(number):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_ends_a_run_after_the_step_in_hand_with_its_state(
-    runs, before_step, monkeypatch, said, uninterrupted, number
-):
+def test_a_signal_ends_a_run_after_the_current_step_and_saves_it(runs, resume, before_step, number):
     name, path = runs.option_file()
     before_step(7, partial(_to_the_group, number))
     assert train(path) == 128 + number
     assert states(name) == {'6.state', '7.state'}
     log = (run_folder(name) / 'train.log').read_text()
     assert f'Stopped by {number.name}.' in log and 'The training state of iteration 7 is saved' in log
-    monkeypatch.undo()
-    assert train(path, '--auto_resume') == 0
-    assert difference(results(name), uninterrupted()) is None
+    resume(name, path)
 
 
 @pytest.mark.parametrize('edit', [early, late])
-def test_a_signal_during_validation_saves_before_it(runs, monkeypatch, uninterrupted, edit):
+def test_a_signal_during_validation_saves_before_it(runs, resume, monkeypatch, edit):
     name, path = runs.option_file()
     edit(path)
     evaluate = trainer.evaluate
@@ -649,12 +643,10 @@ def test_a_signal_during_validation_saves_before_it(runs, monkeypatch, uninterru
     monkeypatch.setattr(trainer, 'evaluate', interrupted)
     assert train(path) == 143
     monkeypatch.undo()
-    # Then a kill after the validation, before its state is saved.
+    # Next, a kill after the validation, before its state is saved.
     monkeypatch.setattr(trainer.Trainer, '_save', lambda self: fail_with(OSError('killed')))
     assert train(path, '--auto_resume') == 1
-    monkeypatch.undo()
-    assert train(path, '--auto_resume') == 0
-    assert difference(results(name), uninterrupted(edit)) is None
+    resume(name, path, edit)
 
 
 def test_a_signal_before_the_first_step_promises_no_resume(runs, monkeypatch, said):
@@ -665,46 +657,30 @@ def test_a_signal_before_the_first_step_promises_no_resume(runs, monkeypatch, sa
     assert 'resumes' not in said()
 
 
-def _before_step_6(act):
-    real = ImageCleanModel.step
-
-    def step(self, batches, iteration, stage):
-        if iteration == 6:
-            act()
-        real(self, batches, iteration, stage)
-
-    ImageCleanModel.step = step
-
-
-def _signals_in_step_6(numbers):
-    _before_step_6(lambda: [os.kill(os.getpid(), number) for number in numbers])
+def _signals_in_step_6(*numbers):
+    act_before_step(6, lambda: [os.kill(os.getpid(), number) for number in numbers])
 
 
 def _signalled_twice_in_step_6():
     """As Slurm does with a process of torchrun, and `timeout` with its child."""
-    _before_step_6(lambda: subprocess.run(['/bin/sh', '-c', 'kill $PPID; sleep 0.1; kill $PPID']))
+    act_before_step(6, lambda: subprocess.run(['/bin/sh', '-c', 'kill $PPID; sleep 0.1; kill $PPID']))
 
 
 @pytest.mark.parametrize(
-    ('numbers', 'status', 'newest'),
+    ('prepare', 'status', 'newest'),
     [
-        ((signal.SIGTERM, signal.SIGINT), -signal.SIGINT, '4.state'),
-        ((signal.SIGINT, signal.SIGINT), -signal.SIGINT, '4.state'),
+        (partial(_signals_in_step_6, signal.SIGTERM, signal.SIGINT), -signal.SIGINT, '4.state'),
+        (partial(_signals_in_step_6, signal.SIGINT, signal.SIGINT), -signal.SIGINT, '4.state'),
         # A terminal that closes sends it twice.
-        ((signal.SIGHUP, signal.SIGHUP), 128 + signal.SIGHUP, '6.state'),
+        (partial(_signals_in_step_6, signal.SIGHUP, signal.SIGHUP), 128 + signal.SIGHUP, '6.state'),
+        (_signalled_twice_in_step_6, 128 + signal.SIGTERM, '6.state'),
     ],
 )
-def test_a_second_signal_ends_a_run_at_once(runs, numbers, status, newest):
+def test_a_second_signal_ends_a_run_at_once_unless_it_is_of_the_same_event(runs, prepare, status, newest):
     name, path = runs.option_file()
-    done = kill_and_resume.train(path, prepare=partial(_signals_in_step_6, numbers))
+    done = kill_and_resume.train(path, prepare=prepare)
     assert done.returncode == status and 'a second signal stops at once' in done.stdout
     assert max(states(name)) == newest
-
-
-def test_one_event_that_gives_two_signals_saves_a_state(runs):
-    name, path = runs.option_file()
-    assert kill_and_resume.train(path, prepare=_signalled_twice_in_step_6).returncode == 143
-    assert max(states(name)) == '6.state'
 
 
 def _write_to(target):
@@ -718,7 +694,7 @@ def _write_to(target):
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
-@pytest.mark.parametrize('target', ['a full disk', 'a pipe that nobody reads'])
+@pytest.mark.parametrize('target', ['a full disk', 'a closed pipe'])
 def test_a_run_without_its_console_trains_to_its_end(runs, uninterrupted, target):
     name, path = runs.option_file()
     assert kill_and_resume.train(path, prepare=partial(_write_to, target)).returncode == 1
@@ -727,9 +703,7 @@ def test_a_run_without_its_console_trains_to_its_end(runs, uninterrupted, target
     assert 'some output is lost, as the console cannot be written' in log and 'Traceback' not in log
 
 
-def test_a_full_disk_ends_a_run_with_a_sentence_and_the_state_before(
-    runs, before_step, monkeypatch, small_files, said, uninterrupted
-):
+def test_a_full_disk_ends_a_run_with_one_sentence_and_its_state(runs, resume, before_step, small_files, said):
     name, path = runs.option_file()
     full = small_files(30_000)
     before_step(5, full.__enter__)
@@ -740,6 +714,4 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_the_state_before(
     assert f'{run_folder(name)}/models/net_g_' in said() and 'File too large' in said()
     assert 'Traceback' not in said() and max(states(name)) == '4.state'
     assert not [*run_folder(name).rglob('.*.tmp')]
-    monkeypatch.undo()
-    assert train(path, '--auto_resume') == 0
-    assert difference(results(name), uninterrupted()) is None
+    resume(name, path)

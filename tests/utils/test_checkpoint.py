@@ -75,7 +75,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore::FutureWarning', 'ignore::DeprecationWarning')
-def test_whole_models_and_programs_say_to_save_the_tensors(tmp_path):
+def test_model_objects_and_programs_are_refused_with_advice_to_save_tensors(tmp_path):
     layer, path = torch.nn.Linear(2, 2), tmp_path / 'a.pt2'
     program = torch.export.export(layer, (torch.ones(1, 2),))
     for save in (
@@ -135,7 +135,7 @@ class Malice:
         return os.mkdir, (self.folder,)
 
 
-@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+@pytest.mark.parametrize('protocol', [2, 4])
 @pytest.mark.parametrize('kind', ['zip', 'legacy', 'pickle'])
 def test_a_pickle_with_code_runs_nothing(tmp_path, kind, protocol, recwarn):
     path, trace = tmp_path / 'evil.pth', tmp_path / 'trace'
@@ -188,8 +188,8 @@ def prefixed(prefix, params):
     return {f'{prefix}{name}': tensor for name, tensor in params.items()}
 
 
-def changed(params, by=1):
-    return {name: tensor + by for name, tensor in params.items()}
+def changed(params):
+    return {name: tensor + 1 for name, tensor in params.items()}
 
 
 VGG = {'loss.vgg.0.weight': torch.ones(2), 'step_counter': torch.zeros(())}
@@ -219,7 +219,6 @@ FOREIGN = {
     'a key of its own': (lambda p: {'weights_of_my_net': p, 'lr': 0.1}, 'weights_of_my_net'),
     'deep': (lambda p: {'state': {'nets': {'g': p}, 'epoch': 3}}, 'state.nets.g'),
     'beside other things': (lambda p: {**p, 'epoch': 3, 'optimizer': {'state': {0: {'a': torch.ones(1)}}}}, ''),
-    'averaged by key': (lambda p: {'model': changed(p), 'ema_state_dict': p}, 'ema_state_dict'),
     'averaged by name': (
         lambda p: {'online_model.' + n: t + 1 for n, t in p.items()} | prefixed('ema_model.', p),
         'ema_model.',
@@ -243,22 +242,10 @@ def test_weights_of_other_programs_are_found_by_the_names_of_the_tensors(net, tm
 
 @pytest.mark.parametrize(
     'name',
-    [
-        'params_ema',
-        'EMA',
-        'modelEma',
-        'emaModel',
-        'state_dict_ema',
-        'averaged',
-        'net_avg',
-        'swa_model',
-        'shadow',
-    ],
-)
+    ['params_ema', 'EMA', 'modelEma', 'emaModel', 'state_dict_ema', 'averaged', 'net_avg', 'swa_model', 'shadow'],
+)  # fmt: skip
 def test_averaged_weights_are_known_by_their_key(net, tmp_path, name):
-    torch.save(
-        {'params': net.state_dict(), name: net.state_dict(), 'schema': net.state_dict()}, tmp_path / 'a.pth'
-    )
+    torch.save({key: net.state_dict() for key in ('params', name, 'schema')}, tmp_path / 'a.pth')
     assert load_weights(tmp_path / 'a.pth').key == name
 
 
@@ -269,15 +256,6 @@ def test_weights_of_another_network_are_found_by_its_names(tmp_path, prefix):
 
     net, other = network(), network()
     torch.save({'epoch': 3, 'state_dict': prefixed(prefix, net.state_dict())}, tmp_path / 'a.pth')
-    load_pretrained(other, tmp_path / 'a.pth')
-    torch.testing.assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
-
-
-def test_a_part_with_the_name_of_a_loss_belongs_to_the_network_that_has_it(tmp_path):
-    net, other = (
-        torch.nn.ModuleDict({'vgg': torch.nn.Linear(2, 2), 'loss': torch.nn.Linear(2, 1)}) for _ in 'ab'
-    )
-    torch.save({'net': net.state_dict(), 'epoch': 3}, tmp_path / 'a.pth')
     load_pretrained(other, tmp_path / 'a.pth')
     torch.testing.assert_close(other.state_dict(), net.state_dict(), rtol=0, atol=0)
 
@@ -308,21 +286,11 @@ def test_a_key_chooses_among_the_places(net, tmp_path, key, place):
         load_weights(tmp_path / 'a.pth', 'params')
 
 
-def test_a_dictionary_in_itself_ends(tmp_path):
+def test_a_dictionary_that_contains_itself_is_refused(tmp_path):
     loop = {'w': torch.ones(1)}
     loop.update({f'k{i}': loop for i in range(200)})
     torch.save(loop, tmp_path / 'a.pth')
     refusal(tmp_path / 'a.pth', load_weights)
-
-
-def test_load_pretrained_takes_a_key(net, tmp_path):
-    save_checkpoint(
-        tmp_path / 'a.pth', net.state_dict(), {'type': 'X'}, 1, params_ema=changed(net.state_dict())
-    )
-    other = Restormer(**TINY)
-    for key, by in ((None, 1), ('params', 0)):
-        load_pretrained(other, tmp_path / 'a.pth', key=key)
-        assert torch.equal(other.output.weight, net.output.weight + by)
 
 
 # safetensors
@@ -347,7 +315,7 @@ def test_safetensors_hold_all_that_a_checkpoint_does(net, tmp_path, averaged):
 
 @pytest.mark.parametrize('prefix', ['', 'net.'])
 @pytest.mark.parametrize('name', ['a.safetensors', 'a.pth'])
-def test_safetensors_of_tensors_alone(net, tmp_path, prefix, name):
+def test_safetensors_of_other_programs_load(net, tmp_path, prefix, name):
     safetensors.torch.save_file(prefixed(prefix, net.state_dict()), tmp_path / name, {'format': 'pt'})
     weights = load_weights(tmp_path / name)
     assert weights.key == prefix and network_options(weights) == {'type': 'Restormer', **TINY}
@@ -360,9 +328,8 @@ def test_shared_tensors_are_written_to_safetensors(tmp_path):
     assert load_weights(tmp_path / 'a.safetensors').params['b'].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('protocol', [2, 4])
-def test_random_damage_loads_or_is_one_sentence(net, tmp_path, suffix, protocol):
+@pytest.mark.parametrize(('suffix', 'protocol'), [('.pth', 2), ('.pth', 4), ('.safetensors', None)])
+def test_random_damage_loads_or_is_one_sentence(tmp_path, suffix, protocol):
     path, rng = tmp_path / f'a{suffix}', np.random.default_rng(1)
     save_checkpoint(path, {'w': torch.ones(3), 'b': torch.zeros(2)}, {'type': 'X'}, 1)
     if suffix == '.pth':
@@ -386,7 +353,7 @@ def test_random_damage_loads_or_is_one_sentence(net, tmp_path, suffix, protocol)
             assert '\n' not in str(error)
 
 
-def test_a_damaged_zip_directory_is_damage_and_no_failing_disk(tmp_path):
+def test_a_damaged_zip_directory_is_not_taken_for_a_failing_disk(tmp_path):
     path = tmp_path / 'a.pth'
     torch.save({'w': torch.ones(3)}, path)
     content = path.read_bytes()

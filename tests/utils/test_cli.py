@@ -70,7 +70,7 @@ def test_wrong_arguments_give_2(program, capsys):
 
 @pytest.fixture
 def process(tmp_path):
-    """`process(body)`: a program whose main has this body, in a process of its own, as it is after its end."""
+    """`process(body)` runs a program whose main has this body in a process of its own, and returns its result."""
 
     def process(body, head='', before='', redirect='', **environment):
         (tmp_path / 'a_program.py').write_text(head + PROGRAM.format(body=body))
@@ -114,8 +114,7 @@ def test_output_that_cannot_be_written_does_not_stop_the_work(process, tmp_path,
         assert 'some output is lost, as the console cannot be written' in done.stderr
 
 
-def test_a_log_in_a_file_is_up_to_date(process):
-    """What is printed before a kill is there after it."""
+def test_lines_printed_before_a_kill_are_kept(process):
     assert process("print('said'); os.kill(os.getpid(), signal.SIGKILL)").stdout == 'said\n'
 
 
@@ -166,7 +165,7 @@ def path_options(parser):
         *(f'Motion_Deblurring.{name}' for name in ('download_data', 'evaluate', 'generate_patches_gopro')),
     ],
 )
-def test_an_empty_path_is_refused_not_taken_for_the_working_directory(name):
+def test_an_empty_path_is_refused(name):
     options = [*path_options(importlib.import_module(name).parser())]
     assert options
     for option in options:
