@@ -95,8 +95,10 @@ class RunDirectory:
         for _, path in states:
             try:
                 return read_state(path)
-            except UnreadableError:
-                raise
+            except UnreadableError as error:
+                raise UnreadableError(
+                    f'{error}; make it readable, or move it elsewhere to resume from the state before it'
+                ) from error
             except CheckpointError:
                 get_logger().warning('%s is damaged; falling back to the state before it', path)
         if states:
