@@ -153,24 +153,38 @@ class _Unpickler(pickle._Unpickler):  # Python's own: for a large memo index, th
             return value
         if function := _FUNCTIONS.get(dotted):
             return lambda *args: function(*args)
-        if _is_data(dotted):
-            return type(name, (Data,), {'__new__': lambda _cls, *_args, **_options: Data()})
+        if _is_data(module, dotted):
+            return _stand_in(module, name)
         raise RefusedError(dotted)
 
 
-def _is_data(name: str) -> bool:
+def _stand_in(module: str, name: str) -> type[Data]:
+    return type(name, (Data,), {'__module__': module, '__new__': lambda _cls, *_args, **_options: Data()})
+
+
+def _attribute(owner: Any, name: str) -> type[Data]:
+    """A stand-in for a method of another package's class: protocols 2 and 3 write `getattr(Class, 'method')`."""
+    if isinstance(owner, type) and issubclass(owner, Data):
+        dotted = f'{owner.__module__}.{owner.__name__}.{name}'
+        if _is_data(owner.__module__, dotted):
+            return _stand_in(owner.__module__, f'{owner.__name__}.{name}')
+    raise RefusedError('builtins.getattr')
+
+
+def _is_data(module: str, name: str) -> bool:
     """Whether a `Data` may stand for the object: one of these classes, or a class of a package that has no part in how
-    tensors are stored."""
+    tensors are stored, or a method of such a class."""
     package = name.partition('.')[0]
     if package in sys.stdlib_module_names or package in ('numpy', 'torch'):
         return _CLASSES.fullmatch(name) is not None
-    return name.rpartition('.')[2].lstrip('_')[:1].isupper()
+    return name.removeprefix(f'{module}.').lstrip('_')[:1].isupper()
 
 
 _CLASSES = re.compile(
-    r'builtins\.(bool|dict|float|int|list|long|object|slice|str|tuple|unicode)|collections\.defaultdict|'
+    r'builtins\.(bool|dict|float|int|list|long|object|x?range|slice|str|tuple|unicode)|collections\.defaultdict|'
     r'argparse\.Namespace|types\.SimpleNamespace|typing\.Any|datetime\.[a-z]+|pathlib\.(_local\.)?\w*Path|'
-    r'numpy\.(ndarray|bool_?|str_|bytes_|(u?int|float|complex)\d*)|'
+    r'decimal\.Decimal|fractions\.Fraction|functools\.partial|time\.struct_time|uuid\.(UUID|SafeUUID)|'
+    r'numpy\.(ndarray|bool_?|str_|bytes_|(u?int|float|complex)\d*)|numpy\.random\.\w+\.\w+|'
     r'torch\.(Tensor|(nn|optim|torch_version)\.([\w.]+\.)?_*[A-Z]\w*)'
 )
 _TYPES = {
@@ -215,6 +229,7 @@ def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any = 
 
 
 _FUNCTIONS: dict[str, Callable[..., object]] = {
+    'builtins.getattr': _attribute,
     '_codecs.encode': lambda text, _codec: text.encode('latin-1'),  # protocol 2 writes bytes so
     'collections.Counter': Counter,
     'collections.OrderedDict': Data,

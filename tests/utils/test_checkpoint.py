@@ -224,6 +224,10 @@ FOREIGN = {
         lambda p: {'online_model.' + n: t + 1 for n, t in p.items()} | prefixed('ema_model.', p),
         'ema_model.',
     ),
+    'averaged by key and name': (
+        lambda p: {'ema': prefixed('online_model.', changed(p)) | prefixed('ema_model.', p)},
+        'ema.ema_model.',
+    ),
     'shadow': (lambda p: {'net': {'raw': changed(p), 'shadow': p}}, 'net.shadow'),
     'fewest levels': (lambda p: {'teacher': {'net': changed(p)}, 'student': p}, 'student'),
     'first in the file': (lambda p: {'a': p, 'b': changed(p)}, 'a'),
@@ -252,6 +256,8 @@ def test_weights_of_other_programs_are_found_by_the_names_of_the_tensors(net, tm
         'averaged',
         'net_avg',
         'swa_model',
+        '_average_model',
+        'polyak',
         'shadow',
     ],
 )
