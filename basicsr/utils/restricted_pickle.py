@@ -19,6 +19,7 @@ import re
 import struct
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar
@@ -143,7 +144,9 @@ class _Unpickler(pickle._Unpickler):  # Python's own: for a large memo index, th
     def find_class(self, module: str, name: str) -> Any:
         """Nothing that outlives the file is handed out, except what Python protects from changes: a pickle can set
         attributes of every object that it gets."""
-        dotted = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
+        if self.proto < 3:  # with the names of Python 2, as 'commands.Popen' for that of subprocess
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        dotted = f'{module}.{name}'.replace('numpy._core.', 'numpy.core.')
         self.names.append(dotted)
         if module.startswith('torch') and name.endswith('Storage'):
             return torch.uint8 if name == 'UntypedStorage' else torch.serialization.StorageType(name).dtype
@@ -181,7 +184,7 @@ def _is_data(module: str, name: str) -> bool:
 
 
 _CLASSES = re.compile(
-    r'builtins\.(bool|dict|float|int|list|long|object|x?range|slice|str|tuple|unicode)|collections\.defaultdict|'
+    r'builtins\.(bool|dict|float|int|list|object|range|slice|str|tuple)|collections\.defaultdict|'
     r'argparse\.Namespace|types\.SimpleNamespace|typing\.Any|datetime\.[a-z]+|pathlib\.(_local\.)?\w*Path|'
     r'decimal\.Decimal|fractions\.Fraction|functools\.partial|time\.struct_time|uuid\.(UUID|SafeUUID)|'
     r'numpy\.(ndarray|bool_?|str_|bytes_|(u?int|float|complex)\d*)|numpy\.random\.\w+\.\w+|'

@@ -13,6 +13,7 @@ import os
 import pathlib
 import pickle
 import struct
+import subprocess
 import sys
 import types
 import zipfile
@@ -154,6 +155,7 @@ TRACE = 'trace.txt'
 CODE = f'open({TRACE!r}, "w")'
 CALLS = {
     'os.system': Call(os.system, f'echo > {TRACE}'),
+    'a class': Call(subprocess.Popen, ['touch', TRACE]),
     'eval': Call(builtins.eval, CODE),
     'exec': Call(builtins.exec, CODE),
     'open': Call(builtins.open, TRACE, 'w'),
