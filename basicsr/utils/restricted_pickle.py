@@ -126,6 +126,7 @@ def _limited(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 class _Unpickler(pickle._Unpickler):  # Python's own: for a large memo index, that of C allocates as much memory
+    proto: int
     dispatch: ClassVar = pickle._Unpickler.dispatch | {
         opcode: _limited(pickle._Unpickler.dispatch[opcode])
         for opcode in pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
