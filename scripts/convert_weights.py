@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         save_checkpoint(output, weights.params, options, weights.iteration, tlc=weights.tlc)
     except OSError as error:
-        raise UsageError(f'OUTPUT: {output} cannot be written: {error.strerror or error}') from None
+        raise CheckpointError(f'{output} cannot be written: {error.strerror or error}') from None
     print(f'weights: {weights}', f'{output}: {output.stat().st_size / 1e6:.1f} MB', sep='\n')
     if options is None:
         print('without options of the network: the tensors are not those of a Restormer')

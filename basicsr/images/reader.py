@@ -66,7 +66,7 @@ _JPEG_PROCESSES = {0xF7: 'JPEG-LS', 0xCB: 'lossless arithmetic'} | dict.fromkeys
 )
 
 _HEIC = rb'....ftyp(?!mif1.{4,24}avif)(heic|heix|heim|heis|hevc|hevx|mif1|msf1)'
-_SUPPORTED = rb'\x89PNG|\xff\xd8|BM|II[*+]\0|MM\0[*+]|RIFF....WEBP'
+_SUPPORTED = rb'\x89PNG|\xff\xd8|BM|II[*+]\0(?!.{4}CR\x02)|MM\0[*+]|RIFF....WEBP'
 if 'HEIF' in _FORMATS:
     _SUPPORTED += b'|' + _HEIC
 _UNSUPPORTED = {  # start of a file → what it is
@@ -77,7 +77,7 @@ _UNSUPPORTED = {  # start of a file → what it is
     rb'P[1-7]\s': 'a PNM image',
     rb'II\xbc': 'a JPEG XR image',
     rb'v/1\x01': 'an OpenEXR image',
-    rb'....ftypcrx|FUJIFILM|IIU\0|IIR[OS]': "a camera's raw file",
+    rb'....ftypcrx|II\*\0.{4}CR\x02|FUJIFILM|IIU\0|IIR[OS]': "a camera's raw file",
     rb'....ftyp|.{8}AVI ': 'a video',
     rb'%PDF': 'a PDF file',
     rb'....jP  |\xff\x4f\xff\x51': 'a JPEG 2000 image',

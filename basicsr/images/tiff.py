@@ -89,7 +89,7 @@ def is_plain(tags: dict[int, Any]) -> bool:
 def allocation(tags: dict[int, Any]) -> tuple[int, int, int]:
     """Width and height of what `decode` allocates, and bytes a pixel."""
     size = (max(tags[side], tags.get(tile, 1)) for side, tile in ((WIDTH, TILE_WIDTH), (HEIGHT, TILE_HEIGHT)))
-    channels = 3 if tags[PHOTOMETRIC] == PALETTE else tags.get(SAMPLES, 1)
+    channels = 4 if tags[PHOTOMETRIC] == PALETTE else tags.get(SAMPLES, 1)
     return *size, channels * (2 if tags.get(BITS, (1,))[0] == 16 else 1)
 
 
@@ -112,7 +112,7 @@ def decode(data: bytes, tags: dict[int, Any]) -> np.ndarray:
     # OpenCV writes alpha without saying so.
     kinds = tags.get(EXTRA_SAMPLES) or (2,) * extra.shape[2]
     alphas = [number for number, kind in enumerate(kinds[: extra.shape[2]]) if kind != NO_ALPHA]
-    if alphas and photometric != PALETTE and bits >= 8:
+    if alphas and bits >= 8 and colours.dtype == samples.dtype:
         alpha = extra[..., alphas[0], None]
         if kinds[alphas[0]] == PREMULTIPLIED:
             straight = colours * float(full) / np.where(alpha, alpha, np.inf)

@@ -162,7 +162,7 @@ class Restorer:
         If `tlc` is None, the file decides: it says whether its weights were validated with TLC, as those that come with
         the repository were. `options` are the other arguments of the class. Raises CheckpointError, too.
         """
-        weights = load_weights(path or default_weights('motion_deblurring'), param_key)
+        weights = load_weights(default_weights('motion_deblurring') if path is None else path, param_key)
         return cls(build_network(weights), device, precision, tlc=weights.with_tlc(tlc), **options)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

@@ -98,6 +98,7 @@ def _repairs(lines: list[str], error: yaml.MarkedYAMLError) -> Iterator[_Repair]
     odd = [index for index, depth in depths.items() if depth % 2]
     return chain(
         *(_lookalikes(index, code) for index, code in codes.items()),
+        *(_variables(index, codes[index]) for index in near),
         _spaces(codes),
         *(_partners(index, code) for index, code in codes.items()),
         *(_colon(index, code) for index, code in codes.items()),
@@ -120,6 +121,13 @@ def _lookalikes(index: int, code: str) -> Iterator[_Repair]:
     if repaired != code:
         found = ', '.join(f'a {unicodedata.name(mark).lower()}' for mark in marks if mark in code)
         yield _repair(index, repaired, f'{found}, which YAML takes for text; use the plain character')
+
+
+def _variables(index: int, code: str) -> Iterator[_Repair]:
+    """`${NAME}` within braces, where YAML takes its brace for one of a mapping."""
+    variable = re.compile(r'(?<=[\s,\[])\$\{\w+\}[^\s,\]}]*')
+    if found := variable.search(code):
+        yield _repair(index, variable.sub(r"'\g<0>'", code), f'{found[0]!r} needs quotes within braces')
 
 
 def _spaces(codes: dict[int, str]) -> Iterator[_Repair]:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-AVERAGED = {'ema', 'avg', 'averaged', 'swa', 'shadow'}  # words in the keys and prefixes of averaged weights
+# Words in the keys and prefixes of averaged weights.
+AVERAGED = {'ema', 'avg', 'average', 'averaged', 'polyak', 'swa', 'shadow'}
 # Added by torch.compile, FSDP and activation checkpointing, around the network or a part of it.
 _WRAPPERS = re.compile(r'\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.')
 
@@ -38,9 +39,7 @@ def find_weights(content: Mapping[Any, Any], names: Collection[str]) -> dict[str
                 name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
             }
     most = max(len(names) // 2 + 1, *counts.values(), 0)
-    places = sorted(
-        (place for place in sets if counts[place] == most), key=lambda place: not _is_averaged(place)
-    )
+    places = sorted((place for place in sets if counts[place] == most), key=_averaged_words, reverse=True)
     return {place: sets[place] for place in places}
 
 
@@ -51,9 +50,9 @@ def _prefixes(name: str) -> Iterator[str]:
         yield name[: dot.end()]
 
 
-def _is_averaged(place: str) -> bool:
-    words = re.findall('[A-Z]?[a-z]+|[A-Z]+', place)
-    return not AVERAGED.isdisjoint(word.lower() for word in words)
+def _averaged_words(place: str) -> int:
+    """More in 'ema.ema_model.' than in 'ema.online_model.'."""
+    return sum(word.lower() in AVERAGED for word in re.findall('[A-Z]?[a-z]+|[A-Z]+', place))
 
 
 def dictionaries(content: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:

@@ -19,6 +19,7 @@ import re
 import struct
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, BinaryIO, ClassVar
@@ -125,6 +126,7 @@ def _limited(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates memory up to any memo index
+    proto: int
     dispatch: ClassVar = pickle._Unpickler.dispatch | {
         opcode: _limited(pickle._Unpickler.dispatch[opcode])
         for opcode in pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
@@ -143,7 +145,9 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates memory
     def find_class(self, module: str, name: str) -> Any:
         """Returns only new objects, and objects that Python protects from changes: a pickle can set attributes of all
         that it gets."""
-        dotted = f'{module}.{name}'.replace('__builtin__.', 'builtins.').replace('numpy._core.', 'numpy.core.')
+        if self.proto < 3:  # with the names of Python 2, as 'commands.Popen' for that of subprocess
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        dotted = f'{module}.{name}'.replace('numpy._core.', 'numpy.core.')
         self.names.append(dotted)
         if module.startswith('torch') and name.endswith('Storage'):
             return torch.uint8 if name == 'UntypedStorage' else torch.serialization.StorageType(name).dtype
@@ -153,24 +157,38 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates memory
             return value
         if function := _FUNCTIONS.get(dotted):
             return lambda *args: function(*args)
-        if _is_data(dotted):
-            return type(name, (Data,), {'__new__': lambda _cls, *_args, **_options: Data()})
+        if _is_data(module, dotted):
+            return _stand_in(module, name)
         raise RefusedError(dotted)
 
 
-def _is_data(name: str) -> bool:
-    """Whether a `Data` may replace the object: one of `_CLASSES`, or a class of a package that does not store
-    tensors."""
+def _stand_in(module: str, name: str) -> type[Data]:
+    return type(name, (Data,), {'__module__': module, '__new__': lambda _cls, *_args, **_options: Data()})
+
+
+def _attribute(owner: Any, name: str) -> type[Data]:
+    """A stand-in for a method of another package's class: protocols 2 and 3 write `getattr(Class, 'method')`."""
+    if isinstance(owner, type) and issubclass(owner, Data):
+        dotted = f'{owner.__module__}.{owner.__name__}.{name}'
+        if _is_data(owner.__module__, dotted):
+            return _stand_in(owner.__module__, f'{owner.__name__}.{name}')
+    raise RefusedError('builtins.getattr')
+
+
+def _is_data(module: str, name: str) -> bool:
+    """Whether a `Data` may replace the object: one of `_CLASSES`, or a class of a package that does not store tensors,
+    or a method of such a class."""
     package = name.partition('.')[0]
     if package in sys.stdlib_module_names or package in ('numpy', 'torch'):
         return _CLASSES.fullmatch(name) is not None
-    return name.rpartition('.')[2].lstrip('_')[:1].isupper()
+    return name.removeprefix(f'{module}.').lstrip('_')[:1].isupper()
 
 
 _CLASSES = re.compile(
-    r'builtins\.(bool|dict|float|int|list|long|object|slice|str|tuple|unicode)|collections\.defaultdict|'
+    r'builtins\.(bool|dict|float|int|list|object|range|slice|str|tuple)|collections\.defaultdict|'
     r'argparse\.Namespace|types\.SimpleNamespace|typing\.Any|datetime\.[a-z]+|pathlib\.(_local\.)?\w*Path|'
-    r'numpy\.(ndarray|bool_?|str_|bytes_|(u?int|float|complex)\d*)|'
+    r'decimal\.Decimal|fractions\.Fraction|functools\.partial|time\.struct_time|uuid\.(UUID|SafeUUID)|'
+    r'numpy\.(ndarray|bool_?|str_|bytes_|(u?int|float|complex)\d*)|numpy\.random\.\w+\.\w+|'
     r'torch\.(Tensor|(nn|optim|torch_version)\.([\w.]+\.)?_*[A-Z]\w*)'
 )
 _TYPES = {
@@ -215,6 +233,7 @@ def _from_buffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: Any = 
 
 
 _FUNCTIONS: dict[str, Callable[..., object]] = {
+    'builtins.getattr': _attribute,
     '_codecs.encode': lambda text, _codec: text.encode('latin-1'),  # how protocol 2 writes bytes
     'collections.Counter': Counter,
     'collections.OrderedDict': Data,

@@ -370,6 +370,7 @@ def jpeg_frame(marker, depth):
             'has CMYK channels and alpha',
         ),
         (with_preview(RGB), "has a preview as its first image, like a camera's raw file; allowed: "),
+        (b'II*\0\x10\0\0\0CR\2\0' + bytes(50), "is a camera's raw file; allowed: "),
         (BMP[:30] + b'\3' + BMP[31:], 'is of a kind that is not supported .*bitfields'),
         (
             pillow(RGB, 'TIFF').replace(COMPRESSION + b'\1\0', COMPRESSION + struct.pack('<H', 50001)),

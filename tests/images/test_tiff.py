@@ -111,6 +111,12 @@ def test_few_bits_and_palettes_whose_map_holds_8_or_16_bits(bits):
         check(data, colours.T.astype(np.uint8)[levels])
 
 
+def test_palette_with_alpha():
+    image = PIL.Image.fromarray(RGB).quantize(16).convert('PA')
+    image.putalpha(PIL.Image.fromarray(GREY))
+    check(pillow(image, 'TIFF'), np.asarray(image.convert('RGBA')))
+
+
 def test_bits_in_reverse_order_and_sizes_left_out():
     reverse = bytes(int(f'{byte:08b}'[::-1], 2) for byte in range(256))
     check(written_out([row.tobytes().translate(reverse) for row in GREY], 8, 30, 1, (266, [2])), GREY)

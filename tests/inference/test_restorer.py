@@ -726,6 +726,8 @@ def test_default_weights(tmp_path, monkeypatch):
     folder = tmp_path / 'Motion_Deblurring' / 'pretrained_models'
     with pytest.raises(CheckpointError, match=r'has neither motion_deblurring\.pth nor '):
         Restorer.from_checkpoint(device='cpu')
+    with pytest.raises(CheckpointError, match='is a folder'):
+        Restorer.from_checkpoint('', device='cpu')
     folder.mkdir(parents=True)
     shipped, published = folder / 'motion_deblurring_compact.pth', folder / 'motion_deblurring.pth'
     save_checkpoint(shipped, identity().state_dict(), {'type': 'Restormer', **TINY}, 1)

@@ -50,6 +50,7 @@ DAMAGES = [
     ('gt_size: 64', 'gt_size：64', 'a fullwidth colon, which YAML takes for text; use the plain character'),
     ('gt_size: 64', 'gt_size:\xa064', 'a no-break space, which YAML takes for text; use the plain character'),
     ('name: small', 'name: small: large', "the value 'small: large' needs quotes"),
+    ('name: small', 'name: small\nx: {a: ${A}/b, c: [${B}]}', "+1'${A}/b' needs quotes within braces"),
     ('name: small', 'name: @small', "the value '@small' needs quotes"),
 ]  # fmt: skip
 

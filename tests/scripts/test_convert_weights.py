@@ -62,7 +62,6 @@ def test_weights_of_an_unknown_network_are_converted_without_options(tmp_path, c
         (['a.pth', 'folder.pth'], 'a folder or the input itself'),
         (['none.pth', 'b.pth'], 'none.pth: no such file'),
         (['a.pth', 'b.pth', '--param_key', 'ema'], "nothing under 'ema'; it has: w"),
-        (['a.pth', 'nowhere/b.pth'], 'OUTPUT: nowhere/b.pth cannot be written'),
     ],
 )
 def test_mistakes_are_named_and_write_nothing(tmp_path, monkeypatch, capsys, arguments, says):
@@ -74,3 +73,10 @@ def test_mistakes_are_named_and_write_nothing(tmp_path, monkeypatch, capsys, arg
     assert says in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {'a.pth', 'folder.pth'}
     assert (tmp_path / 'a.pth').read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_status_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'w': torch.ones(3)}, 'a.pth')
+    assert convert('a.pth', 'nowhere/b.pth') == 1
+    assert 'nowhere/b.pth cannot be written: No such file or directory' in capsys.readouterr().err

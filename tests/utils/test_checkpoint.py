@@ -223,6 +223,10 @@ FOREIGN = {
         lambda p: {'online_model.' + n: t + 1 for n, t in p.items()} | prefixed('ema_model.', p),
         'ema_model.',
     ),
+    'averaged by key and name': (
+        lambda p: {'ema': prefixed('online_model.', changed(p)) | prefixed('ema_model.', p)},
+        'ema.ema_model.',
+    ),
     'shadow': (lambda p: {'net': {'raw': changed(p), 'shadow': p}}, 'net.shadow'),
     'fewest levels': (lambda p: {'teacher': {'net': changed(p)}, 'student': p}, 'student'),
     'first in the file': (lambda p: {'a': p, 'b': changed(p)}, 'a'),
@@ -242,7 +246,10 @@ def test_weights_of_other_programs_are_found_by_the_names_of_the_tensors(net, tm
 
 @pytest.mark.parametrize(
     'name',
-    ['params_ema', 'EMA', 'modelEma', 'emaModel', 'state_dict_ema', 'averaged', 'net_avg', 'swa_model', 'shadow'],
+    [
+        'params_ema', 'EMA', 'modelEma', 'emaModel', 'state_dict_ema', 'averaged', 'net_avg', 'swa_model', 'shadow',
+        '_average_model', 'polyak',
+    ],
 )  # fmt: skip
 def test_averaged_weights_are_known_by_their_key(net, tmp_path, name):
     torch.save({key: net.state_dict() for key in ('params', name, 'schema')}, tmp_path / 'a.pth')

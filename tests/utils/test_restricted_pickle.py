@@ -5,12 +5,15 @@ import builtins
 import collections
 import contextlib
 import copyreg
+import decimal
+import functools
 import importlib
 import io
 import os
 import pathlib
 import pickle
 import struct
+import subprocess
 import sys
 import types
 import zipfile
@@ -107,11 +110,14 @@ class History:
     def __init__(self):
         self.values = np.ones(3)
 
+    def mean(self):
+        return self.values.mean()
+
 
 @pytest.mark.parametrize(('protocol', 'zipped'), FORMS)
 def test_objects_of_other_packages_become_dictionaries(protocol, zipped, monkeypatch):
     package = types.ModuleType('other_package')
-    for each in (EasyDict, History):
+    for each in (EasyDict, History, History.mean):
         monkeypatch.setattr(each, '__module__', 'other_package')
         setattr(package, each.__name__, each)
     monkeypatch.setitem(sys.modules, 'other_package', package)
@@ -120,7 +126,9 @@ def test_objects_of_other_packages_become_dictionaries(protocol, zipped, monkeyp
     counts = collections.defaultdict(list, a=[1])
     content = {
         'w': torch.ones(2), 'easy': easy, 'history': History(), 'counts': counts, 'path': pathlib.Path('a/b'),
-        'deque': collections.deque([1, 2], 5),
+        'deque': collections.deque([1, 2], 5), 'methods': {'mean': History.mean},
+        'optimizer': functools.partial(torch.optim.Adam, lr=1), 'decimal': decimal.Decimal(1), 'range': range(3),
+        'random': np.random.default_rng(0),
         'namespace': argparse.Namespace(seed=1), 'set': {1}, 'types': [int, np.float32],
     }  # fmt: skip
     if zipped:  # the old format has the source code of modules
@@ -130,7 +138,8 @@ def test_objects_of_other_packages_become_dictionaries(protocol, zipped, monkeyp
     monkeypatch.setattr(importlib, 'import_module', lambda *_: pytest.fail('a package was imported'))
     found = load(file)
     assert found['w'].tolist() == [1, 1] and found['easy'] == {'lr': 0.1} and found['counts'] == {'a': [1]}
-    assert all(found[name] == {} for name in found.keys() & {'history', 'path', 'namespace', 'loss'})
+    values = {'history', 'path', 'namespace', 'loss', 'optimizer', 'decimal', 'range', 'random'}
+    assert all(found[name] == {} for name in found.keys() & values)
     assert found['set'] == {1} and [*found['deque']] == [1, 2]
 
 
@@ -146,9 +155,12 @@ TRACE = 'trace.txt'
 CODE = f'open({TRACE!r}, "w")'
 CALLS = {
     'os.system': Call(os.system, f'echo > {TRACE}'),
+    'a class': Call(subprocess.Popen, ['touch', TRACE]),
     'eval': Call(builtins.eval, CODE),
     'open': Call(builtins.open, TRACE, 'w'),
     'getattr': Call(getattr, 'a', 'upper'),
+    'getattr of a class': Call(getattr, collections.OrderedDict, 'fromkeys'),
+    'getattr of a stand-in': Call(getattr, pathlib.Path, 'touch'),
     'import': Call(importlib.import_module, 'this'),
     'path': Call(pathlib.Path.touch, pathlib.Path(TRACE)),
     'numpy.save': Call(np.save, TRACE, 1),
