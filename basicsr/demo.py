@@ -21,8 +21,8 @@ from basicsr.images.reader import Image, read_image
 from basicsr.images.writer import write_png
 from basicsr.inference.restorer import Restorer
 from basicsr.tasks import TASKS, default_weights, find_task
-from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
-from basicsr.utils.cli import add_tlc, file_or_folder, usage_errors
+from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.cli import add_param_key, add_tlc, file_or_folder, usage_errors
 from basicsr.utils.errors import ImageFileError, UsageError, UserError
 from basicsr.utils.files import ROOT, check_writable
 from basicsr.utils.parallel import in_stages
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         ".safetensors …); default: the task's published weights if you have downloaded them, else those that come "
         'with the repository',
     )
-    p.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
+    add_param_key(p)
     p.add_argument(
         '--device',
         default='auto',

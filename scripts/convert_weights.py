@@ -24,8 +24,8 @@ if __name__ == '__main__':
 import argparse
 
 from basicsr.archs.from_weights import network_options
-from basicsr.utils.checkpoint import PARAM_KEY_HELP, Weights, load_weights, save_checkpoint
-from basicsr.utils.cli import file_or_folder, usage_errors
+from basicsr.utils.checkpoint import Weights, load_weights, save_checkpoint
+from basicsr.utils.cli import add_param_key, file_or_folder, usage_errors
 from basicsr.utils.errors import CheckpointError, UsageError
 
 SUFFIXES = '.pth', '.safetensors'
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         metavar='OUTPUT',
         help='a .pth or .safetensors file, replaced if it exists',
     )
-    p.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
+    add_param_key(p)
     return p
 
 

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from basicsr.archs.from_weights import build_network, network_options
 from basicsr.tasks import default_weights
-from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
-from basicsr.utils.cli import file_or_folder, usage_errors
+from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.cli import add_param_key, file_or_folder, usage_errors
 from basicsr.utils.errors import UsageError, UserError
 from basicsr.utils.files import atomic_write
 
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         metavar='FILE',
         help="a checkpoint; default: demo.py's for motion deblurring",
     )
-    p.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
+    add_param_key(p)
     p.add_argument(
         '--output', type=file_or_folder, metavar='FILE',
         help='the ONNX file, replaced if it exists; default: <name of the weights>.onnx in the working directory',

@@ -17,8 +17,8 @@ from basicsr.evaluation.report import fixed_width
 from basicsr.inference import Restorer
 from basicsr.metrics.metric import Metric
 from basicsr.tasks import PROTOCOLS, Figure, Task, TestSet, default_weights
-from basicsr.utils.checkpoint import PARAM_KEY_HELP, load_weights
-from basicsr.utils.cli import add_tlc, at_least, file_or_folder, usage_errors
+from basicsr.utils.checkpoint import load_weights
+from basicsr.utils.cli import add_param_key, add_tlc, at_least, file_or_folder, usage_errors
 from basicsr.utils.errors import CheckpointError, DataError, UsageError
 from basicsr.utils.files import absolute, as_json, atomic_write, check_writable
 from basicsr.utils.parallel import processors
@@ -53,7 +53,7 @@ def parser(task: Task) -> argparse.ArgumentParser:
         'if those are not downloaded'
     )
     what.add_argument('--weights', **file, help=weights)
-    what.add_argument('--param_key', metavar='KEY', help=PARAM_KEY_HELP)
+    add_param_key(what)
     add_tlc(what)
     precision = 'fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
     what.add_argument('--precision', help=precision)

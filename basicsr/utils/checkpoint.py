@@ -26,7 +26,6 @@ from basicsr.utils.find_weights import find_weights, tensors_in, unwrapped
 from basicsr.utils.text import listed, printable
 
 RESTORMER = ('patch_embed.proj.weight', 'output.weight')  # names that every Restormer has
-PARAM_KEY_HELP = 'which weights of the file, as params or params_ema; default: the averaged ones if it has any'
 
 
 @dataclass(frozen=True, eq=False)

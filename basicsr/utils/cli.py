@@ -120,6 +120,15 @@ def add_tlc(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_param_key(group: argparse._ActionsContainer) -> None:
+    """--param_key, the `key` of `load_weights`."""
+    group.add_argument(
+        '--param_key',
+        metavar='KEY',
+        help='which weights of the file, as params or params_ema; default: the averaged ones if it has any',
+    )
+
+
 def file_or_folder(text: str) -> Path:
     """A `type=` for paths: expands `~`. Refuses an empty name, which Path takes for the working directory."""
     if not text:
