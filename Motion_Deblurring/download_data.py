@@ -28,12 +28,14 @@ if __name__ == '__main__':
 import argparse
 
 from basicsr.data import download
-from basicsr.tasks import MOTION_DEBLURRING as TASK
+from basicsr.tasks import ARCHIVES, published_files
+
+FOLDER = 'Motion_Deblurring'
 
 
 def parser() -> argparse.ArgumentParser:
-    return download.parser(TASK.folder, TASK.archives)
+    return download.parser(FOLDER, published_files(FOLDER), ARCHIVES[FOLDER])
 
 
 def main(args: argparse.Namespace) -> int:
-    return download.main(args, TASK.folder, TASK.weights, TASK.archives)
+    return download.main(args, FOLDER, published_files(FOLDER), ARCHIVES[FOLDER])

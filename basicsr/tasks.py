@@ -1,7 +1,7 @@
 """The table of tasks: weights, data sets, test sets, and the figures that were published for them.
 
-A new task is a row in `TASKS`, a folder of that name with three programs of a few lines (see Motion_Deblurring), and
-its option files.
+A new task is a row in `TASKS`, its data in `ARCHIVES`, a folder with programs of a few lines (see Motion_Deblurring),
+and its option files.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from basicsr.utils.errors import CheckpointError, UsageError
 from basicsr.utils.files import ROOT
@@ -26,48 +27,90 @@ class Figure:
     digits: int = 3  # of published figures
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How a test set is measured. `rounded`: after rounding to the levels of the file; else in [0, 1]."""
+
+    figures: tuple[Figure, ...]
+    rounded: bool = True
+
+
 PSNR = Figure('psnr', 'PSNR', 'calculate_psnr', digits=2)
-PSNR_Y = Figure('psnr_y', 'PSNR of luma', 'calculate_psnr', {'test_y_channel': True}, digits=2)
+PSNR_LUMA = Figure('psnr_y', 'PSNR of luma', 'calculate_psnr', {'test_y_channel': True}, digits=2)
 SSIM_3D = Figure('ssim_3d', 'SSIM-3D', 'calculate_ssim_3d')
 SSIM_2D = Figure('ssim_2d', 'SSIM-2D', 'calculate_ssim')
 
-# How a test set is measured.
-PROTOCOLS: dict[str, tuple[Figure, ...]] = {
-    'gopro': (PSNR, SSIM_3D, SSIM_2D),
-    'realblur': (
-        Figure('psnr_aligned', 'PSNR, aligned', 'calculate_psnr_aligned', digits=2),
-        Figure('ssim_aligned', 'SSIM, aligned', 'calculate_ssim_aligned'),
-        PSNR_Y,
-        PSNR,
-        SSIM_3D,
-        SSIM_2D,
-        Figure('aligned', 'images not aligned', 'alignment_converges'),
+PROTOCOLS: dict[str, Protocol] = {
+    'gopro': Protocol((PSNR, SSIM_3D, SSIM_2D)),
+    'realblur': Protocol(
+        (
+            Figure('psnr_aligned', 'PSNR, aligned', 'calculate_psnr_aligned', digits=2),
+            Figure('ssim_aligned', 'SSIM, aligned', 'calculate_ssim_aligned'),
+            PSNR_LUMA,
+            PSNR,
+            SSIM_3D,
+            SSIM_2D,
+            Figure('aligned', 'images not aligned', 'alignment_converges'),
+        )
     ),
+    'rain': Protocol(
+        (
+            Figure('psnr_y', 'PSNR of Y', 'calculate_psnr_y', digits=2),
+            Figure('ssim_y', 'SSIM of Y', 'calculate_ssim_y'),
+            PSNR,
+        )
+    ),
+    'defocus': Protocol(
+        (
+            PSNR,
+            Figure('ssim_uniform', 'SSIM, 7×7', 'calculate_ssim_uniform'),
+            Figure('mae', 'MAE', 'calculate_mae'),
+            Figure('lpips', 'LPIPS', 'calculate_lpips'),
+        ),
+        rounded=False,
+    ),
+    'noise': Protocol((PSNR,)),
+    'sidd': Protocol((PSNR, SSIM_3D), rounded=False),
 }
+
+Published = Mapping[str, Mapping[str, float]]  # method → key of a figure → value
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """The pairs in Datasets/test/<name>/{input,target}. `published`: method → key of a figure → value."""
+    """Images in Datasets/test/<folder>, or <name> if that is empty.
+
+    layout: 'pairs': folders input and target; 'noise': clean images, to which noise of `sigma` (of 255) is added;
+        'defocus': inputC and target; 'dual_pixel': inputL, inputR and target; 'sidd', 'dnd': the files of these sets.
+    parts: name of a part of the set → its published figures.
+    """
 
     name: str
     protocol: str
-    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    published: Published = field(default_factory=dict)
+    layout: Literal['pairs', 'noise', 'defocus', 'dual_pixel', 'sidd', 'dnd'] = 'pairs'
+    folder: str = ''
+    sigma: int | None = None
+    parts: Mapping[str, Published] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    name: str  # on the command line, and as the folder of results
-    folder: str  # below the repository root
-    weights: RemoteFile  # published, under a licence of their own
-    shipped: str  # file name of the weights that come with the repository
-    archives: tuple[Archive, ...]
-    test_sets: tuple[TestSet, ...]
+    """
+    weights: what they were trained for → the published file; the first is the default. Tasks with one file have the
+        key ''; the others 'blind' (any noise level) and the standard deviations of the noise they were trained for.
+    network: the options of the published network that differ from Restormer's defaults.
+    shipped: file name of the weights that come with the repository, if there are any.
+    average: published means of the test sets' figures.
+    """
 
-    @property
-    def published(self) -> str:
-        """File name of the published weights."""
-        return self.weights.name
+    name: str  # on the command line in any letter case, and as the folder of results
+    folder: str  # below the repository root
+    weights: Mapping[str, RemoteFile]
+    test_sets: tuple[TestSet, ...]
+    network: Mapping[str, object] = field(default_factory=dict)
+    shipped: str = ''
+    average: Published = field(default_factory=dict)
 
     @property
     def pretrained_models(self) -> Path:
@@ -78,29 +121,37 @@ class Task:
         return ROOT / self.folder / 'Datasets'
 
     @property
-    def published_file(self) -> Path:
-        return self.pretrained_models / self.published
+    def sigmas(self) -> list[str]:
+        """The choices of --sigma; none for tasks with one file of weights."""
+        return [sigma for sigma in self.weights if sigma]
+
+    def published_weights(self, sigma: str | None = None) -> RemoteFile:
+        return self.weights[sigma] if sigma is not None else next(iter(self.weights.values()))
+
+    def published_file(self, sigma: str | None = None) -> Path:
+        return self.pretrained_models / self.published_weights(sigma).name
 
     @property
-    def shipped_file(self) -> Path:
-        return self.pretrained_models / self.shipped
+    def shipped_file(self) -> Path | None:
+        return self.pretrained_models / self.shipped if self.shipped else None
 
+
+def _release(name: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
+    return RemoteFile(f'https://github.com/swz30/Restormer/releases/download/v1.0/{name}.pth', sha256, size)
+
+
+# Sizes of the published files; several networks have the same.
+RGB, RGB_BIAS_FREE, GREY_BIAS_FREE = 104_700_429, 104_611_957, 104_601_589
 
 MOTION_DEBLURRING = Task(
     name='motion_deblurring',
     folder='Motion_Deblurring',
-    weights=RemoteFile(
-        url='https://github.com/swz30/Restormer/releases/download/v1.0/motion_deblurring.pth',
-        sha256='194e38fb5b607c9dc5a5b3e08e65b2e79ee2bf0ef5048e0612f6b2ff2f79da31',
-    ),
+    weights={
+        '': _release(
+            'motion_deblurring', RGB, '194e38fb5b607c9dc5a5b3e08e65b2e79ee2bf0ef5048e0612f6b2ff2f79da31'
+        )
+    },
     shipped='motion_deblurring_compact.pth',
-    archives=(
-        Archive('1zgALzrLCC_tcXKu_iHQTHukKUVT1aodI', (DataSet('train/GoPro', 2103),)),
-        Archive('1k6DTSHu4saUgrGTYkkZXTptILyG9RRll', (DataSet('test/GoPro', 1111),)),
-        Archive('1XRomKYJF1H92g1EuD06pCQe4o6HlwB7A', (DataSet('test/HIDE', 2025),)),
-        Archive('1Rb1DhhXmX7IXfilQ-zL9aGjQfAAvQTrW', (DataSet('test/RealBlur_J', 980),)),
-        Archive('1glgeWXCy7Y0qWDc0MXBTUlZYJf8984hS', (DataSet('test/RealBlur_R', 980),)),
-    ),
     # Published for networks trained on GoPro alone: arXiv 2111.09881; with the same weights and TLC, arXiv 2112.04491.
     test_sets=(
         TestSet(
@@ -126,7 +177,167 @@ MOTION_DEBLURRING = Task(
     ),
 )
 
-TASKS = {task.name: task for task in (MOTION_DEBLURRING,)}
+
+def _rain(name: str, psnr: float, ssim: float) -> TestSet:
+    return TestSet(name, 'rain', {'Restormer': {'psnr_y': psnr, 'ssim_y': ssim}})
+
+
+DERAINING = Task(
+    name='deraining',
+    folder='Deraining',
+    weights={
+        '': _release('deraining', RGB, '225ed9acf80b3527d7080e5182918f642a23a78ef8593ad700b7e924bd660681')
+    },
+    test_sets=(
+        _rain('Test100', 32.00, 0.923),
+        _rain('Rain100H', 31.46, 0.904),
+        _rain('Rain100L', 38.99, 0.978),
+        _rain('Test2800', 34.18, 0.944),
+        _rain('Test1200', 33.19, 0.926),
+    ),
+    average={'Restormer': {'psnr_y': 33.96, 'ssim_y': 0.935}},
+)
+
+
+def _defocus(psnr: float, ssim: float, lpips: float) -> Published:
+    return {'Restormer': {'psnr': psnr, 'ssim_uniform': ssim, 'lpips': lpips}}
+
+
+SINGLE_IMAGE_DEFOCUS_DEBLURRING = Task(
+    name='single_image_defocus_deblurring',
+    folder='Defocus_Deblurring',
+    weights={
+        '': _release(
+            'single_image_defocus_deblurring',
+            RGB,
+            '7dce451f33f8f5e0faf7c4e3996e5dcc1bd425ecd1ada99b0f9750e490fd4c9e',
+        )
+    },
+    test_sets=(
+        TestSet(
+            'DPDD',
+            'defocus',
+            _defocus(25.98, 0.811, 0.178),
+            layout='defocus',
+            parts={'indoor': _defocus(28.87, 0.882, 0.145), 'outdoor': _defocus(23.24, 0.743, 0.209)},
+        ),
+    ),
+)
+
+DUAL_PIXEL_DEFOCUS_DEBLURRING = Task(
+    name='dual_pixel_defocus_deblurring',
+    folder='Defocus_Deblurring',
+    weights={'': _release('dual_pixel_defocus_deblurring')},
+    network={'inp_channels': 6, 'dual_pixel_task': True},
+    test_sets=(
+        TestSet(
+            'DPDD',
+            'defocus',
+            _defocus(26.66, 0.833, 0.155),
+            layout='dual_pixel',
+            parts={'indoor': _defocus(29.48, 0.895, 0.134), 'outdoor': _defocus(23.97, 0.773, 0.175)},
+        ),
+    ),
+)
+
+REAL_DENOISING = Task(
+    name='real_denoising',
+    folder='Denoising',
+    weights={
+        '': _release(
+            'real_denoising', RGB_BIAS_FREE, '4cae18bed8a291b9a5deeeab48756bbe6f61fcf7f31a4cca0969b24608601387'
+        )
+    },
+    network={'LayerNorm_type': 'BiasFree'},
+    test_sets=(
+        TestSet('SIDD', 'sidd', {'Restormer': {'psnr': 40.02, 'ssim_3d': 0.960}}, layout='sidd'),
+        TestSet('DND', 'sidd', layout='dnd'),
+    ),
+)
+
+
+def _noise(name: str, blind: tuple[float, ...], single: tuple[float, ...]) -> tuple[TestSet, ...]:
+    """The set with noise of three levels. `single`: of a network for each level."""
+    return tuple(
+        TestSet(
+            f'{name}_sigma{sigma}',
+            'noise',
+            {'Restormer, blind': {'psnr': of_blind}, f'Restormer, sigma {sigma}': {'psnr': of_single}},
+            layout='noise',
+            folder=name,
+            sigma=sigma,
+        )
+        for sigma, of_blind, of_single in zip((15, 25, 50), blind, single, strict=True)
+    )
+
+
+GAUSSIAN_COLOR_DENOISING = Task(
+    name='gaussian_color_denoising',
+    folder='Denoising',
+    weights={
+        'blind': _release(
+            'gaussian_color_denoising_blind',
+            RGB_BIAS_FREE,
+            '4e2314dae77bb907184da6e2ac625b921491d6b33de26a52512eff1c6bb37fbd',
+        ),
+        '15': _release('gaussian_color_denoising_sigma15'),
+        '25': _release('gaussian_color_denoising_sigma25'),
+        '50': _release('gaussian_color_denoising_sigma50'),
+    },
+    network={'LayerNorm_type': 'BiasFree'},
+    test_sets=(
+        *_noise('CBSD68', (34.39, 31.78, 28.59), (34.40, 31.79, 28.60)),
+        *_noise('Kodak', (35.44, 33.02, 30.00), (35.47, 33.04, 30.01)),
+        *_noise('McMaster', (35.55, 33.31, 30.29), (35.61, 33.34, 30.30)),
+        *_noise('Urban100', (35.06, 32.91, 30.02), (35.13, 32.96, 30.02)),
+    ),
+)
+
+GAUSSIAN_GRAY_DENOISING = Task(
+    name='gaussian_gray_denoising',
+    folder='Denoising',
+    weights={
+        'blind': _release('gaussian_gray_denoising_blind'),
+        '15': _release('gaussian_gray_denoising_sigma15'),
+        '25': _release('gaussian_gray_denoising_sigma25', GREY_BIAS_FREE),
+        '50': _release('gaussian_gray_denoising_sigma50'),
+    },
+    network={'inp_channels': 1, 'out_channels': 1, 'LayerNorm_type': 'BiasFree'},
+    test_sets=(
+        *_noise('Set12', (33.35, 31.04, 28.01), (33.42, 31.08, 28.00)),
+        *_noise('BSD68', (31.95, 29.51, 26.62), (31.96, 29.52, 26.62)),
+        *_noise('Urban100', (33.67, 31.39, 28.33), (33.79, 31.46, 28.29)),
+    ),
+)
+
+TASKS = {
+    task.name: task
+    for task in (
+        MOTION_DEBLURRING,
+        DERAINING,
+        SINGLE_IMAGE_DEFOCUS_DEBLURRING,
+        DUAL_PIXEL_DEFOCUS_DEBLURRING,
+        REAL_DENOISING,
+        GAUSSIAN_COLOR_DENOISING,
+        GAUSSIAN_GRAY_DENOISING,
+    )
+}
+
+# Folder of the tasks → its data sets.
+ARCHIVES: dict[str, tuple[Archive, ...]] = {
+    'Motion_Deblurring': (
+        Archive('1zgALzrLCC_tcXKu_iHQTHukKUVT1aodI', (DataSet('train/GoPro', 2103),)),
+        Archive('1k6DTSHu4saUgrGTYkkZXTptILyG9RRll', (DataSet('test/GoPro', 1111),)),
+        Archive('1XRomKYJF1H92g1EuD06pCQe4o6HlwB7A', (DataSet('test/HIDE', 2025),)),
+        Archive('1Rb1DhhXmX7IXfilQ-zL9aGjQfAAvQTrW', (DataSet('test/RealBlur_J', 980),)),
+        Archive('1glgeWXCy7Y0qWDc0MXBTUlZYJf8984hS', (DataSet('test/RealBlur_R', 980),)),
+    ),
+}
+
+
+def tasks_of(folder: str) -> list[Task]:
+    """The tasks of a folder below the repository root."""
+    return [task for task in TASKS.values() if task.folder == folder]
 
 
 def find_task(name: str) -> Task:
@@ -137,14 +348,24 @@ def find_task(name: str) -> Task:
         raise UsageError(f'task: found {name!r}; allowed: {", ".join(TASKS)}') from None
 
 
-def default_weights(task: str) -> Path:
+def default_weights(task: str, sigma: str | None = None) -> Path:
     """The published weights if they were downloaded, else the shipped ones. Raises CheckpointError if both are
     missing."""
     found = find_task(task)
-    for path in (found.published_file, found.shipped_file):
-        if path.is_file():
+    published, shipped = found.published_file(sigma), found.shipped_file
+    for path in (published, shipped):
+        if path is not None and path.is_file():
             return path
-    raise CheckpointError(
-        f'{found.pretrained_models} has neither {found.published} nor {found.shipped}: no weights for {found.name}; '
-        f'python {found.folder}/download_data.py --data weights gets the first'
-    )
+    raise CheckpointError(f'{published}: found no weights for {found.name}; {how_to_get(found, sigma)}')
+
+
+def how_to_get(task: Task, sigma: str | None = None) -> str:
+    """The command that downloads the published weights."""
+    remote = task.published_weights(sigma)
+    what = remote.stem if len(published_files(task.folder)) > 1 else 'weights'
+    return f'python {task.folder}/download_data.py --data {what} downloads {remote.url} to that place'
+
+
+def published_files(folder: str) -> list[RemoteFile]:
+    """The published weights of all tasks of a folder."""
+    return [remote for task in tasks_of(folder) for remote in task.weights.values()]

@@ -116,8 +116,7 @@ def test_option_files_of_tests_are_of_the_published_network(name):
         net = ARCH_REGISTRY.build(options.network_g)
     assert sum(parameter.numel() for parameter in net.parameters()) == 26_126_644
     task = TASKS['motion_deblurring']
-    weights = ROOT / task.folder / 'pretrained_models' / task.published
-    assert resolve(options.path.pretrain_network_g) == weights
+    assert resolve(options.path.pretrain_network_g) == task.published_file()
 
     assert list(options.datasets) == ['test']
     dataset = options.datasets['test']

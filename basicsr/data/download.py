@@ -35,18 +35,17 @@ except ImportError:
 TIMEOUT = 60  # seconds without a byte
 
 
-def parser(folder: str, archives: Sequence[Archive]) -> argparse.ArgumentParser:
+def parser(folder: str, weights: Sequence[RemoteFile], archives: Sequence[Archive]) -> argparse.ArgumentParser:
     """`folder`: of the task, below the repository root."""
     p = argparse.ArgumentParser(description='Get the data sets and the published weights, and check them.')
-    choices = choices_of(archives)
+    choices = choices_of(weights, archives)
     p.add_argument(
         '--data',
         nargs='+',
         required=True,
         choices=choices,
         metavar='WHAT',
-        help=f'one or more of {", ".join(choices)}; test: all test sets; weights: the published ones, for '
-        'non-commercial use only',
+        help=f'one or more of {", ".join(choices)}; test: all test sets; weights: the published ones',
     )
     p.add_argument(
         '--output',
@@ -60,18 +59,24 @@ def parser(folder: str, archives: Sequence[Archive]) -> argparse.ArgumentParser:
     return p
 
 
-def choices_of(archives: Sequence[Archive]) -> list[str]:
-    """weights, the groups of sets (train, test), and the name of each test set."""
+def choices_of(weights: Sequence[RemoteFile], archives: Sequence[Archive]) -> list[str]:
+    """weights, the name of each file of weights if there are several, the groups of sets (train, test), and the name of
+    each test set."""
     sets = [one for archive in archives for one in archive.sets]
     groups = dict.fromkeys(one.group for one in sets)
-    return ['weights', *groups, *(one.name for one in sets if one.group == 'test')]
+    files = [one.stem for one in weights] if len(weights) > 1 else []
+    return ['weights', *files, *groups, *(one.name for one in sets if one.group == 'test')]
 
 
-def main(args: argparse.Namespace, folder: str, weights: RemoteFile, archives: Sequence[Archive]) -> int:
+def main(
+    args: argparse.Namespace, folder: str, weights: Sequence[RemoteFile], archives: Sequence[Archive]
+) -> int:
     output = absolute(args.output) if args.output else None
     jobs: list[Callable[[], None]] = []
-    if 'weights' in args.data:
-        jobs.append(partial(get_weights, weights, output or ROOT / folder / 'pretrained_models', args.force))
+    for remote in weights:
+        if 'weights' in args.data or remote.stem in args.data:
+            place = output or ROOT / folder / 'pretrained_models'
+            jobs.append(partial(get_weights, remote, place, args.force))
     names = {one.name.casefold() for archive in archives for one in archive.sets}
     for archive in archives:
         wanted = [
@@ -118,7 +123,7 @@ def get_weights(remote: RemoteFile, folder: Path, force: bool) -> None:
         raise DownloadError(f'{remote.url}: the download failed: {error}; nothing of it was kept') from None
     finally:
         socket.setdefaulttimeout(before)
-    print(f'{path} is complete; its licence allows non-commercial use only', flush=True)
+    print(f'{path} is complete; its terms: https://github.com/swz30/Restormer', flush=True)
 
 
 # --- data sets ----------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ class ChosenSet:
 
     @property
     def protocol(self) -> tuple[Figure, ...]:
-        return PROTOCOLS[self.test_set.protocol]
+        return PROTOCOLS[self.test_set.protocol].figures
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -239,8 +239,8 @@ class RestoredPairs:
 def build_restorer(args: argparse.Namespace, task: Task) -> tuple[Restorer, str, bool | int]:
     """The Restorer, its weights in words, and its TLC. Raises CheckpointError, DeviceError, RestoreError or
     ValueError."""
-    path = args.weights or (default_weights(task.name) if args.input_dir else task.published_file)
-    if path == task.published_file and not path.is_file():
+    path = args.weights or (default_weights(task.name) if args.input_dir else task.published_file())
+    if path == task.published_file() and not path.is_file():
         raise CheckpointError(
             f'{path}: found no published weights; allowed: these, which python {task.folder}/download_data.py '
             f'--data weights gets, or others with --weights, as {task.shipped_file}'

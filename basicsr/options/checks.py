@@ -29,7 +29,7 @@ from basicsr.options.sections import (
     TrainOptions,
     is_folder_name,
 )
-from basicsr.tasks import TASKS
+from basicsr.tasks import TASKS, how_to_get
 from basicsr.utils.component import Component, Section
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import ROOT, resolve, unset_variable
@@ -192,8 +192,9 @@ def check_weights(run: Run) -> None:
         if file and not _exists(file, Path.is_file):
             allowed = 'a file, or ~ for none' if run.is_training else 'a file'
             for task in TASKS.values():
-                if _in_repository(file) == (task.folder, 'pretrained_models', task.published):
-                    allowed += f'; python {task.folder}/download_data.py --data weights gets the published one'
+                for sigma, remote in task.weights.items():
+                    if _in_repository(file) == (task.folder, 'pretrained_models', remote.name):
+                        allowed += f'; {how_to_get(task, sigma)}'
             run.report(('path', name), f'{show(file)}, {_absence(file, "file")}', allowed)
 
 

@@ -7,11 +7,16 @@ from typing import NamedTuple
 
 class RemoteFile(NamedTuple):
     url: str
-    sha256: str
+    sha256: str | None = None  # None: unknown
+    size: int | None = None  # in bytes
 
     @property
     def name(self) -> str:
         return self.url.rpartition('/')[2]
+
+    @property
+    def stem(self) -> str:
+        return self.name.rpartition('.')[0]
 
 
 class DataSet(NamedTuple):

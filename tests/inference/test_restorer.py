@@ -724,7 +724,9 @@ def test_param_key_chooses_the_weights_of_a_checkpoint(tmp_path):
 def test_default_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, 'ROOT', tmp_path)
     folder = tmp_path / 'Motion_Deblurring' / 'pretrained_models'
-    with pytest.raises(CheckpointError, match=r'has neither motion_deblurring\.pth nor '):
+    with pytest.raises(
+        CheckpointError, match=r'motion_deblurring\.pth: found no weights for motion_deblurring'
+    ):
         Restorer.from_checkpoint(device='cpu')
     with pytest.raises(CheckpointError, match='is a folder'):
         Restorer.from_checkpoint('', device='cpu')

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import zipfile
-from dataclasses import replace
 from hashlib import sha256
 from http.client import IncompleteRead
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from basicsr.data import download
-from basicsr.tasks import MOTION_DEBLURRING
+from basicsr.tasks import ARCHIVES, MOTION_DEBLURRING
 from basicsr.utils import cli
 from basicsr.utils.files import ROOT
 from basicsr.utils.remote import Archive, DataSet, RemoteFile
@@ -68,8 +67,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def with_task(monkeypatch, **changes):
-    monkeypatch.setattr(download_data, 'TASK', replace(download_data.TASK, **changes))
+def with_archives(monkeypatch, *archives):
+    monkeypatch.setitem(ARCHIVES, 'Motion_Deblurring', archives)
 
 
 # Weights
@@ -82,14 +81,15 @@ def published(tmp_path_factory, monkeypatch):
     """The file at the URL of the published weights."""
     path = tmp_path_factory.mktemp('server') / 'motion_deblurring.pth'
     path.write_bytes(CONTENT)
-    with_task(monkeypatch, weights=RemoteFile(path.as_uri(), sha256(CONTENT).hexdigest()))
+    remote = RemoteFile(path.as_uri(), sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(download_data, 'published_files', lambda folder: [remote])
     return path
 
 
 def test_weights_are_downloaded_once(here, published, capsys):
     assert run('weights') == 0
     assert files(here) == {WEIGHTS: CONTENT}
-    complete = f'{here / WEIGHTS} is complete; its licence allows non-commercial use only\n'
+    complete = f'{here / WEIGHTS} is complete; its terms: https://github.com/swz30/Restormer\n'
     assert said(capsys) == ([], complete)
     published.unlink()
     for force in ([], ['--force']):
@@ -194,15 +194,15 @@ def drive(monkeypatch):
     monkeypatch.setattr(download, 'gdown', drive)
     monkeypatch.setattr(download, 'FileURLRetrievalError', RefusedError, raising=False)
     archives = []
-    for archive in MOTION_DEBLURRING.archives:
+    for archive in ARCHIVES['Motion_Deblurring']:
         (one,) = archive.sets
         archives.append(archive._replace(sets=(one._replace(pairs=PAIRS),)))
         drive.archives[archive.drive_id] = archive_of([f'{one.place}/{kind}' for kind in one.kinds])
-    with_task(monkeypatch, archives=tuple(archives))
+    with_archives(monkeypatch, *archives)
     return drive
 
 
-IDS = {archive.sets[0].place: archive.drive_id for archive in MOTION_DEBLURRING.archives}
+IDS = {archive.sets[0].place: archive.drive_id for archive in ARCHIVES['Motion_Deblurring']}
 GOPRO, HIDE = IDS['test/GoPro'], IDS['test/HIDE']
 PLACES = ('train/GoPro', 'test/GoPro', 'test/HIDE', 'test/RealBlur_J', 'test/RealBlur_R')
 
@@ -519,10 +519,10 @@ def test_one_archive_of_several_sets(here, drive, monkeypatch):
         DataSet('test/B', PAIRS),
         DataSet('test/C', PAIRS, ('left', 'right', 'target')),
     )
-    with_task(monkeypatch, archives=(Archive(GOPRO, sets),))
+    with_archives(monkeypatch, Archive(GOPRO, sets))
     folders = [f'top/{one.name}/{kind}' for one in sets for kind in one.kinds]
     drive.archives[GOPRO] = archive_of(folders)
-    assert download.choices_of(download_data.TASK.archives) == ['weights', 'test', 'A', 'B', 'C']
+    assert download.choices_of([], [Archive(GOPRO, sets)]) == ['weights', 'test', 'A', 'B', 'C']
     assert run('B', '--keep_archives') == 0
     assert files(here).keys() == unpacked('test/B') | {'out/test.zip'}
     assert run('test') == 0
@@ -536,7 +536,7 @@ def test_one_archive_of_several_sets(here, drive, monkeypatch):
 
 def test_the_readmes_match_the_table():
     readme = (ROOT / 'Motion_Deblurring' / 'README.md').read_text(encoding='utf-8')
-    pairs = {one.place: one.pairs for archive in MOTION_DEBLURRING.archives for one in archive.sets}
+    pairs = {one.place: one.pairs for archive in ARCHIVES['Motion_Deblurring'] for one in archive.sets}
     assert [*pairs] == [*PLACES] and len(set(IDS.values())) == 5
     assert f'| GoPro | training | {pairs["train/GoPro"]:,} |' in readme
     for name in ('GoPro', 'HIDE'):
@@ -547,7 +547,7 @@ def test_the_readmes_match_the_table():
         assert f'\n  {place}/{{input,target}}\n' in readme
     assert {one.name for one in MOTION_DEBLURRING.test_sets} == {place.split('/')[1] for place in PLACES[1:]}
     weights = (ROOT / 'Motion_Deblurring' / 'pretrained_models' / 'README.md').read_text(encoding='utf-8')
-    url, digest = MOTION_DEBLURRING.weights
+    url, digest, _ = MOTION_DEBLURRING.published_weights()
     for row in (f'| URL | <{url}> |', f'| sha256 | `{digest}` |'):
         assert row in weights
 

@@ -26,6 +26,7 @@ from basicsr.tasks import MOTION_DEBLURRING, PROTOCOLS
 from basicsr.utils import cli
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.files import ROOT
+from basicsr.utils.remote import RemoteFile
 
 SCRIPT = ROOT / 'Motion_Deblurring' / 'evaluate.py'
 COMPACT = ROOT / 'Motion_Deblurring' / 'pretrained_models' / 'motion_deblurring_compact.pth'
@@ -428,7 +429,7 @@ def test_missing_published_weights_are_explained(here, capsys, monkeypatch):
 
 
 def test_own_pairs_use_the_weights_of_the_demo(here, capsys, monkeypatch):
-    absent = replace(MOTION_DEBLURRING, weights=MOTION_DEBLURRING.weights._replace(url='https://x/absent.pth'))
+    absent = replace(MOTION_DEBLURRING, weights={'': RemoteFile('https://x/absent.pth')})
     monkeypatch.setitem(tasks.TASKS, 'motion_deblurring', absent)
     given = ['--input_dir', 'data/GoPro/input', '--target_dir', 'data/GoPro/target', '--device', 'cpu']
     assert run(*given) == 0
@@ -476,7 +477,7 @@ def test_published_figures_equal_the_readme_and_are_in_the_protocols():
     table = published_table()
     assert {column for _, column in table} == TEST_SETS.keys()
     for name, one in TEST_SETS.items():
-        keys = [figure.key for figure in PROTOCOLS[one.protocol]]
+        keys = [figure.key for figure in PROTOCOLS[one.protocol].figures]
         for method in ('Restormer', 'Restormer + TLC'):
             figures = one.published.get(method, {})
             assert [figures[key] for key in keys[:2] if key in figures] == table[method, name], (method, name)

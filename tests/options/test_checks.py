@@ -118,7 +118,7 @@ def test_without_data_or_weights_test_files_tell_where_to_get_them(no_data, name
     assert f'the {name} data, which python Motion_Deblurring/download_data.py gets' in data
     assert 'quickstart' not in data
     assert 'path.pretrain_network_g: found ' in weights
-    assert 'python Motion_Deblurring/download_data.py --data weights gets' in weights
+    assert 'python Motion_Deblurring/download_data.py --data weights downloads' in weights
 
 
 def test_without_its_data_the_quickstart_tells_how_to_make_them(no_data):
