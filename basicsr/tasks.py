@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from basicsr.utils.errors import CheckpointError, UsageError
 from basicsr.utils.files import ROOT
@@ -25,6 +25,7 @@ class Figure:
     metric: str
     settings: Mapping[str, object] = field(default_factory=dict)
     digits: int = 3  # of published figures
+    optional: bool = False  # left out if its package is not installed
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ PROTOCOLS: dict[str, Protocol] = {
             PSNR,
             Figure('ssim_uniform', 'SSIM, 7×7', 'calculate_ssim_uniform'),
             Figure('mae', 'MAE', 'calculate_mae'),
-            Figure('lpips', 'LPIPS', 'calculate_lpips'),
+            Figure('lpips', 'LPIPS', 'calculate_lpips', optional=True),
         ),
         rounded=False,
     ),
@@ -108,7 +109,7 @@ class Task:
     folder: str  # below the repository root
     weights: Mapping[str, RemoteFile]
     test_sets: tuple[TestSet, ...]
-    network: Mapping[str, object] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
     shipped: str = ''
     average: Published = field(default_factory=dict)
 
@@ -119,6 +120,11 @@ class Task:
     @property
     def datasets(self) -> Path:
         return ROOT / self.folder / 'Datasets'
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Of the input and of the result."""
+        return self.network.get('inp_channels', 3), self.network.get('out_channels', 3)
 
     @property
     def sigmas(self) -> list[str]:
