@@ -1,9 +1,11 @@
 """Pack a folder of pairs into one file that training maps into memory, so that it decodes no images.
 
     python scripts/prepare_data.py --input_dir blurred --target_dir sharp --output my.pack --crop_size 512 --stride 256
+    python scripts/prepare_data.py --target_dir clean --output my.pack
     python scripts/prepare_data.py --verify my.pack
 
-In an option file, `type: Dataset_PackedImage` with `dataroot: my.pack` then replaces Dataset_PairedImage. With
+In an option file, `type: Dataset_PackedImage` with `dataroot: my.pack` then replaces Dataset_PairedImage. A pack made
+without --input_dir holds clean images alone, as `dataroot_gt: my.pack` of Dataset_GaussianDenoising. With
 --crop_size and --stride, every training pair is one of the windows that the paper cuts its frames into; frames are
 stored once, so overlapping crops take no extra space. Without them, every image is one training pair.
 
@@ -32,6 +34,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from basicsr.data.named_images import NamedImages
 from basicsr.data.pack_format import (
     DTYPES,
     INDEX,
@@ -42,7 +45,6 @@ from basicsr.data.pack_format import (
     open_pixels,
     read_index,
 )
-from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.utils.cli import at_least, file_or_folder
 from basicsr.utils.errors import DataError, InUseError, UsageError
 from basicsr.utils.files import absolute, atomic_write, lock_file, made_folder, scratch_folder, sync_folder
@@ -51,7 +53,10 @@ from basicsr.utils.parallel import in_parallel
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description='Pack a folder of pairs for training, or check a pack.')
-    p.add_argument('--input_dir', type=file_or_folder, metavar='BLURRED', help='folder of the degraded images')
+    p.add_argument(
+        '--input_dir', type=file_or_folder, metavar='BLURRED',
+        help='folder of the degraded images; default: none, to pack clean images',
+    )  # fmt: skip
     p.add_argument('--target_dir', type=file_or_folder, metavar='SHARP', help='folder of the clean images')
     p.add_argument('--output', type=file_or_folder, metavar='NAME.pack', help='new pack')
     p.add_argument(
@@ -66,6 +71,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--channels', type=int, choices=(1, 3), default=3, help='3: RGB; 1: grey; default: %(default)s'
     )
+    p.add_argument(
+        '--bits', type=int, choices=(8,),
+        help='8: keep the high byte of 16-bit images, for single-image defocus deblurring; default: keep 16 bits',
+    )  # fmt: skip
     p.add_argument(
         '--workers', type=at_least(0), default=os.cpu_count() or 1, metavar='N',
         help='processes that decode images; 0: decode in this one; default: the number of processors',
@@ -82,8 +91,8 @@ def main(args: argparse.Namespace) -> None:
         if given:
             raise UsageError(f'--verify: found {", ".join(given)} beside it; allowed: --verify alone')
         return verify(args.verify)
-    if len(given) < 3:
-        raise UsageError('--input_dir, --target_dir and --output are required, or --verify')
+    if not (args.target_dir and args.output):
+        raise UsageError('--target_dir and --output are required, or --verify')
     if args.output.suffix != '.pack':
         raise UsageError(f'--output: found {args.output}; allowed: a name that ends in .pack')
     if (args.crop_size is None) != (args.stride is None):
@@ -99,11 +108,13 @@ def pack(args: argparse.Namespace) -> None:
             raise UsageError(f'--output: {args.output} exists; allowed: a new name')
 
     refuse_existing()
-    dataset = Dataset_PairedImage(
-        str(absolute(args.input_dir)),
-        str(absolute(args.target_dir)),
+    folders = {'lq': args.input_dir, 'gt': args.target_dir}
+    dataset = NamedImages(
+        {kind: str(absolute(folder)) for kind, folder in folders.items() if folder},
+        {'type': 'disk'},
         filename_tmpl=args.filename_tmpl,
         channels=args.channels,
+        bits=args.bits,
     )
     lock, scratch = (output.with_name(f'.{output.name}.{suffix}') for suffix in ('lock', 'tmp'))
     try:
@@ -130,7 +141,7 @@ def pack(args: argparse.Namespace) -> None:
 class DecodedPairs:
     """`pairs[i]` is the name of a pair and, by kind, its images, each with the CRC-32 of its bytes; or a DataError."""
 
-    def __init__(self, dataset: Dataset_PairedImage) -> None:
+    def __init__(self, dataset: NamedImages) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -149,12 +160,13 @@ class DecodedPairs:
 
 
 def write_pair(file: BinaryIO, name: str, images: dict[str, tuple[np.ndarray, int]]) -> StoredPair:
+    """A clean image without a degraded one is stored once, as both."""
     stored = {}
     for kind, (pixels, crc32) in images.items():
         file.write(bytes(file.tell() % 2))  # 16-bit pixels start at even offsets
         stored[kind] = StoredImage(*pixels.shape[:2], pixels.dtype.name, file.tell(), crc32)
         file.write(pixels.data)
-    return StoredPair(name, **stored)
+    return StoredPair(name, stored.get('lq', stored['gt']), stored['gt'])
 
 
 def verify(root: Path) -> None:

@@ -34,6 +34,7 @@ class IOBackend(TypedDict):
 class Source(Protocol):
     """Encoded images by name, without suffix, in natural order (2 before 10)."""
 
+    root: Path
     names: list[str]
 
     def read(self, name: str) -> bytes: ...
@@ -44,6 +45,10 @@ class Source(Protocol):
 
 
 def open_source(root: Path, backend: IOBackend) -> Source:
+    if root.suffix == '.pack':
+        raise DataError(
+            f'{root}: found a pack; allowed: a folder of images or an LMDB, for this type of dataset'
+        )
     source: Source = LMDBSource(root) if backend['type'] == 'lmdb' else FolderSource(root)
     if not source.names:
         raise DataError(f'{root}: contains no images')

@@ -13,17 +13,20 @@ from torch import Tensor
 from basicsr.data.sampler import SampleKey
 from basicsr.data.types import Batch, Sample
 
-Images = dict[str, np.ndarray]  # 'lq' and 'gt' → (H, W, C)
+Images = dict[str, np.ndarray]  # such as 'lq' and 'gt' → (H, W, C)
 
 
 def make_sample(images: Images, name: str, key: int | SampleKey, geometric_augs: bool) -> Sample:
     """`dataset[key]` from the images of a pair: at full size, or a training sample, cropped and augmented."""
     if isinstance(key, SampleKey):
-        generator = key.generator()
-        images = random_crop(images, key.patch, generator)
-        if geometric_augs:
-            images = random_flip_or_rotation(images, generator)
+        images = augmented(images, key.patch, key.generator(), geometric_augs)
     return to_sample(images, name)
+
+
+def augmented(images: Images, patch: int, generator: np.random.Generator, geometric_augs: bool) -> Images:
+    """The same random crop of each image, and the same flip or rotation if asked for."""
+    images = random_crop(images, patch, generator)
+    return random_flip_or_rotation(images, generator) if geometric_augs else images
 
 
 def to_sample(images: Images, name: str) -> Sample:
@@ -32,14 +35,14 @@ def to_sample(images: Images, name: str) -> Sample:
 
 def random_crop(images: Images, patch: int, generator: np.random.Generator) -> Images:
     """The same square of each image, as a view; every position is equally likely. Images smaller than the patch are
-    reflected at the right and bottom, repeatedly if needed."""
-    height, width = images['lq'].shape[:2]
+    reflected at the right and bottom, with their last row and column, repeatedly if needed."""
+    height, width = next(iter(images.values())).shape[:2]
     top = int(generator.integers(max(height - patch, 0) + 1))
     left = int(generator.integers(max(width - patch, 0) + 1))
     images = {name: image[top : top + patch, left : left + patch] for name, image in images.items()}
     if height < patch or width < patch:
         padding = ((0, max(patch - height, 0)), (0, max(patch - width, 0)), (0, 0))
-        images = {name: np.pad(image, padding, mode='reflect') for name, image in images.items()}
+        images = {name: np.pad(image, padding, mode='symmetric') for name, image in images.items()}
     return images
 
 

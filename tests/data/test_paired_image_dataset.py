@@ -2,6 +2,7 @@
 
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -104,6 +105,36 @@ def test_a_meta_info_file_chooses_pairs(tmp_path):
     )
     (tmp_path / 'meta.txt').write_text('\n')
     assert refusal(lambda: Dataset_PairedImage(**roots)) == f'{tmp_path / "meta.txt"}: names no images'
+
+
+def test_pairing_in_order_takes_equal_counts_and_the_names_of_the_clean_images(tmp_path):
+    lq = {name: image() for name in ('9.png', '10.png', '11.png')}
+    gt = {name: image() for name in ('b12.png', 'b9.png', 'b7.png')}
+    roots = folders(tmp_path, lq, gt)
+    dataset = Dataset_PairedImage(**roots, pairing='order')
+    for sample, partners in zip(dataset, [('9', 'b7'), ('10', 'b9'), ('11', 'b12')], strict=True):
+        assert sample['name'] == partners[1]
+        assert_is(sample['lq'], lq[f'{partners[0]}.png'])
+        assert_is(sample['gt'], gt[f'{partners[1]}.png'])
+    (tmp_path / 'meta.txt').write_text('b9.png\n')
+    (chosen,) = Dataset_PairedImage(**roots, pairing='order', meta_info_file=str(tmp_path / 'meta.txt'))
+    assert_is(chosen['lq'], lq['10.png'])
+    (tmp_path / 'lq' / '9.png').unlink()
+    assert refusal(lambda: Dataset_PairedImage(**roots, pairing='order')) == (
+        f'{tmp_path / "lq"}: found 2 images; allowed: 3, as in {tmp_path / "gt"}, to pair them in order'
+    )
+
+
+@pytest.mark.parametrize('in_memory', [False, True])
+def test_bits_8_keeps_the_high_byte_of_16_bits(tmp_path, in_memory):
+    deep, shallow = image(256, 256, np.uint16), image(8, 8)
+    deep[..., 0] = np.arange(65536).reshape(256, 256)
+    roots = folders(tmp_path, *[{'a.png': deep, 'b.png': shallow}] * 2)
+    first, second = Dataset_PairedImage(**roots, bits=8, in_memory=in_memory)
+    for kind in ('lq', 'gt'):
+        assert first[kind].dtype == second[kind].dtype == torch.uint8
+        assert_is(first[kind], deep // 256)
+        assert_is(second[kind], shallow)
 
 
 def test_an_lmdb_gives_the_samples_of_the_folder(tmp_path):
@@ -243,15 +274,6 @@ def test_a_crop_is_a_view():
             assert np.shares_memory(crop, images[kind])
 
 
-def bounce(count, size):
-    """Positions of a ball that bounces along a row of pixels."""
-    places, step = [0], 1
-    while len(places) < count:
-        step = -1 if places[-1] == size - 1 else 1 if places[-1] == 0 else step
-        places.append(places[-1] + step * (size > 1))
-    return places
-
-
 @pytest.mark.parametrize(
     ('height', 'width'), [(1, 1), (1, 12), (12, 1), (2, 3), (5, 8), (7, 9), (12, 4), (3, 20)]
 )
@@ -264,9 +286,10 @@ def test_small_images_are_reflected_repeatedly_and_every_position_is_drawn(heigh
         crops = random_crop({'lq': plain, 'gt': 255 - plain}, patch, np.random.default_rng(seed))
         top, left = crops['lq'][0, 0].tolist()
         corners.add((top, left))
-        rows = [*range(top, top + patch)] if height >= patch else bounce(patch, height)
-        columns = [*range(left, left + patch)] if width >= patch else bounce(patch, width)
-        np.testing.assert_array_equal(crops['lq'], plain[np.ix_(rows, columns)])
+        part = plain[top : top + patch, left : left + patch]
+        missing = patch - part.shape[0], patch - part.shape[1]
+        padded = cv2.copyMakeBorder(part, 0, missing[0], 0, missing[1], cv2.BORDER_REFLECT)
+        np.testing.assert_array_equal(crops['lq'], padded)
         np.testing.assert_array_equal(crops['gt'], 255 - crops['lq'])
     tops, lefts = (range(max(1, side - patch + 1)) for side in (height, width))
     assert corners == {(top, left) for top in tops for left in lefts}

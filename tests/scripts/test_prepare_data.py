@@ -12,10 +12,14 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from basicsr.data.gaussian_denoising_dataset import Dataset_GaussianDenoising
+from basicsr.data.named_images import NamedImages
 from basicsr.data.packed_image_dataset import Dataset_PackedImage
-from basicsr.data.paired_image_dataset import Dataset_PairedImage
+from basicsr.data.sampler import SampleKey
 from basicsr.utils import cli
+from basicsr.utils.errors import DataError
 from basicsr.utils.files import ROOT
 from scripts import prepare_data
 
@@ -107,6 +111,36 @@ def test_every_pixel_is_where_the_index_says(here, channels):
     assert index['size'] == end == (here / 'my.pack' / 'pixels.bin').stat().st_size
 
 
+def test_clean_images_are_packed_once_and_get_noise(here, capsys):
+    assert run('--bits', '8') == 0
+    size = (here / 'my.pack' / 'pixels.bin').stat().st_size
+    assert cli.run('scripts.prepare_data', ['--target_dir', 'gt', '--output', 'gt.pack', '--bits', '8']) == 0
+    assert (here / 'gt.pack' / 'pixels.bin').stat().st_size <= size / 2
+    assert cli.run('scripts.prepare_data', ['--verify', 'gt.pack']) == 0
+    settings = {'sigma_type': 'random', 'sigma_range': [0, 50], 'sigma_test': 25}
+    packed = Dataset_GaussianDenoising(str(here / 'gt.pack'), **settings)
+    for name, (index, pair) in zip(NAMES, enumerate(packed), strict=True):
+        file = cv2.imread(f'gt/{name}.png', cv2.IMREAD_UNCHANGED)[..., ::-1]
+        np.testing.assert_array_equal(pair['gt'].permute(1, 2, 0), file >> 8 if name == '2' else file)
+        if index:
+            files = Dataset_GaussianDenoising(str(here / 'gt'), **settings)
+            for key in (index, SampleKey(index, 5, 16, 0)):
+                assert all(torch.equal(packed[key][kind], files[key][kind]) for kind in ('lq', 'gt'))
+    with pytest.raises(DataError, match=r'gt\.pack: found clean images alone; allowed: a pack of pairs'):
+        Dataset_PackedImage(str(here / 'gt.pack'))
+    with pytest.raises(DataError, match=r'in_ch: found 1; allowed: 3, as in .*gt\.pack'):
+        Dataset_GaussianDenoising(str(here / 'gt.pack'), in_ch=1)
+
+
+def test_bits_8_keeps_the_high_byte(here):
+    assert run('--bits', '8') == 0
+    for pair in Dataset_PackedImage(str(here / 'my.pack')):
+        for kind in ('lq', 'gt'):
+            file = cv2.imread(f'{kind}/{pair["name"]}.png', cv2.IMREAD_UNCHANGED)[..., ::-1]
+            high = file // 256 if pair['name'] == '2' else file
+            np.testing.assert_array_equal(pair[kind].permute(1, 2, 0), high)
+
+
 def test_frames_of_720p_are_stored_once_and_trained_on_in_the_papers_crops(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     columns, rows = np.meshgrid(np.arange(1280), np.arange(720))
@@ -138,7 +172,7 @@ def test_only_a_few_images_are_decoded_ahead(tmp_path, monkeypatch):
         for kind in ('lq', 'gt'):
             write(tmp_path / kind / f'{number}.png', image(2, 2))
     decoded, written, ahead = multiprocessing.Value('i'), [], []
-    read, write_pair = Dataset_PairedImage.read, prepare_data.write_pair
+    read, write_pair = NamedImages.read, prepare_data.write_pair
 
     def counted(*pair):
         with decoded.get_lock():
@@ -151,7 +185,7 @@ def test_only_a_few_images_are_decoded_ahead(tmp_path, monkeypatch):
         written.append(pair)
         return write_pair(*pair)
 
-    monkeypatch.setattr(Dataset_PairedImage, 'read', counted)
+    monkeypatch.setattr(NamedImages, 'read', counted)
     monkeypatch.setattr(prepare_data, 'write_pair', slow)
     assert run('--workers', '1') == 0
     assert len(written) == 30 and 1 < max(ahead) <= 4
@@ -269,7 +303,7 @@ def test_dead_worker_leaves_nothing_behind(monkeypatch, capsys, untouched):
         assert os.getpid() != main
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(Dataset_PairedImage, 'read', die)
+    monkeypatch.setattr(NamedImages, 'read', die)
     assert refusal(capsys, *ARGUMENTS, '--workers', '1').startswith('DataLoader worker (pid')
 
 
@@ -333,8 +367,8 @@ def test_program_that_is_interrupted_with_its_workers_leaves_nothing_behind(tmp_
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
-        ([], '--input_dir, --target_dir and --output are required, or --verify'),
-        (['--input_dir', 'lq', '--output', 'my.pack'], '--input_dir, --target_dir and --output are required'),
+        ([], '--target_dir and --output are required, or --verify'),
+        (['--input_dir', 'lq', '--output', 'my.pack'], '--target_dir and --output are required'),
         ([*ARGUMENTS, '--output', 'my.bin'], '--output: found my.bin; allowed: a name that ends in .pack'),
         ([*ARGUMENTS, '--crop_size', '8'], 'found one of --crop_size and --stride; allowed: both or neither'),
         ([*ARGUMENTS, '--stride', '8'], 'found one of --crop_size and --stride; allowed: both or neither'),
