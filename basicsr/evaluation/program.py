@@ -1,4 +1,4 @@
-"""The evaluate.py of a folder of tasks: a network, or images restored elsewhere, on test sets, beside published figures."""
+"""The evaluate.py of a folder: a network, or images restored elsewhere, on test sets, beside published figures."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def parser(tasks: Sequence[Task]) -> argparse.ArgumentParser:
     what.add_argument('--weights', **file, help=weights)
     if sigmas:
         sigma = (
-            'Gaussian denoising: levels of noise to measure on, each with the weights trained for it; blind, the default: '
-            'all levels, with the weights for any level. With --weights or --restored_dir: the levels alone'
+            'Gaussian denoising: noise levels to measure on, each with the weights trained for it; blind, the default: '
+            'all levels, with the weights for any level. With --weights or --restored_dir it chooses levels alone'
         )
         what.add_argument('--sigma', nargs='+', choices=sigmas, help=sigma)
     add_param_key(what)
@@ -201,7 +201,7 @@ def check_args(args: argparse.Namespace, task: Task, sigmas: list[str]) -> None:
         )
     if (args.input_dir is None) != (args.target_dir is None):
         raise UsageError('found one of --input_dir and --target_dir; allowed: both or neither')
-    if args.input_dir and task.channels[0] == 6:
+    if args.input_dir and task.channels[0] > 3:  # two views
         raise UsageError(
             f'--input_dir: found with --task {task.name}; allowed: --data_dir FOLDER, with '
             f'{", ".join(f"FOLDER/{places[0]}/{path}" for path in PATHS["dual_pixel"].values())}'
@@ -265,13 +265,13 @@ def chosen_sets(args: argparse.Namespace, task: Task, sigmas: list[str]) -> tupl
 def leave_out_figures(chosen: list[ChosenSet]) -> None:
     """Leaves out the optional figures whose package is not installed or does not work, and says so."""
     black = np.zeros((64, 64, 3), np.uint8)
-    for figure in {figure: None for one in chosen for figure in one.figures if figure.optional}:
+    for figure in {figure.key: figure for one in chosen for figure in one.figures if figure.optional}.values():
         try:
             METRIC_REGISTRY.get(figure.metric)(black, black)
         except UserError as error:
             print(f'{figure.title}: left out, as {error}', file=sys.stderr, flush=True)
             for one in chosen:
-                one.figures = [other for other in one.figures if other != figure]
+                one.figures = [other for other in one.figures if other.key != figure.key]
 
 
 # --- network ------------------------------------------------------------------------------------------------

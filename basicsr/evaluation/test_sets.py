@@ -38,7 +38,7 @@ class TestImages(ImageSet, Protocol):
     def files(self, index: int) -> str: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class ChosenSet:
     """
     paths: as in PATHS.
@@ -149,8 +149,8 @@ class RestoredPairs:
 
 
 def part_indices(test_set: TestSet, folder: Path, count: int) -> dict[str, list[int]]:
-    """Part of the set → indices of its images, from `<part>_labels.npy` in the folder of the set: positions among the
-    `count` images, from 1. Without these files there are no parts, which a sentence on stdout says. Raises DataError."""
+    """Name of a part → indices of its images, from `<part>_labels.npy` in the folder of the set: positions among the
+    `count` images, from 1. Without these files there are no parts, and a sentence on stdout. Raises DataError."""
     files = {part: folder / f'{part}_labels.npy' for part in test_set.parts}
     absent = [str(path) for path in files.values() if not path.is_file()]
     if absent:
