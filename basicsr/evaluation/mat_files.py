@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -140,7 +139,7 @@ def _boxes(images_HWC: Sequence[np.ndarray]) -> dict[str, object]:
 def _hdf5(path: Path) -> Iterator[Any]:
     """Raises DataError."""
     try:
-        h5py = importlib.import_module('h5py')
+        import h5py
     except ImportError:
         raise DataError(
             f'{path}: needs the package h5py, which is not installed; `pip install h5py` gets it'

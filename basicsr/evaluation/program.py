@@ -141,7 +141,7 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
         )
         try:
             evaluate(
-                used and used.restorer.restore,
+                used.restorer.restore if used else None,
                 one.images,
                 one.metrics,
                 device=used.restorer.device if used else torch.device('cpu'),
