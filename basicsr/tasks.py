@@ -6,6 +6,7 @@ and its option files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -363,6 +364,24 @@ def default_weights(task: str, sigma: str | None = None) -> Path:
         if path is not None and path.is_file():
             return path
     raise CheckpointError(f'{published}: found no weights for {found.name}; {how_to_get(found, sigma)}')
+
+
+def check_weights_task(path: Path, task: Task, sigma: str | None = None) -> None:
+    """Raises CheckpointError if a file holds published weights for another task, or for another noise level than
+    `sigma`: such files have the same tensors, and only the checksum tells them apart."""
+    digest = ''
+    for other in TASKS.values():
+        for level, remote in other.weights.items():
+            if remote.sha256 is None or path.stat().st_size != remote.size:
+                continue
+            digest = digest or hashlib.sha256(path.read_bytes()).hexdigest()
+            if digest == remote.sha256 and (other is not task or sigma not in (None, level)):
+                allowed = f'those for {task.name}' + (f', sigma {sigma}' if sigma else '')
+                raise CheckpointError(
+                    f'{path}: found the published weights for {other.name}'
+                    + (f', sigma {level}' if level else '')
+                    + f' ({remote.name}); allowed: {allowed}'
+                )
 
 
 def how_to_get(task: Task, sigma: str | None = None) -> str:
