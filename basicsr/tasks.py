@@ -206,8 +206,9 @@ DERAINING = Task(
 )
 
 
-def _defocus(psnr: float, ssim: float, lpips: float) -> Published:
-    return {'Restormer': {'psnr': psnr, 'ssim_uniform': ssim, 'lpips': lpips}}
+# MAE is what mmagic measured with the published weights (its configs/restormer/README.md); none is known for two views.
+def _defocus(psnr: float, ssim: float, lpips: float, **mae: float) -> Published:
+    return {'Restormer': {'psnr': psnr, 'ssim_uniform': ssim, **mae, 'lpips': lpips}}
 
 
 SINGLE_IMAGE_DEFOCUS_DEBLURRING = Task(
@@ -224,9 +225,12 @@ SINGLE_IMAGE_DEFOCUS_DEBLURRING = Task(
         TestSet(
             'DPDD',
             'defocus',
-            _defocus(25.98, 0.811, 0.178),
+            _defocus(25.98, 0.811, 0.178, mae=0.038),
             layout='defocus',
-            parts={'indoor': _defocus(28.87, 0.882, 0.145), 'outdoor': _defocus(23.24, 0.743, 0.209)},
+            parts={
+                'indoor': _defocus(28.87, 0.882, 0.145, mae=0.025),
+                'outdoor': _defocus(23.24, 0.743, 0.209, mae=0.050),
+            },
         ),
     ),
 )

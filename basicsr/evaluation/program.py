@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks
 from basicsr.evaluation.published import as_data, average, report
 from basicsr.evaluation.test_sets import PATHS, ChosenSet
 from basicsr.inference import Restorer
-from basicsr.tasks import PROTOCOLS, Task, TestSet, default_weights, find_task, how_to_get
+from basicsr.tasks import (
+    PROTOCOLS,
+    Task,
+    TestSet,
+    check_weights_task,
+    default_weights,
+    find_task,
+    how_to_get,
+)
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_param_key, add_tlc, at_least, file_or_folder, usage_errors
 from basicsr.utils.errors import CheckpointError, UsageError, UserError
@@ -123,10 +132,11 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
         about['restored_dir'] = str(args.restored_dir)
     else:
         with usage_errors():
-            networks = {sigma: build_restorer(args, task, sigma) for sigma in sigmas}
-        for network in networks.values():
+            loaded = [build_restorer(args, task, sigma) for sigma in (sigmas[:1] if args.weights else sigmas)]
+        networks = dict(zip(sigmas, itertools.cycle(loaded), strict=False))
+        for network in loaded:
             print(network, flush=True)
-        if len(networks) == 1:
+        if len(loaded) == 1:
             about |= network.about
 
     results: dict[str, object] = {}
@@ -158,7 +168,9 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
             failed |= bool(result.failed)
             if result.images:
                 print(report(one, result), flush=True)
-                results[one.name] = as_data(one, result) | (used.about if used and len(networks) > 1 else {})
+                results[one.name] = as_data(one, result) | (
+                    used.about if used and 'weights' not in about else {}
+                )
                 if args.json:
                     atomic_write(args.json, as_json({**about, 'datasets': results}).encode())
             if uploads and uploads.unfinished:
@@ -303,6 +315,7 @@ def build_restorer(args: argparse.Namespace, task: Task, sigma: str) -> Network:
             f'{path}: found no published weights; {how_to_get(task, sigma)}; --weights takes others{shipped}'
         )
     weights = load_weights(path, args.param_key)
+    check_weights_task(path, task, None if args.weights else sigma or None)
     tlc = weights.with_tlc(args.tlc)
     restorer = Restorer(
         build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=tlc, fixed_strips=True
