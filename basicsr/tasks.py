@@ -206,8 +206,8 @@ DERAINING = Task(
 )
 
 
-# MAE agrees with what mmagic measured with the published weights (its configs/restormer/README.md: 0.0378 combined, 0.0251
-# indoor, 0.0499 outdoor). Nothing confirms the dual-pixel one.
+# MAE agrees with what mmagic measured with the published weights (its configs/restormer/README.md): 0.0378 combined,
+# 0.0251 indoor, 0.0499 outdoor. Nothing confirms the dual-pixel one.
 def _defocus(psnr: float, ssim: float, lpips: float, **mae: float) -> Published:
     return {'Restormer': {'psnr': psnr, 'ssim_uniform': ssim, **mae, 'lpips': lpips}}
 

@@ -86,10 +86,6 @@ def open_images(test_set: TestSet, paths: dict[str, Path], channels: Literal[1, 
     kind = {name: str(path) for name, path in paths.items()}
     if test_set.layout == 'noise':
         return Dataset_GaussianDenoising(kind['target'], sigma_test=test_set.sigma, in_ch=channels)
-    if test_set.layout == 'defocus':
-        # The high byte, also of the clean images, is what was published.
-        pairing = _pairing(test_set, paths)
-        return Dataset_PairedImage(kind['input'], kind['target'], pairing=pairing, bits=8)
     if test_set.layout == 'dual_pixel':
         pairing = _pairing(test_set, paths)
         return Dataset_DefocusDeblur_DualPixel_16bit(
@@ -100,7 +96,10 @@ def open_images(test_set: TestSet, paths: dict[str, Path], channels: Literal[1, 
         return MatBlocks({key: (paths[name], paths[name].stem) for key, name in names.items()})
     if test_set.layout == 'dnd':
         return DNDBoxes(paths['info'], paths['input'])
-    return Dataset_PairedImage(kind['input'], kind['target'], channels=channels)
+    # Published for one image: against the high byte, also of the clean images.
+    bits: Literal[8] | None = 8 if test_set.protocol == 'defocus' else None
+    pairing = _pairing(test_set, paths) if test_set.layout == 'defocus' else 'name'
+    return Dataset_PairedImage(kind['input'], kind['target'], channels=channels, pairing=pairing, bits=bits)
 
 
 def _pairing(test_set: TestSet, folders: dict[str, Path]) -> Literal['name', 'order']:

@@ -22,6 +22,7 @@ from basicsr.metrics.psnr_ssim import calculate_ssim_3d
 from basicsr.tasks import PROTOCOLS, TASKS
 from basicsr.utils import cli
 from basicsr.utils.checkpoint import save_checkpoint
+from basicsr.utils.registry import METRIC_REGISTRY
 
 TINY = {'dim': 4, 'num_blocks': [0, 1, 0, 0], 'num_refinement_blocks': 0, 'heads': [1, 2, 2, 4]}
 SINGLE, DUAL = 'single_image_defocus_deblurring', 'dual_pixel_defocus_deblurring'
@@ -207,6 +208,10 @@ def test_single_image_defocus_deblurring_on_the_high_byte(here, capsys, target):
         assert np.abs(saved - 255 * restore(lq)).max() <= 0.51
     found = written()['datasets']['DPDD']
     is_close(found['images'], wanted)
+    if not target:
+        own = ['--input_dir', 'data/DPDD/inputC', '--target_dir', 'data/DPDD/target']
+        run('Defocus_Deblurring', '--task', SINGLE, *own)
+        assert written()['datasets']['pairs']['images'] == found['images']
     by_order = 'DPDD: paired in natural order, as no name is in all folders\n'
     assert (by_order in out) == (target is not None)
     assert 'LPIPS: left out, as the package lpips is not installed; `pip install lpips` gets it\n' in error
@@ -565,6 +570,7 @@ def test_a_network_for_other_channels(here, capsys, options, said):
 def test_every_metric_of_a_protocol_exists_and_every_published_figure_is_in_its_protocol():
     for task in TASKS.values():
         for one in task.test_sets:
+            assert all(figure.metric in METRIC_REGISTRY for figure in PROTOCOLS[one.protocol].figures)
             keys = {figure.key for figure in PROTOCOLS[one.protocol].figures}
             for published in (one.published, *one.parts.values()):
                 assert all(figures.keys() <= keys for figures in published.values())
