@@ -34,12 +34,14 @@ if __name__ == '__main__':
 import argparse
 
 from basicsr.evaluation import program
-from basicsr.tasks import MOTION_DEBLURRING as TASK
+from basicsr.tasks import tasks_of
+
+TASKS = tasks_of('Motion_Deblurring')
 
 
 def parser() -> argparse.ArgumentParser:
-    return program.parser(TASK)
+    return program.parser(TASKS)
 
 
 def main(args: argparse.Namespace) -> int:
-    return program.main(args, TASK)
+    return program.main(args, TASKS)

@@ -1,6 +1,8 @@
 """Restores the images of a folder, or one image.
 
     python demo.py --task motion_deblurring --input_dir my_photos --result_dir sharp_photos
+    python demo.py --task Gaussian_Color_Denoising --sigma 25 --input_dir noisy --result_dir clean
+    python demo.py --task Dual_Pixel_Defocus_Deblurring --input_dir left --right_dir right --result_dir sharp
 
 Results are PNG files, <result_dir>/<task>/<name>.png. Exit status: 0 if every image was restored, 1 if some were not
 (each is named), 2 on a wrong argument, 130 after Ctrl-C, 143 after SIGTERM.
@@ -16,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from basicsr.archs.from_weights import build_network
-from basicsr.images.listing import left_alone, list_images, output_names
+from basicsr.images.listing import left_alone, list_images, output_names, right_views
 from basicsr.images.reader import Image, read_image
 from basicsr.images.writer import write_png
 from basicsr.inference.restorer import Restorer
-from basicsr.tasks import TASKS, default_weights, find_task
+from basicsr.tasks import TASKS, Task, check_weights_task, default_weights, find_task
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_param_key, add_tlc, file_or_folder, usage_errors
 from basicsr.utils.errors import ImageFileError, UsageError, UserError
@@ -43,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         help='an image, or a folder of images (png, jpg, bmp, tif, webp; without subfolders); default: %(default)s',
     )
     p.add_argument(
+        '--right_dir',
+        type=file_or_folder,
+        metavar='FILE_OR_FOLDER',
+        help='for dual_pixel_defocus_deblurring: the right views; --input_dir has the left ones, under the same names',
+    )
+    p.add_argument(
         '--result_dir',
         type=file_or_folder,
         default=ROOT / 'demo' / 'restored',
@@ -59,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         'with the repository',
     )
     add_param_key(p)
+    p.add_argument(
+        '--sigma',
+        type=str.lower,
+        help='Gaussian denoising: weights for noise of this standard deviation, 15, 25 or 50 (of 255), or blind: for '
+        'any noise up to 50; default: blind',
+    )
     p.add_argument(
         '--device',
         default='auto',
@@ -95,8 +109,16 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     with usage_errors():
         task = find_task(args.task)
+        check_args(args, task)
         inputs = list_images(args.input_dir)
-        weights = load_weights(args.weights or default_weights(task.name), args.param_key)
+        right: dict[Path, Path] = {}
+        if args.right_dir:
+            right, is_named = right_views(inputs, list_images(args.right_dir))
+            if not is_named:
+                print('left and right views have other names: paired in their order', file=sys.stderr)
+        path = args.weights or default_weights(task.name, args.sigma)
+        weights = load_weights(path, args.param_key)
+        check_weights_task(path, task, args.sigma)
         source = str(weights)
         tlc = weights.with_tlc(args.tlc)
         net = build_network(weights)
@@ -104,7 +126,7 @@ def main(args: argparse.Namespace) -> int:
         restorer = Restorer(
             net, args.device, args.precision, tlc=tlc, tile=args.tile, tile_overlap=args.tile_overlap
         )
-        restorer.check_channels()
+        restorer.check_channels(2 if right else 1)
     folder = args.result_dir / task.name
     compare = folder / 'compare'
     targets = [folder, compare] if args.compare else [folder]
@@ -116,17 +138,21 @@ def main(args: argparse.Namespace) -> int:
         print(f'left alone in {args.input_dir}: {others}', file=sys.stderr)
 
     names = output_names(inputs)
-    protected = {_identity(path) for path in inputs} - {None}
+    protected = {_identity(path) for path in (*inputs, *right.values())} - {None}
     written: set[Path] = set()
 
-    def read(path: Path) -> tuple[Path, Image]:
+    def read(path: Path) -> tuple[Path, list[Image]]:
         for target in targets:
             if _identity(target / names[path]) in protected:
                 raise ImageFileError(f'{path}: its result would overwrite the input {target / names[path]}')
-        return path, read_image(path)
+        return path, [read_image(view) for view in (path, right.get(path)) if view is not None]
 
-    def restore(item: tuple[Path, Image]) -> tuple[Path, Image, np.ndarray]:
-        return *item, restorer(item[1].pixels)
+    def restore(item: tuple[Path, list[Image]]) -> tuple[Path, Image, np.ndarray]:
+        path, views = item
+        try:
+            return path, views[0], restorer(*(view.pixels for view in views))
+        except ValueError as error:
+            raise ImageFileError(f'{right.get(path, path)}: {error}') from None
 
     def write(item: tuple[Path, Image, np.ndarray]) -> None:
         path, before, after = item
@@ -148,6 +174,27 @@ def main(args: argparse.Namespace) -> int:
             tqdm.write(f'{what}: {message}', file=sys.stderr)
     print(f'{len(written)} of {len(inputs)} images restored, in {folder}')
     return 1 if failed else 0
+
+
+def check_args(args: argparse.Namespace, task: Task) -> None:
+    """Raises UsageError on arguments that are not for this task."""
+    is_dual = 'dual_pixel_task' in task.network
+    if is_dual and args.right_dir is None:
+        raise UsageError(f'--right_dir: found nothing; allowed: the right views, for {task.name}')
+    if not is_dual and args.right_dir is not None:
+        raise UsageError(
+            f'--right_dir: found with --task {task.name}; allowed: with dual_pixel_defocus_deblurring'
+        )
+    if args.sigma is None:
+        return
+    if args.weights is not None:
+        raise UsageError(
+            '--sigma: found with --weights; allowed: one of them, as it chooses the published weights'
+        )
+    if args.sigma not in task.sigmas:
+        others = [f'--task {other.name}' for other in TASKS.values() if other.sigmas]
+        allowed = ', '.join(task.sigmas) or f'none for {task.name}, only with {" or ".join(others)}'
+        raise UsageError(f'--sigma: found {args.sigma!r}; allowed: {allowed}')
 
 
 def _make_writable(folders: list[Path], result_dir: Path) -> None:

@@ -6,10 +6,11 @@ and its option files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from basicsr.utils.errors import CheckpointError, UsageError
 from basicsr.utils.files import ROOT
@@ -25,6 +26,7 @@ class Figure:
     metric: str
     settings: Mapping[str, object] = field(default_factory=dict)
     digits: int = 3  # of published figures
+    optional: bool = False  # left out if its package is not installed
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ PROTOCOLS: dict[str, Protocol] = {
             PSNR,
             Figure('ssim_uniform', 'SSIM, 7×7', 'calculate_ssim_uniform'),
             Figure('mae', 'MAE', 'calculate_mae'),
-            Figure('lpips', 'LPIPS', 'calculate_lpips'),
+            Figure('lpips', 'LPIPS', 'calculate_lpips', optional=True),
         ),
         rounded=False,
     ),
@@ -108,7 +110,7 @@ class Task:
     folder: str  # below the repository root
     weights: Mapping[str, RemoteFile]
     test_sets: tuple[TestSet, ...]
-    network: Mapping[str, object] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
     shipped: str = ''
     average: Published = field(default_factory=dict)
 
@@ -119,6 +121,11 @@ class Task:
     @property
     def datasets(self) -> Path:
         return ROOT / self.folder / 'Datasets'
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Of the input and of the result."""
+        return self.network.get('inp_channels', 3), self.network.get('out_channels', 3)
 
     @property
     def sigmas(self) -> list[str]:
@@ -357,6 +364,24 @@ def default_weights(task: str, sigma: str | None = None) -> Path:
         if path is not None and path.is_file():
             return path
     raise CheckpointError(f'{published}: found no weights for {found.name}; {how_to_get(found, sigma)}')
+
+
+def check_weights_task(path: Path, task: Task, sigma: str | None = None) -> None:
+    """Raises CheckpointError if a file holds published weights for another task, or for another noise level than
+    `sigma`: such files have the same tensors, and only the checksum tells them apart."""
+    digest = ''
+    for other in TASKS.values():
+        for level, remote in other.weights.items():
+            if remote.sha256 is None or path.stat().st_size != remote.size:
+                continue
+            digest = digest or hashlib.sha256(path.read_bytes()).hexdigest()
+            if digest == remote.sha256 and (other is not task or sigma not in (None, level)):
+                allowed = f'those for {task.name}' + (f', sigma {sigma}' if sigma else '')
+                raise CheckpointError(
+                    f'{path}: found the published weights for {other.name}'
+                    + (f', sigma {level}' if level else '')
+                    + f' ({remote.name}); allowed: {allowed}'
+                )
 
 
 def how_to_get(task: Task, sigma: str | None = None) -> str:

@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from basicsr import demo
+from basicsr import demo, tasks
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.images.reader import read_image
 from basicsr.images.writer import write_png
@@ -23,6 +25,7 @@ from basicsr.utils import cli
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.files import ROOT
 from basicsr.utils.parallel import in_stages
+from basicsr.utils.remote import RemoteFile
 
 RNG = np.random.default_rng(0)
 OPTIONS = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 2]}
@@ -292,6 +295,141 @@ def test_a_result_that_is_an_input_by_another_name(run, tmp_path, capsys, link):
     assert f'{0 if link == "folder" else 1} of 2 images restored' in out
 
 
+# Tasks
+
+
+@pytest.mark.parametrize(
+    ('task', 'options', 'shape'),
+    [
+        ('Deraining', {}, (9, 17, 3)),
+        ('Single_Image_Defocus_Deblurring', {}, (9, 17, 3)),
+        ('Real_Denoising', {'LayerNorm_type': 'BiasFree'}, (9, 17, 3)),
+        ('Gaussian_Color_Denoising', {'LayerNorm_type': 'BiasFree'}, (9, 17, 3)),
+        ('Gaussian_Gray_Denoising', {'LayerNorm_type': 'BiasFree', 'inp_channels': 1, 'out_channels': 1}, (9, 17)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)  # fmt: skip
+def test_the_papers_names_of_tasks(run, tmp_path, task, options, shape):
+    """Weights without a description, as the published ones."""
+    torch.manual_seed(2)
+    net, path = Restormer(**OPTIONS, **options), tmp_path / 'net.pth'
+    save_checkpoint(path, net.state_dict(), None, 1)
+    pixels = noise(*shape)
+    write_png(tmp_path / 'in' / 'a.png', pixels)
+    assert run('--task', task, '--weights', str(path), '--precision', 'fp32') == 0
+    found = read_image(tmp_path / 'out' / task.lower() / 'a.png').pixels
+    np.testing.assert_array_equal(found, Restorer(net, 'cpu', 'fp32')(pixels))
+
+
+@pytest.mark.usefixtures('threads')
+def test_two_folders_of_views(run, tmp_path, capsys):
+    torch.manual_seed(2)
+    options = {**OPTIONS, 'inp_channels': 6, 'dual_pixel_task': True}
+    net, path = Restormer(**options), tmp_path / 'net.pth'
+    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **options}, 1)
+    views = {}
+    (tmp_path / 'right').mkdir()
+    for name in ('a', 'b', 'c'):
+        for folder in ('in', 'right'):
+            views[folder, name] = noise(9, 17 + (name == 'c' and folder == 'in'), 3, dtype=np.uint16)
+            write_png(tmp_path / folder / f'{name}.png', views[folder, name])
+    given = ['--task', 'Dual_Pixel_Defocus_Deblurring', '--weights', str(path), '--precision', 'fp32']
+    given += ['--right_dir', str(tmp_path / 'right'), '--compare']
+    assert run(*given) == 1
+    results = tmp_path / 'out' / 'dual_pixel_defocus_deblurring'
+    for name in ('a', 'b'):
+        found, left = read_image(results / f'{name}.png').pixels, views['in', name]
+        np.testing.assert_array_equal(found, Restorer(net, 'cpu', 'fp32')(left, views['right', name]))
+        both = np.concatenate([left, found], axis=1)
+        np.testing.assert_array_equal(read_image(results / 'compare' / f'{name}.png').pixels, both)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f'not restored: {tmp_path / "right" / "c.png"}: right: found uint16 of shape (9, 17, 3); '
+    )
+
+    (tmp_path / 'right' / 'c.png').unlink()
+    assert run(*given) == 2
+    assert '3 left and 2 right views, not in pairs: c.png' in capsys.readouterr().err
+    # A right view is an input that no result may replace.
+    (results.parent / 'views').mkdir()
+    results.rename(tmp_path / 'old')
+    results.symlink_to(tmp_path / 'right')
+    (tmp_path / 'in' / 'c.png').unlink()
+    assert run(*given) == 1
+    assert 'would overwrite the input' in capsys.readouterr().err
+    np.testing.assert_array_equal(read_image(tmp_path / 'right' / 'a.png').pixels, views['right', 'a'])
+
+
+@pytest.fixture
+def no_weights(tmp_path, monkeypatch):
+    """A repository without files, whose published weights have the checksums of those made here."""
+    monkeypatch.setattr(tasks, 'ROOT', tmp_path / 'repository')
+    return tmp_path / 'repository'
+
+
+@pytest.mark.parametrize(
+    'task', [task for task in TASKS.values() if not task.shipped], ids=lambda task: task.name
+)
+def test_missing_weights_are_named_with_their_place_and_the_command(no_weights, tmp_path, capsys, task):
+    given = ['--input_dir', str(tmp_path / 'in'), '--task', task.name.title()]
+    if 'dual' in task.name:
+        given += ['--right_dir', str(tmp_path / 'in')]
+    (tmp_path / 'in').mkdir()
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+    for sigma in [None, *task.sigmas]:
+        assert cli.run('basicsr.demo', [*given, *(['--sigma', sigma] if sigma else [])]) == 2
+        said = capsys.readouterr().err
+        name = (
+            f'{task.name}_{"blind" if sigma in (None, "blind") else "sigma" + sigma}'
+            if task.sigmas
+            else task.name
+        )
+        what = name if task.folder == 'Denoising' or task.folder == 'Defocus_Deblurring' else 'weights'
+        assert (
+            f'{no_weights}/{task.folder}/pretrained_models/{name}.pth: found no weights for {task.name}; '
+            in said
+        )
+        assert f'python {task.folder}/download_data.py --data {what} downloads https://github.com/' in said
+        assert f'/v1.0/{name}.pth to that place' in said
+
+
+def test_sigma_chooses_the_weights(no_weights, run, tmp_path, capsys):
+    for sigma, name in ((None, 'blind'), ('BLIND', 'blind'), ('15', 'sigma15'), ('50', 'sigma50')):
+        torch.manual_seed(len(name))
+        net = Restormer(**OPTIONS)
+        path = no_weights / 'Denoising' / 'pretrained_models' / f'gaussian_color_denoising_{name}.pth'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, net.state_dict(), None, 1)
+        write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+        given = ['--input_dir', str(tmp_path / 'in'), '--result_dir', str(tmp_path / 'out'), '--device', 'cpu']
+        given += ['--task', 'gaussian_color_denoising', *(['--sigma', sigma] if sigma else [])]
+        assert cli.run('basicsr.demo', given) == 0
+        assert f'weights: {path} (params)\n' in capsys.readouterr().out
+
+
+def test_weights_of_another_task_are_named_by_their_checksum(
+    no_weights, run, weights, tmp_path, capsys, monkeypatch
+):
+    """Deraining and two deblurring tasks have files of one size and one shape."""
+    known = RemoteFile(
+        'https://x/deraining.pth', sha256(weights.read_bytes()).hexdigest(), weights.stat().st_size
+    )
+    monkeypatch.setitem(TASKS, 'deraining', replace(TASKS['deraining'], weights={'': known}))
+    write_png(tmp_path / 'in' / 'a.png', noise(8, 8, 3))
+    assert run('--task', 'deraining') == 0
+    capsys.readouterr()
+    sentence = (
+        f'{weights}: found the published weights for deraining (deraining.pth); allowed: those for motion_deb'
+    )
+    assert run() == 2 and sentence in capsys.readouterr().err
+    default = no_weights / 'Defocus_Deblurring' / 'pretrained_models' / 'single_image_defocus_deblurring.pth'
+    default.parent.mkdir(parents=True)
+    default.write_bytes(weights.read_bytes())
+    given = ['--input_dir', str(tmp_path / 'in'), '--result_dir', str(tmp_path / 'out')]
+    assert cli.run('basicsr.demo', ['--task', 'Single_Image_Defocus_Deblurring', *given]) == 2
+    assert f'{default}: found the published weights for deraining (' in capsys.readouterr().err
+
+
 # Wrong arguments
 
 
@@ -310,6 +448,15 @@ def test_a_result_that_is_an_input_by_another_name(run, tmp_path, capsys, link):
         (['--input_dir', ''], '--input_dir: found an empty name; allowed: a file or folder'),
         (['--result_dir', ''], '--result_dir: found an empty name; allowed: a file or folder'),
         (['--result_dir', '{tmp}/in/a.png'], 'in/a.png: cannot be written: '),
+        (
+            ['--task', 'dual_pixel_defocus_deblurring'],
+            '--right_dir: found nothing; allowed: the right views, for dual',
+        ),
+        (
+            ['--right_dir', '{tmp}/in'],
+            '--right_dir: found with --task motion_deblurring; allowed: with dual_pixel',
+        ),
+        (['--sigma', '15'], '--sigma: found with --weights; allowed: one of them'),
         (['--tiles'], 'unrecognized arguments: --tiles'),
         (['--tlc', '7'], 'tlc: found 7; allowed: a window of a positive multiple of 8'),
         (['--tlc', 'wide'], "argument --tlc: invalid int value: 'wide'"),
@@ -325,6 +472,21 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(run, tmp_path, capsys, ar
     assert run(*(argument.replace('{tmp}', str(tmp_path)) for argument in arguments)) == 2
     assert text in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / 'in' / 'a.png').exists()
+
+
+@pytest.mark.parametrize(
+    ('task', 'text'),
+    [
+        (
+            'deraining',
+            "found '10'; allowed: none for deraining, only with --task gaussian_color_denoising or --task gau",
+        ),
+        ('gaussian_gray_denoising', "found '10'; allowed: blind, 15, 25, 50"),
+    ],
+)
+def test_a_wrong_sigma_is_one_sentence(tmp_path, capsys, task, text):
+    assert cli.run('basicsr.demo', ['--task', task, '--sigma', '10', '--input_dir', str(tmp_path)]) == 2
+    assert f'--sigma: {text}' in capsys.readouterr().err
 
 
 def test_a_read_only_result_folder_is_refused_before_any_work(run, tmp_path, capsys, monkeypatch):

@@ -28,13 +28,15 @@ from basicsr.utils.registry import METRIC_REGISTRY
 
 Figures = dict[str, str | float]  # 'name', and the value of each metric by its key
 Restore = Callable[[Tensor], Tensor]
+Save = Callable[[int, np.ndarray], object]
 Compared = dict[str, tuple[np.ndarray, np.ndarray]]  # start of the metrics' keys → image, ground truth
 
 LISTED = 3  # images in an error message
 
 
 class ImageSet(Protocol):
-    """`images[i]`: 'lq', 'gt' (optional), 'restored' (optional), (C, H, W), uint8 or float32 in [0, 1]; and 'name'."""
+    """`images[i]`: 'lq', 'gt' (optional), 'restored' (optional), (C, H, W), uint8 or float32, black 0 and white 1; and
+    'name'. 'lq' may have other channels than 'gt', such as two views, and noise beyond black and white."""
 
     def __len__(self) -> int: ...
 
@@ -47,7 +49,7 @@ class Evaluation:
 
     figures: dict[int, Figures] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
-    # 'lq', 'restored' and 'gt' (if any) of the first image, (H, W, C) uint8; on the main rank only
+    # 'lq' (the first view), 'restored' and 'gt' (if any) of the first image, (H, W, C) uint8; on the main rank only
     sample: dict[str, np.ndarray] | None = None
 
     @property
@@ -97,6 +99,7 @@ def evaluate(
     device: torch.device = torch.device('cpu'),  # noqa: B008 - immutable
     rounded: bool = True,
     folder: Path | None = None,
+    save: Save | None = None,
     rank: Rank | None = None,
     title: str = '',
     measure_input: bool = False,
@@ -114,10 +117,12 @@ def evaluate(
         restore: (1, C, H, W) in [0, 1] → the same size; None: the set gives 'restored'.
         device: where `restore` works. While a GPU restores, threads read the next image and write the last.
         rounded: measure after clamping and rounding to the bit depth of the ground truth; False: after clamping.
-        folder: write the results as PNG, `<name>.png`, in the bit depth of the degraded image; None: do not.
+        folder: write the results as PNG, `<name>.png`, in the bit depth of the ground truth, or without one that of the
+            degraded image; None: do not.
+        save: is called with the index and the result, (H, W, C) float32 in [0, 1], of each image.
         rank: each rank takes its share of the images; all return the complete result.
         title: of the progress bar.
-        measure_input: also measure the degraded image, as `input_<metric>`.
+        measure_input: also measure the degraded image, as `input_<metric>`, if it has the channels of the ground truth.
         limit: only the first images of the set.
         workers: threads that measure while the next images are restored; 0: measure in turn. The figures do not
             depend on it.
@@ -146,17 +151,19 @@ def evaluate(
             path = folder / f'{pair["name"]}.png'
             path.parent.mkdir(parents=True, exist_ok=True)  # keys of an LMDB may contain slashes
             try:
-                write_png(path, _without_axis(_levels(restored, _is_deep(pair['lq']))))
+                write_png(path, _without_axis(_levels(restored, _is_deep(pair.get('gt', pair['lq'])))))
             except ImageFileError as error:  # the next ones cannot be written either
                 raise RunError(str(error)) from None
+        if save is not None:
+            save(index, _to_array(restored))
         if index == 0:
             images = {**pair, 'restored': restored}
             kinds = [kind for kind in ('lq', 'restored', 'gt') if kind in images]
-            result.sample = {kind: _levels(images[kind], deep=False) for kind in kinds}
+            result.sample = {kind: _levels(images[kind][:3], deep=False) for kind in kinds}
         compared: Compared = {}
         if 'gt' in pair:
             compared[''] = _comparable(restored, pair['gt'], rounded)
-            if measure_input:
+            if measure_input and pair['lq'].shape == pair['gt'].shape:
                 compared['input_'] = _comparable(pair['lq'], pair['gt'], rounded)
         if workers:
             return pool.submit(measure, index, pair['name'], compared)
@@ -203,7 +210,8 @@ def evaluate(
 def _measured(name: str, compared: Compared, metrics: Mapping[str, Metric]) -> Figures:
     """The figures of each pair of images, by its key and that of the metric. Raises DataError.
 
-    Uses NumPy only: in a thread of its own, each operation of PyTorch would start as many threads as there are cores.
+    Metrics use NumPy here: in a thread of its own, each operation of PyTorch would start as many threads as there are
+    cores.
     """
     figures: Figures = {'name': name}
     try:
@@ -219,21 +227,21 @@ def _measured(name: str, compared: Compared, metrics: Mapping[str, Metric]) -> F
 
 
 def _comparable(image: Tensor, gt: Tensor, rounded: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Both as (H, W, C), rounded to the levels of the ground truth's file, or in [0, 1]."""
+    """Both as (H, W, C), clamped, and rounded to the levels of the ground truth's file, or in [0, 1]."""
     if rounded:
         return _levels(image, _is_deep(gt)), _levels(gt, _is_deep(gt))
-    return _to_array(to_float(image).double()), _to_array(to_float(gt).double())
+    return _to_array(to_float(image).clamp(0, 1).double()), _to_array(to_float(gt).double())
 
 
 def _is_deep(image: Tensor) -> bool:
-    """Whether an image of a set comes from a file of 16 bits."""
+    """Whether an image of a set has more than 8 bits."""
     return image.dtype != torch.uint8
 
 
 def _levels(image: Tensor, deep: bool) -> np.ndarray:
-    """(C, H, W) → (H, W, C), rounded to uint16 if deep, else to uint8."""
+    """(C, H, W) → (H, W, C), clamped and rounded to uint16 if deep, else to uint8."""
     if deep or _is_deep(image):
-        levels = (to_float(image) * (65535 if deep else 255)).round()  # as Restorer rounds
+        levels = (to_float(image).clamp(0, 1) * (65535 if deep else 255)).round()  # as Restorer rounds
         image = levels.to(torch.uint16 if deep else torch.uint8)
     return _to_array(image)
 

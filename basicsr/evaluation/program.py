@@ -1,58 +1,77 @@
-"""The evaluate.py of a task: its network, or images restored elsewhere, on its test sets, beside published figures."""
+"""The evaluate.py of a folder: a network, or images restored elsewhere, on test sets, beside published figures."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 
 from basicsr.archs.from_weights import build_network
-from basicsr.data.paired_image_dataset import Dataset_PairedImage
-from basicsr.evaluation.evaluate import Evaluation, ImageSet, evaluate
-from basicsr.evaluation.report import fixed_width
+from basicsr.evaluation.evaluate import Evaluation, evaluate
+from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks
+from basicsr.evaluation.published import as_data, average, report
+from basicsr.evaluation.test_sets import PATHS, ChosenSet
 from basicsr.inference import Restorer
-from basicsr.metrics.metric import Metric
-from basicsr.tasks import PROTOCOLS, Figure, Task, TestSet, default_weights
+from basicsr.tasks import PROTOCOLS, Task, TestSet, default_weights, find_task, how_to_get
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_param_key, add_tlc, at_least, file_or_folder, usage_errors
-from basicsr.utils.errors import CheckpointError, DataError, UsageError
+from basicsr.utils.errors import CheckpointError, UsageError, UserError
 from basicsr.utils.files import absolute, as_json, atomic_write, check_writable
 from basicsr.utils.parallel import processors
 from basicsr.utils.registry import METRIC_REGISTRY
 from basicsr.utils.text import listed
 
 
-def parser(task: Task) -> argparse.ArgumentParser:
-    names = [one.name for one in task.test_sets]
-    protocols = list(dict.fromkeys(one.protocol for one in task.test_sets))
+def parser(tasks: Sequence[Task]) -> argparse.ArgumentParser:
+    test_sets = [one for task in tasks for one in task.test_sets]
+    names = list(dict.fromkeys(_place(one) for one in test_sets))
+    protocols = list(dict.fromkeys(one.protocol for one in test_sets))
+    sigmas = list(dict.fromkeys(sigma for task in tasks for sigma in task.sigmas))
     p = argparse.ArgumentParser(
         description='Measure a network, or images restored elsewhere, on the test sets, beside the published figures.'
     )
     folder: dict[str, Any] = {'type': absolute_path, 'metavar': 'FOLDER'}
     file: dict[str, Any] = {'type': absolute_path, 'metavar': 'FILE'}
     number: dict[str, Any] = {'type': at_least(1), 'metavar': 'N'}
+    if len(tasks) > 1:
+        choices = [task.name for task in tasks]
+        one_of = f'one of {", ".join(choices)} (any letter case)'
+        p.add_argument('--task', required=True, type=str.lower, choices=choices, metavar='TASK', help=one_of)
     pairs = p.add_argument_group('what to measure on')
     sets = f'one or more of {", ".join(names)} (any letter case); default: those in --data_dir'
     lower = [name.lower() for name in names]
     pairs.add_argument('--datasets', nargs='+', type=str.lower, choices=lower, metavar='SET', help=sets)
-    data = f'with <SET>/input and <SET>/target; default: {task.folder}/Datasets/test of the repository'
-    pairs.add_argument('--data_dir', default=task.datasets / 'test', **folder, help=data)
+    layouts = dict.fromkeys(one.layout for one in test_sets)
+    inside = [' and '.join(f'<SET>/{path}' for path in PATHS[layout].values()) for layout in layouts]
+    data = f'with {", or ".join(inside)}; default: {tasks[0].folder}/Datasets/test of the repository'
+    pairs.add_argument('--data_dir', default=tasks[0].datasets / 'test', **folder, help=data)
     pairs.add_argument('--input_dir', **folder, help='degraded images of your own')
     pairs.add_argument('--target_dir', **folder, help='clean images with the same names as the degraded ones')
-    protocol = f'how to measure --input_dir and --target_dir; default: {protocols[0]}'
+    usual = protocols[0] if len(tasks) == 1 else 'that of the task'
+    protocol = f'how to measure --input_dir and --target_dir; default: {usual}'
     pairs.add_argument('--protocol', choices=protocols, help=protocol)
     pairs.add_argument('--limit', **number, help='only the first N images of each set, for a quick look')
 
     what = p.add_argument_group('network')
+    included = '; with --input_dir, the included ones if those are not downloaded'
     weights = (
-        'a checkpoint, trained here or published; default: the published weights; with --input_dir, the included ones '
-        'if those are not downloaded'
+        'a checkpoint, trained here or published; default: the published weights'
+        f'{included if any(task.shipped for task in tasks) else ""}'
     )
     what.add_argument('--weights', **file, help=weights)
+    if sigmas:
+        sigma = (
+            'Gaussian denoising: noise levels to measure on, each with the weights trained for it; blind, the default: '
+            'all levels, with the weights for any level. With --weights or --restored_dir it chooses levels alone'
+        )
+        what.add_argument('--sigma', nargs='+', choices=sigmas, help=sigma)
     add_param_key(what)
     add_tlc(what)
     precision = 'fp32, the default, bf16 (faster), fp16 (on a GPU), or auto: the fastest'
@@ -68,7 +87,9 @@ def parser(task: Task) -> argparse.ArgumentParser:
     how = p.add_argument_group('output')
     workers = 'threads that measure; default: one for each processor'
     how.add_argument('--workers', default=processors(), **number, help=workers)
-    how.add_argument('--save_dir', **folder, help='also write the results, as <FOLDER>/<SET>/<name>.png')
+    uploads = '; of SIDD and DND: the files to upload' if {'sidd', 'dnd'} & {*layouts} else ''
+    save = f'also write the results, as <FOLDER>/<SET>/<name>.png{uploads}'
+    how.add_argument('--save_dir', **folder, help=save)
     figures = 'also write all figures, with those of each image; null: infinite, as the PSNR of equal images is'
     how.add_argument('--json', **file, help=figures)
     return p
@@ -78,36 +99,55 @@ def absolute_path(text: str) -> Path:
     return absolute(file_or_folder(text))
 
 
-def main(args: argparse.Namespace, task: Task) -> int:
-    check_args(args)
-    chosen, missing = chosen_sets(args, task)
+def _place(test_set: TestSet) -> str:
+    """Name on the command line, and folder in --data_dir; the same for all noise levels of a set."""
+    return test_set.folder or test_set.name
+
+
+def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
+    task = find_task(args.task) if len(tasks) > 1 else tasks[0]
+    sigmas = chosen_sigmas(args, task)
+    check_args(args, task, sigmas)
+    chosen, missing = chosen_sets(args, task, sigmas)
     for sentence in missing:
         print(sentence, file=sys.stderr, flush=True)
     if not chosen:
         raise UsageError('no test set to measure on')
-    sets = [(one, open_set(one, args)) for one in chosen]  # before any work
-    about: dict[str, object] = {'limit': args.limit}
-    restore, device = None, torch.device('cpu')
+    leave_out_figures(chosen)
+    for one in chosen:  # before any work
+        one.open(args.save_dir, args.limit)
+    about: dict[str, object] = {'task': task.name} if len(tasks) > 1 else {}
+    about['limit'] = args.limit
+    networks: dict[str, Network] = {}
     if args.restored_dir:
         about['restored_dir'] = str(args.restored_dir)
     else:
         with usage_errors():
-            restorer, weights, tlc = build_restorer(args, task)
-        restore, device = restorer.restore, restorer.device
-        print(f'weights: {weights}\ndevice: {device}, {restorer.precision}{", TLC" if tlc else ""}', flush=True)
-        about |= {'weights': weights, 'precision': restorer.precision, 'tlc': tlc}
+            networks = {sigma: build_restorer(args, task, sigma) for sigma in sigmas}
+        for network in networks.values():
+            print(network, flush=True)
+        if len(networks) == 1:
+            about |= network.about
 
     results: dict[str, object] = {}
+    complete: dict[str, dict[str, float]] = {}
     failed = bool(args.datasets and missing)
-    for one, images in sets:
+    for one in chosen:
+        used = networks.get(one.sigma)
         result = Evaluation()
+        folder = args.save_dir and args.save_dir / one.name
+        uploads = (
+            one.images.uploads(folder) if folder and isinstance(one.images, MatBlocks | DNDBoxes) else None
+        )
         try:
             evaluate(
-                restore,
-                images,
+                used.restorer.restore if used else None,
+                one.images,
                 one.metrics,
-                device=device,
-                folder=args.save_dir and args.save_dir / one.name,
+                device=used.restorer.device if used else torch.device('cpu'),
+                rounded=PROTOCOLS[one.test_set.protocol].rounded,
+                folder=None if uploads else folder,
+                save=uploads,
                 title=one.name,
                 measure_input=True,
                 limit=args.limit,
@@ -117,17 +157,55 @@ def main(args: argparse.Namespace, task: Task) -> int:
         finally:  # an exception must not lose figures that may have taken hours
             failed |= bool(result.failed)
             if result.images:
-                print(f'\n{title(one, result, len(images))}\n{table(one, result)}', flush=True)
-                results[one.name] = as_data(one, result, len(images))
+                print(report(one, result), flush=True)
+                results[one.name] = as_data(one, result) | (used.about if used and len(networks) > 1 else {})
                 if args.json:
                     atomic_write(args.json, as_json({**about, 'datasets': results}).encode())
+            if uploads and uploads.unfinished:
+                print(
+                    f'{one.name}: not written, as results of them are missing: {listed(map(str, uploads.unfinished))}',
+                    flush=True,
+                )
+        if len(result.images) == len(one.images):
+            complete[one.name] = result.means
+    if task.average and len(complete) > 1:
+        text, data = average(task, complete, chosen[0].figures)
+        print(text, flush=True)
+        if args.json:
+            atomic_write(args.json, as_json({**about, 'datasets': results, 'average': data}).encode())
     return 1 if failed else 0
 
 
-def check_args(args: argparse.Namespace) -> None:
+def chosen_sigmas(args: argparse.Namespace, task: Task) -> list[str]:
+    """The keys of `task.weights` to measure with. Raises UsageError."""
+    given = getattr(args, 'sigma', None)
+    if not given:
+        return [next(iter(task.weights))]
+    if not task.sigmas:
+        raise UsageError(f'--sigma: found with --task {task.name}; allowed: for Gaussian denoising')
+    if 'blind' in given and len(given) > 1:
+        raise UsageError(
+            f'--sigma: found {" ".join(given)}; allowed: blind alone, which has all levels, or levels'
+        )
+    if args.input_dir and (len(given) > 1 or args.weights or args.restored_dir):
+        raise UsageError('--sigma: found with --input_dir; allowed: one value, to choose the published weights')
+    return list(dict.fromkeys(given))
+
+
+def check_args(args: argparse.Namespace, task: Task, sigmas: list[str]) -> None:
     """Raises UsageError on arguments that do not fit each other, or a file that cannot be written."""
+    places = list(dict.fromkeys(_place(one) for one in task.test_sets))
+    if others := [name for name in args.datasets or () if name not in [place.lower() for place in places]]:
+        raise UsageError(
+            f'--datasets: found {", ".join(others)}; allowed: {", ".join(places)}, for {task.name}'
+        )
     if (args.input_dir is None) != (args.target_dir is None):
         raise UsageError('found one of --input_dir and --target_dir; allowed: both or neither')
+    if args.input_dir and task.channels[0] > 3:  # two views
+        raise UsageError(
+            f'--input_dir: found with --task {task.name}; allowed: --data_dir FOLDER, with '
+            f'{", ".join(f"FOLDER/{places[0]}/{path}" for path in PATHS["dual_pixel"].values())}'
+        )
     if args.input_dir and args.datasets:
         raise UsageError('--datasets: found together with --input_dir; allowed: one of them')
     if args.protocol and not args.input_dir:
@@ -148,45 +226,32 @@ def check_args(args: argparse.Namespace) -> None:
 # --- what to measure on -------------------------------------------------------------------------------------
 
 
-@dataclass
-class ChosenSet:
-    """`restored`: folder of its restored images; None: a network restores them."""
-
-    test_set: TestSet
-    input: Path
-    target: Path
-    restored: Path | None = None
-
-    @property
-    def name(self) -> str:
-        return self.test_set.name
-
-    @property
-    def protocol(self) -> tuple[Figure, ...]:
-        return PROTOCOLS[self.test_set.protocol].figures
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        return {one.key: Metric(METRIC_REGISTRY.get(one.metric), one.settings) for one in self.protocol}
-
-
-def chosen_sets(args: argparse.Namespace, task: Task) -> tuple[list[ChosenSet], list[str]]:
-    """The sets with all their folders, and a sentence about each other set."""
+def chosen_sets(args: argparse.Namespace, task: Task, sigmas: list[str]) -> tuple[list[ChosenSet], list[str]]:
+    """The sets with all their files, and a sentence about each other set."""
     chosen, missing = [], []
+    channels = cast(Literal[1, 3], task.channels[1])
     if args.input_dir:
         pairs = TestSet('pairs', args.protocol or task.test_sets[0].protocol)
-        chosen.append(ChosenSet(pairs, args.input_dir, args.target_dir))
+        paths = {'input': args.input_dir, 'target': args.target_dir}
+        chosen.append(ChosenSet(pairs, paths, channels, sigmas[0]))
     else:
         for one in task.test_sets:
-            if args.datasets and one.name.lower() not in args.datasets:
+            level = str(one.sigma) if one.sigma and 'blind' not in sigmas else sigmas[0]
+            if level not in sigmas or (args.datasets and _place(one).lower() not in args.datasets):
                 continue
-            folders = [args.data_dir / one.name / kind for kind in ('input', 'target')]
-            absent = [folder for folder in folders if not folder.is_dir()]
+            paths = {kind: args.data_dir / _place(one) / path for kind, path in PATHS[one.layout].items()}
+            absent = [path for path in paths.values() if not path.exists()]
             if absent:
-                get = f'python {task.folder}/download_data.py --data {one.name}'
-                missing.append(f'{one.name}: skipped, as {absent[0]} does not exist; {get} downloads it')
+                get = f'python {task.folder}/download_data.py --data {_place(one)}'
+                missing.append(f'{_place(one)}: skipped, as {absent[0]} does not exist; {get} downloads it')
+            elif one.layout == 'dnd' and not args.save_dir:
+                missing.append(
+                    f'{one.name}: skipped, as its ground truth is not public; --save_dir FOLDER writes files to upload'
+                )
+            elif one.layout == 'dnd' and importlib.util.find_spec('h5py') is None:
+                missing.append(f'{one.name}: skipped, as the package h5py is not installed; `pip install h5py`')
             else:
-                chosen.append(ChosenSet(one, *folders))
+                chosen.append(ChosenSet(one, paths, channels, level))
     if args.restored_dir:
         alone = len(chosen) == 1 and not (args.restored_dir / chosen[0].name).is_dir()
         for each in list(chosen):
@@ -194,116 +259,58 @@ def chosen_sets(args: argparse.Namespace, task: Task) -> tuple[list[ChosenSet], 
             if not each.restored.is_dir():
                 missing.append(f'{each.name}: skipped, as {each.restored} does not exist')
                 chosen.remove(each)
-    return chosen, missing
+    return chosen, list(dict.fromkeys(missing))
 
 
-def open_set(one: ChosenSet, args: argparse.Namespace) -> ImageSet:
-    """Raises DataError on images without a partner, or that the results would replace."""
-    pairs = Dataset_PairedImage(str(one.input), str(one.target))
-    save = args.save_dir / one.name if args.save_dir else None
-    if save and save.exists() and any(save.samefile(folder) for folder in (one.input, one.target)):
-        raise DataError(f'--save_dir: found {save}, which holds images of the set; allowed: another folder')
-    return RestoredPairs(pairs, one.restored, args.limit) if one.restored else pairs
+def leave_out_figures(chosen: list[ChosenSet]) -> None:
+    """Leaves out the optional figures whose package is not installed or does not work, and says so."""
+    black = np.zeros((64, 64, 3), np.uint8)
+    for figure in {figure.key: figure for one in chosen for figure in one.figures if figure.optional}.values():
+        try:
+            METRIC_REGISTRY.get(figure.metric)(black, black)
+        except UserError as error:
+            print(f'{figure.title}: left out, as {error}', file=sys.stderr, flush=True)
+            for one in chosen:
+                one.figures = [other for other in one.figures if other.key != figure.key]
 
 
-class RestoredPairs:
-    """Pairs, and as 'restored' the image of the same name in another folder. Raises DataError unless the first `limit`
-    pairs have one, and every such image is of a pair."""
-
-    def __init__(self, pairs: Dataset_PairedImage, folder: Path, limit: int | None) -> None:
-        self.pairs, self.restored = pairs, Dataset_PairedImage(str(folder))
-        self.files = pairs.files
-        self.index = {name: index for index, name in enumerate(self.restored.names)}
-        missing = [name for name in pairs.names[:limit] if name not in self.index]
-        others = sorted(self.index.keys() - set(pairs.names))
-        if missing or others:
-            raise DataError(
-                f'{folder}: found restored images with other names than the clean ones; missing: '
-                f'{listed(missing) or "none"}; unknown: {listed(others) or "none"}'
-            )
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number = self.index[self.pairs.names[index]]
-        pair, restored = self.pairs[index], self.restored[number]['lq']
-        if restored.shape != pair['gt'].shape:
-            found, allowed = ('{2}x{1}'.format(*image.shape) for image in (restored, pair['gt']))
-            raise DataError(
-                f'{self.restored.files(number)}: found {found}; allowed: the size of its target, {allowed}'
-            )
-        return {**pair, 'restored': restored}
+# --- network ------------------------------------------------------------------------------------------------
 
 
-def build_restorer(args: argparse.Namespace, task: Task) -> tuple[Restorer, str, bool | int]:
-    """The Restorer, its weights in words, and its TLC. Raises CheckpointError, DeviceError, RestoreError or
-    ValueError."""
-    path = args.weights or (default_weights(task.name) if args.input_dir else task.published_file())
-    if path == task.published_file() and not path.is_file():
+@dataclass
+class Network:
+    restorer: Restorer
+    weights: str
+    tlc: bool | int
+
+    @property
+    def about(self) -> dict[str, object]:
+        """For JSON."""
+        return {'weights': self.weights, 'precision': self.restorer.precision, 'tlc': self.tlc}
+
+    def __str__(self) -> str:
+        restorer = self.restorer
+        return f'weights: {self.weights}\ndevice: {restorer.device}, {restorer.precision}{", TLC" if self.tlc else ""}'
+
+
+def build_restorer(args: argparse.Namespace, task: Task, sigma: str) -> Network:
+    """Raises CheckpointError, DeviceError, RestoreError or ValueError."""
+    published = task.published_file(sigma)
+    path = args.weights or (default_weights(task.name, sigma) if args.input_dir else published)
+    if path == published and not path.is_file():
+        shipped = f', such as {task.shipped_file}' if task.shipped else ''
         raise CheckpointError(
-            f'{path}: found no published weights; allowed: these, which python {task.folder}/download_data.py '
-            f'--data weights gets, or others with --weights, as {task.shipped_file}'
+            f'{path}: found no published weights; {how_to_get(task, sigma)}; --weights takes others{shipped}'
         )
     weights = load_weights(path, args.param_key)
     tlc = weights.with_tlc(args.tlc)
     restorer = Restorer(
         build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=tlc, fixed_strips=True
     )
-    if restorer.channels != 3:
-        raise ValueError(f'{path}: found a network that takes {restorer.channels} channels; allowed: 3')
-    return restorer, str(weights), tlc
-
-
-# --- report -------------------------------------------------------------------------------------------------
-
-
-def title(one: ChosenSet, result: Evaluation, available: int) -> str:
-    if len(result.images) == available:
-        return f'{one.name}: {available:,} images'
-    apart = '; the published values are for the full set' if one.test_set.published else ''
-    return f'{one.name}: {len(result.images):,} of {available:,} images only{apart}'
-
-
-def table(one: ChosenSet, result: Evaluation) -> str:
-    """A line for each figure: of the degraded images, of the results, and as published."""
-    means, counts = result.means, count_false(one, result)
-    rows = [['', 'input', 'result', *(f'{method}, published' for method in one.test_set.published)]]
-    for figure in one.protocol:
-        if figure.key in counts:
-            ours = [str(number) for number in counts[figure.key].values()]
-        else:
-            ours = [f'{means[start + figure.key]:.4f}' for start in ('input_', '')]
-        theirs = [
-            f'{figures[figure.key]:.{figure.digits}f}' if figure.key in figures else '-'
-            for figures in one.test_set.published.values()
-        ]
-        rows.append([figure.title, *ours, *theirs])
-    return '\n'.join(fixed_width(rows))
-
-
-def count_false(one: ChosenSet, result: Evaluation) -> dict[str, dict[str, int]]:
-    """For each metric that tells whether something holds, for how many images it does not."""
-    return {
-        figure.key: {
-            kind: sum(image[start + figure.key] is False for image in result.images)
-            for kind, start in (('input', 'input_'), ('result', ''))
-        }
-        for figure in one.protocol
-        if isinstance(result.images[0][figure.key], bool)
-    }
-
-
-def as_data(one: ChosenSet, result: Evaluation, available: int) -> dict[str, object]:
-    """The JSON entry of a set."""
-    return {
-        'protocol': one.test_set.protocol,
-        'input_dir': str(one.input),
-        'target_dir': str(one.target),
-        'images_available': available,
-        'published': one.test_set.published,
-        'mean': result.means,
-        **{f'not_{key}': counts for key, counts in count_false(one, result).items()},
-        **({'not_measured': result.failed} if result.failed else {}),
-        'images': result.images,
-    }
+    given = restorer.channels, task.channels[1] if restorer.engine is None else restorer.engine.out_channels
+    if given != task.channels:
+        raise ValueError(
+            f'{path}: found a network that makes {given[1]} channels of {given[0]}; allowed: '
+            f'{task.channels[1]} of {task.channels[0]}, for {task.name}'
+        )
+    return Network(restorer, str(weights), tlc)

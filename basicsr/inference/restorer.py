@@ -89,8 +89,9 @@ class Restorer:
             do not fit on a GPU, strips shrink all the same, with a warning.)
 
     For a 3-channel network a grey image is repeated, and the output channels are averaged (weights of 1/3: no channel
-    is closer to a grey scene than another). A colour image goes through a 1-channel network channel by channel. Alpha
-    is copied. Results are rounded half to even.
+    is closer to a grey scene than another). A colour image goes through a 1-channel network channel by channel. A
+    6-channel network restores one image of two, the left and the right view of a dual-pixel sensor. Alpha is copied.
+    Results are rounded half to even.
 
     Several threads may call one Restorer; each call takes memory of its own.
 
@@ -165,32 +166,37 @@ class Restorer:
         weights = load_weights(default_weights('motion_deblurring') if path is None else path, param_key)
         return cls(build_network(weights), device, precision, tlc=weights.with_tlc(tlc), **options)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, right: np.ndarray | None = None) -> np.ndarray:
         """Restore an array (H, W), or (H, W, C) with 1 to 4 channels, of uint8 or uint16 in any byte order; returns the
         same shape and type.
 
-        Raises ValueError on other shapes and types, and on a network that is not for images of 1 or 3 channels;
-        RestoreError if memory is too small or the result is not finite.
+        `right`: for a dual-pixel network, whose left view is `image`: the right view, of the same shape and type.
+        Raises ValueError on other shapes and types, and on a network that is not for images of 1 or 3 channels, or for
+        two views; RestoreError if memory is too small or the result is not finite.
         """
-        self.check_channels()
+        self.check_channels(1 if right is None else 2)
         given = np.asarray(image)
-        image = given[..., 0] if given.shape[2:] == (1,) else given
-        image = image.astype(image.dtype.newbyteorder('='), copy=False)
-        check_pixels(image)
-        H, W = image.shape[:2]
+        views = [_native(given)] if right is None else [_native(given), _native(np.asarray(right))]
+        for view in views[1:]:
+            if view.shape != views[0].shape or view.dtype != views[0].dtype:
+                raise ValueError(
+                    f'right: found {view.dtype} of shape {view.shape}; allowed: as the left view, {views[0].dtype} of '
+                    f'shape {views[0].shape}'
+                )
+        H, W = given.shape[:2]
         with torch.inference_mode(), _out_of_memory_raises(_too_large(H, W, self.device)):
             self._check_memory(H, W)
-            restored = self._restore_array(image)
+            restored = self._restore_array(views)
         return restored.reshape(given.shape).astype(given.dtype, copy=False)
 
-    def _restore_array(self, image: np.ndarray) -> np.ndarray:
+    def _restore_array(self, views: list[np.ndarray]) -> np.ndarray:
+        image = views[0]
         H, W = image.shape[:2]
         full_scale = np.iinfo(image.dtype).max
         colours = 3 if image.ndim == 3 and image.shape[2] > 2 else 1
-        colour_HWC = image.reshape(H, W, -1)[..., :colours]
-        x_HWC = self._upload(colour_HWC).div_(full_scale)
-        y_BCHW = self._restore_channels(x_HWC.permute(2, 0, 1).unsqueeze(0))
-        del x_HWC
+        uploaded = [self._upload(view.reshape(H, W, -1)[..., :colours]).div_(full_scale) for view in views]
+        y_BCHW = self._restore_channels([x_HWC.permute(2, 0, 1).unsqueeze(0) for x_HWC in uploaded])
+        del uploaded
         if not y_BCHW.isfinite().all():
             raise RestoreError(
                 f'the result for {W}×{H} pixels is not finite: the weights are broken, or the precision is '
@@ -212,26 +218,29 @@ class Restorer:
         pinned.numpy()[...] = pixels_HWC
         return pinned.to(self.device, non_blocking=True).float()
 
-    def check_channels(self) -> None:
-        """Raises ValueError if the network is not for images, of 1 or 3 channels."""
-        if self.channels not in (1, 3):
+    def check_channels(self, views: Literal[1, 2] = 1) -> None:
+        """Raises ValueError if the network is not for images of 1 or 3 channels, or for two views of 3 channels."""
+        inputs = (1, 3) if views == 1 else (6,)
+        if self.channels not in inputs:
+            allowed = '1 or 3, as images have' if views == 1 else '6, as two views have'
+            raise ValueError(f'network: found one that takes {self.channels} channels; allowed: {allowed}')
+        expected = self.channels // views
+        given = expected if self.engine is None else self.engine.out_channels
+        if given != expected:
             raise ValueError(
-                f'network: found one that takes {self.channels} channels; allowed: 1 or 3, as images have'
-            )
-        given = self.channels if self.engine is None else self.engine.out_channels
-        if given != self.channels:
-            raise ValueError(
-                f'network: found one that makes {given} channels of {self.channels}; allowed: as many as it takes'
+                f'network: found one that makes {given} channels of {self.channels}; allowed: {expected}'
             )
 
-    def _restore_channels(self, x_BCHW: Tensor) -> Tensor:
-        C = x_BCHW.shape[1]
-        if self.channels == C:
-            return self.restore(x_BCHW)
-        if C == 1:
-            return self.restore(x_BCHW.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
-        # One by one instead of as a batch: a third of the memory.
-        return torch.cat([self.restore(x_B1HW) for x_B1HW in x_BCHW.split(1, dim=1)], dim=1)
+    def _restore_channels(self, views_BCHW: list[Tensor]) -> Tensor:
+        x_BCHW = views_BCHW[0]
+        if len(views_BCHW) == 1 and x_BCHW.shape[1] > self.channels:
+            # One by one instead of as a batch: a third of the memory.
+            return torch.cat([self.restore(x_B1HW) for x_B1HW in x_BCHW.split(1, dim=1)], dim=1)
+        is_grey = x_BCHW.shape[1] * len(views_BCHW) < self.channels
+        if is_grey:
+            views_BCHW = [view.expand(-1, 3, -1, -1) for view in views_BCHW]
+        y_BCHW = self.restore(views_BCHW[0] if len(views_BCHW) == 1 else torch.cat(views_BCHW, dim=1))
+        return y_BCHW.mean(1, keepdim=True) if is_grey else y_BCHW
 
     @torch.no_grad()  # not inference_mode, whose tensors have restrictions
     def restore(self, x_BCHW: Tensor) -> Tensor:
@@ -316,6 +325,14 @@ class Restorer:
         if not self.warned:
             get_logger().warning('%s is out of memory: continuing with smaller strips', self.device)
             self.warned = True
+
+
+def _native(image: np.ndarray) -> np.ndarray:
+    """In the processor's byte order, without an axis of 1. Raises ValueError on other shapes and types than images'."""
+    image = image[..., 0] if image.shape[2:] == (1,) else image
+    image = image.astype(image.dtype.newbyteorder('='), copy=False)
+    check_pixels(image)
+    return image
 
 
 def _too_large(H: int, W: int, device: torch.device) -> str:

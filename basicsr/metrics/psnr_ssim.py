@@ -44,15 +44,16 @@ def _luma(img_HWC: np.ndarray, data_range: float) -> np.ndarray:
     return (img_HWC @ np.array(LUMA_WEIGHTS) + LUMA_OFFSET * data_range) / 255
 
 
-def _prepare(
+def prepare(
     img1: np.ndarray,
     img2: np.ndarray,
-    crop_border: int,
-    test_y_channel: bool,
-    data_range: float | None,
-    input_order: InputOrder,
+    crop_border: int = 0,
+    test_y_channel: bool = False,
+    data_range: float | None = None,
+    input_order: InputOrder = 'HWC',
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Both images, checked and cropped, as float64 (H, W) or (H, W, C), and their range."""
+    """Both images, checked and cropped, as float64 (H, W) or (H, W, C), and their range. Arguments and errors as of
+    `calculate_psnr`."""
     if img1.shape != img2.shape or img1.dtype != img2.dtype:
         raise ValueError(
             f'img2: found {img2.dtype} of shape {img2.shape}; '
@@ -114,7 +115,7 @@ def calculate_psnr(
     >>> calculate_psnr(black, black)
     inf
     """
-    img1, img2, data_range = _prepare(img1, img2, crop_border, test_y_channel, data_range, input_order)
+    img1, img2, data_range = prepare(img1, img2, crop_border, test_y_channel, data_range, input_order)
     mse = float(np.mean((img1 - img2) ** 2))
     return math.inf if mse == 0 else 20 * math.log10(data_range) - 10 * math.log10(mse)
 
@@ -141,7 +142,7 @@ def calculate_ssim(
     >>> round(calculate_ssim(black, black + 16), 4)  # 6.5025 / (16² + 6.5025)
     0.0248
     """
-    img1, img2, data_range = _prepare(img1, img2, crop_border, test_y_channel, data_range, input_order)
+    img1, img2, data_range = prepare(img1, img2, crop_border, test_y_channel, data_range, input_order)
     _check_window(img1)
     similarity = structural_similarity(
         img1,
@@ -183,7 +184,7 @@ def calculate_ssim_3d(
     >>> round(calculate_ssim_3d(black, black + 16), 4)
     0.0248
     """
-    img1, img2, data_range = _prepare(img1, img2, crop_border, test_y_channel, data_range, input_order)
+    img1, img2, data_range = prepare(img1, img2, crop_border, test_y_channel, data_range, input_order)
     _check_window(img1)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     mean1, mean2 = _window_mean(img1), _window_mean(img2)

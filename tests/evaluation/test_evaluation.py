@@ -47,8 +47,9 @@ class Pairs:
     def __getitem__(self, index):
         kinds = {'lq': self.lq} if self.gt is None else {'lq': self.lq, 'gt': self.gt}
         images = {kind: torch.from_numpy(images[index]).permute(2, 0, 1) for kind, images in kinds.items()}
+        kept = (torch.uint8, torch.float32)
         return {
-            **{kind: x if x.dtype == torch.uint8 else x.float() / 65535 for kind, x in images.items()},
+            **{kind: x if x.dtype in kept else x.float() / 65535 for kind, x in images.items()},
             'name': self.names[index],
         }
 
@@ -336,9 +337,11 @@ def test_a_bug_in_a_metric_is_raised():
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('with_truth', [True, False])
 @devices
-def test_results_are_written_at_the_depth_of_the_degraded_image(tmp_path, depth, channels, with_truth, device):
-    lq = images(2, depth, channels)
-    gt = images(2, np.uint8, channels) if with_truth else None
+def test_results_are_written_at_the_depth_of_the_truth_else_of_the_input(
+    tmp_path, depth, channels, with_truth, device
+):
+    lq = images(2, np.uint16 if with_truth else depth, channels)
+    gt = images(2, depth, channels) if with_truth else None
     pairs, folder = Pairs(lq, gt, ['a.b', '000/1']), tmp_path / 'new' / 'folder'
     result = evaluate(darker, pairs, PSNR, folder=folder, device=device)
     assert [image['name'] for image in result.images] == ['a.b', '000/1']
@@ -352,6 +355,36 @@ def test_results_are_written_at_the_depth_of_the_degraded_image(tmp_path, depth,
         assert found.dtype == depth
         np.testing.assert_array_equal(found, np.rint(darker(scaled(image)) * np.iinfo(depth).max))
     assert sum(path.is_file() for path in tmp_path.rglob('*')) == 2
+
+
+@pytest.mark.parametrize('rounded', [True, False])
+def test_noise_beyond_black_and_white_is_clamped(tmp_path, rounded):
+    (gt,) = images(1)
+    lq = np.float32(gt / 255 + np.random.default_rng(1).normal(0, 0.5, gt.shape))
+    saved = []
+    options = {'rounded': rounded, 'measure_input': True, 'folder': tmp_path}
+    result = evaluate(darker, Pairs([lq], [gt]), PSNR, save=lambda *given: saved.append(given), **options)
+    top, restored = 255 if rounded else None, np.clip(darker(lq), 0, 1)
+    assert result.means == {
+        'psnr': pytest.approx(psnr(restored, gt / 255, top), abs=1e-5),
+        'input_psnr': pytest.approx(psnr(np.clip(lq, 0, 1), gt / 255, top), abs=1e-5),
+    }
+    np.testing.assert_array_equal(result.sample['lq'], np.rint(np.clip(lq, 0, 1) * 255))
+    found = read(tmp_path / 'image 0.png')
+    assert found.dtype == np.uint8  # as the ground truth, not as the input
+    np.testing.assert_array_equal(found[..., ::-1], np.rint(restored * 255))
+    ((index, values),) = saved
+    assert index == 0 and values.dtype == np.float32
+    np.testing.assert_allclose(values, restored, rtol=1e-6)
+
+
+def test_two_views_are_not_measured_and_the_first_is_the_sample():
+    (views,), (gt,) = images(1, np.uint16, channels=6), images(1, np.uint16, seed=1)
+    result = evaluate(lambda x: darker(x[:, 3:]), Pairs([views], [gt]), PSNR, measure_input=True)
+    assert result.means == {
+        'psnr': pytest.approx(psnr(darker(scaled(views[..., 3:])), scaled(gt), 65535), abs=1e-5)
+    }
+    np.testing.assert_array_equal(result.sample['lq'], np.rint(scaled(views[..., :3]) * 255))
 
 
 @pytest.mark.parametrize('lq_depth', DEPTHS)

@@ -6,7 +6,7 @@ import pytest
 from image_files import refusal
 
 from basicsr.images import listing
-from basicsr.images.listing import left_alone, list_images, output_names
+from basicsr.images.listing import left_alone, list_images, output_names, right_views
 
 
 def test_images_are_listed_in_natural_order(tmp_path):
@@ -16,6 +16,28 @@ def test_images_are_listed_in_natural_order(tmp_path):
     (tmp_path / 'd.png').symlink_to('x' * 300)  # reading it will fail, not listing
     assert [path.name for path in list_images(tmp_path)] == ['a1.jpeg', 'a2.PNG', 'a10.png', 'c.WebP', 'd.png']
     assert list_images(str(tmp_path / 'README')) == [tmp_path / 'README']  # named, so meant
+
+
+@pytest.mark.parametrize(
+    ('left', 'right', 'paired'),
+    [
+        (['a.png', 'b.png'], ['b.tif', 'a.tif'], {'a.png': 'a.tif', 'b.png': 'b.tif'}),
+        (['3.png', '10.png'], ['4.png', '11.png'], {'3.png': '4.png', '10.png': '11.png'}),
+        (['a.png', 'b.png'], ['a.png', 'c.png'], '2 left and 2 right views, not in pairs: b.png, c.png; allowed'),
+        (['a.png'], ['a.png', 'b.png'], '1 left and 2 right views, not in pairs: b.png; allowed'),
+        (['a.png'], ['b.png', 'c.png'], 'not in pairs: a.png, b.png, c.png'),
+        (['a.png', 'a.tif'], ['a.png', 'a.bmp'], 'names that occur twice'),
+    ],
+    ids=['by name', 'by order', 'one missing in each', 'one too many', 'other counts', 'twice'],
+)  # fmt: skip
+def test_right_views(left, right, paired):
+    lefts, rights = ([Path(folder, name) for name in names] for folder, names in (('l', left), ('r', right)))
+    if isinstance(paired, str):
+        assert paired in refusal(lambda: right_views(lefts, rights))
+    else:
+        found, is_named = right_views(lefts, rights)
+        assert {one.name: other.name for one, other in found.items()} == paired
+        assert is_named == (left[0][:-4] == right[1][:-4])
 
 
 def test_other_files_are_counted_by_kind(tmp_path, monkeypatch):

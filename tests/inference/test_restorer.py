@@ -250,7 +250,7 @@ def test_no_gradients_are_recorded_and_the_result_is_an_ordinary_tensor():
     [
         (lambda: Function(lambda x: x, 2), 'takes 2 channels; allowed: 1 or 3'),
         (lambda: tiny(inp_channels=6, dual_pixel_task=True), 'takes 6 channels; allowed: 1 or 3'),
-        (lambda: tiny(out_channels=1, dual_pixel_task=True), 'makes 1 channels of 3; allowed: as many as'),
+        (lambda: tiny(out_channels=1, dual_pixel_task=True), 'makes 1 channels of 3; allowed: 3'),
     ],
     ids=['2 in', '6 in', '3 in, 1 out'],
 )
@@ -259,6 +259,44 @@ def test_other_networks_restore_only_tensors(network, says):
     assert len(restorer.restore(torch.rand(1, restorer.channels, 8, 8))) == 1
     with pytest.raises(ValueError, match=f'^network: found one that {says}'):
         restorer(image(8, 8, 3))
+
+
+# Two views
+
+
+@pytest.mark.parametrize('shape', [(10, 13), (10, 13, 1), (10, 13, 2), (10, 13, 3), (10, 13, 4)], ids=str)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.dtype('>u2')], ids=str)
+def test_two_views_give_one_image(shape, dtype):
+    """Left before right, RGB; alpha is that of the left view, grey is repeated and the result averaged."""
+    net = tiny(inp_channels=6, dual_pixel_task=True)
+    left, right = (image(*shape, dtype=np.dtype(dtype).newbyteorder('=')).astype(dtype) for _ in range(2))
+    found = fp32(net)(left, right)
+    assert (found.shape, found.dtype) == (left.shape, left.dtype)
+    colours = 3 if shape[2:] in ((3,), (4,)) else 1
+    full = np.iinfo(dtype).max
+    views = [np.broadcast_to(view.reshape(10, 13, -1)[..., :colours], (10, 13, 3)) for view in (left, right)]
+    x_HWC = np.concatenate(views, axis=2) / full
+    with torch.no_grad():
+        y_HWC = restore_tensor(net, torch.from_numpy(x_HWC).float().permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    expected = (y_HWC if colours == 3 else y_HWC.mean(2, keepdim=True)).clamp(0, 1).numpy() * full
+    both = found.reshape(10, 13, -1).astype(np.int64)
+    assert np.abs(both[..., :colours] - expected).max() <= (0.51 if full == 255 else 2)
+    np.testing.assert_array_equal(both[..., colours:], left.reshape(10, 13, -1)[..., colours:])
+
+
+def test_views_that_do_not_fit_are_refused():
+    dual, pixels = fp32(tiny(inp_channels=6, dual_pixel_task=True)), image(8, 8, 3)
+    for other in (image(8, 9, 3), image(8, 8, 3, dtype=np.uint16), image(8, 8)):
+        with pytest.raises(
+            ValueError, match=r'^right: found .*; allowed: as the left view, uint8 of shape \(8, 8, 3\)'
+        ):
+            dual(pixels, other)
+    with pytest.raises(ValueError, match=r'^image: found an array of float64'):
+        dual(pixels, pixels / 255)
+    with pytest.raises(
+        ValueError, match=r'^network: found one that takes 3 channels; allowed: 6, as two views have'
+    ):
+        fp32(tiny())(pixels, pixels)
 
 
 # Tensors

@@ -423,8 +423,10 @@ def test_wrong_arguments(here, capsys, arguments, message):
 def test_missing_published_weights_are_explained(here, capsys, monkeypatch):
     monkeypatch.setattr(tasks, 'ROOT', here)
     said = refusal(capsys)
-    assert 'motion_deblurring.pth: found no published weights; allowed: these, which python Motion_Deb' in said
-    assert 'download_data.py --data weights gets, or others with --weights, as /' in said
+    assert (
+        'motion_deblurring.pth: found no published weights; python Motion_Deblurring/download_data.py ' in said
+    )
+    assert '--data weights downloads https://github.com/' in said and 'others, such as /' in said
     assert 'motion_deblurring_compact.pth' in said
 
 

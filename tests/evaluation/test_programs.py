@@ -1,0 +1,568 @@
+"""evaluate.py of the task folders, on made-up test sets of every layout, against files that are read otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from basicsr import tasks
+from basicsr.archs.restormer_arch import Restormer
+from basicsr.metrics.defocus import calculate_mae, calculate_ssim_uniform
+from basicsr.metrics.matlab_luma import calculate_psnr_y, calculate_ssim_y
+from basicsr.metrics.psnr_ssim import calculate_ssim_3d
+from basicsr.tasks import PROTOCOLS, TASKS
+from basicsr.utils import cli
+from basicsr.utils.checkpoint import save_checkpoint
+
+TINY = {'dim': 4, 'num_blocks': [0, 1, 0, 0], 'num_refinement_blocks': 0, 'heads': [1, 2, 2, 4]}
+SINGLE, DUAL = 'single_image_defocus_deblurring', 'dual_pixel_defocus_deblurring'
+COLOUR, GREY = 'gaussian_color_denoising', 'gaussian_gray_denoising'
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The working directory, and the repository root of the tasks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tasks, 'ROOT', tmp_path)
+    monkeypatch.setitem(sys.modules, 'lpips', None)  # not installed
+    return tmp_path
+
+
+def network(path='net.pth', seed=0, **options):
+    """Saves a tiny network; returns it as a function of arrays (H, W, C) in [0, 1]."""
+    torch.manual_seed(seed)
+    net = Restormer(**TINY, **options).eval()
+    save_checkpoint(path, net.state_dict(), {'type': 'Restormer', **TINY, **options}, 1)
+
+    @torch.no_grad()
+    def restore(x_HWC):
+        result = net(torch.from_numpy(np.float32(x_HWC)).permute(2, 0, 1)[None])
+        return np.clip(result[0].permute(1, 2, 0).numpy(), 0, 1)
+
+    return restore
+
+
+def picture(seed, dtype=np.uint8, size=(16, 24), channels=3):
+    """Smooth, with some noise; OpenCV's channel order."""
+    rng = np.random.default_rng(seed)
+    scene = cv2.resize(rng.random((4, 5, channels)), size[::-1]).reshape(*size, channels)
+    scene = np.clip(scene + rng.normal(0, 0.05, scene.shape), 0, 1)
+    return np.rint(scene * np.iinfo(dtype).max).astype(dtype)
+
+
+def write(path, seed, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = picture(seed, **options)
+    assert cv2.imwrite(str(path), image)
+    return image[..., ::-1] if image.shape[2] == 3 else image
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., ::-1]
+
+
+def run(folder, *arguments, weights=True, status=0):
+    """Runs a program; returns stdout, stderr and the JSON."""
+    given = ['--data_dir', 'data', '--json', 'out.json']
+    given += ['--weights', 'net.pth', '--device', 'cpu'] if weights else []
+    assert cli.run(f'{folder}.evaluate', [*given, *map(str, arguments)]) == status
+
+
+def written():
+    return json.loads(Path('out.json').read_text())
+
+
+def rows(out, title):
+    """The table below a title: first column → the others."""
+    lines = out.split(f'\n{title}')[1].split('\n\n')[0].splitlines()[1:]
+    return {first: others for first, *others in (re.split('  +', line) for line in lines)}
+
+
+def psnr(a, b):
+    """Of arrays in [0, 1]."""
+    return -10 * np.log10(np.mean((np.float64(a) - b) ** 2))
+
+
+def is_close(images, wanted, tolerance=1e-4):
+    assert [image['name'] for image in images] == [one.pop('name') for one in wanted]
+    for image, one in zip(images, wanted, strict=True):
+        assert image.keys() == {'name', *one}
+        assert {key: image[key] for key in one} == pytest.approx(one, abs=tolerance)
+
+
+def refused(capsys, folder, *arguments, weights=True, status=2):
+    capsys.readouterr()
+    run(folder, *arguments, weights=weights, status=status)
+    error = capsys.readouterr().err
+    assert 'Traceback' not in error
+    return error
+
+
+# Deraining
+
+
+def rain(x, gt):
+    x, gt = (np.rint(image * 255).astype(np.uint8) for image in (x, gt))
+    return {
+        'psnr_y': calculate_psnr_y(x, gt),
+        'ssim_y': calculate_ssim_y(x, gt),
+        'psnr': psnr(x / 255, gt / 255),
+    }
+
+
+def test_deraining_and_its_average(here, capsys):
+    restore, wanted = network(), {}
+    for number, name in enumerate(('Test100', 'Rain100L', 'Test1200')):
+        wanted[name] = []
+        for image in ('2', '10'):
+            lq, gt = (
+                write(here / f'data/{name}/{kind}/{image}.png', 10 * number + int(image) + offset) / 255
+                for kind, offset in (('input', 100), ('target', 0))
+            )
+            before = {f'input_{key}': value for key, value in rain(lq, gt).items()}
+            wanted[name].append({'name': image, **rain(restore(lq), gt), **before})
+    (here / 'data/Test1200/input/2.png').write_bytes(b'')
+    del wanted['Test1200'][0]
+    run('Deraining', status=1)
+    out, error = capsys.readouterr()
+    content = written()
+    for name, images in wanted.items():
+        is_close(content['datasets'][name]['images'], images, 0.02)  # a level may be rounded otherwise
+    assert rows(out, 'Rain100L: 2 images')['PSNR of Y'][2:] == ['38.99']
+    assert 'Rain100H: skipped, as ' in error and 'python Deraining/download_data.py --data Rain100H' in error
+    # The mean of the complete sets, without the published one.
+    sets = [content['datasets'][name]['mean'] for name in ('Test100', 'Rain100L')]
+    mean = {key: (sets[0][key] + sets[1][key]) / 2 for key in sets[0]}
+    assert content['average'] == {
+        'datasets': ['Test100', 'Rain100L'],
+        'mean': pytest.approx(mean),
+        'published': {},
+    }
+    table = rows(out, 'average of Test100, Rain100L')
+    assert table['SSIM of Y'] == [f'{mean["input_ssim_y"]:.4f}', f'{mean["ssim_y"]:.4f}']
+
+
+def test_average_of_all_sets_beside_the_published_one(here, capsys):
+    network()
+    for number, one in enumerate(TASKS['deraining'].test_sets):
+        for kind in ('input', 'target'):
+            write(here / f'data/{one.name}/{kind}/1.png', number + 10 * (kind == 'input'))
+    run('Deraining')
+    table = rows(capsys.readouterr().out, 'average of Test100, Rain100H, Rain100L, Test2800, Test1200')
+    assert [table[figure][2] for figure in ('PSNR of Y', 'SSIM of Y', 'PSNR')] == ['33.96', '0.935', '-']
+    run('Deraining', '--datasets', 'test100')
+    assert 'average' not in written()
+
+
+# Defocus deblurring
+
+
+def defocus(x, gt):
+    return {
+        'psnr': psnr(x, gt),
+        'ssim_uniform': calculate_ssim_uniform(np.float64(x), gt, data_range=1),
+        'mae': calculate_mae(np.float64(x), gt, data_range=1),
+    }
+
+
+def write_dpdd(here, names=('2', '10', '11'), target=None):
+    """inputL, inputR, inputC and target, in 16 bits; returns kind → images."""
+    kinds = ('inputL', 'inputR', 'inputC', 'target')
+    return {
+        kind: [
+            write(here / f'data/DPDD/{kind}/{name}.png', 10 * number + 100 * offset, dtype=np.uint16)
+            for number, name in enumerate(target if kind == 'target' and target else names)
+        ]
+        for offset, kind in enumerate(kinds)
+    }
+
+
+def write_labels(here, indoor=(1, 3), outdoor=(2,)):
+    np.save(here / 'data/DPDD/indoor_labels.npy', np.array(indoor))
+    np.save(here / 'data/DPDD/outdoor_labels.npy', np.array(outdoor))
+
+
+@pytest.mark.parametrize('target', [None, ('3', '12', '20')])
+def test_single_image_defocus_deblurring_on_the_high_byte(here, capsys, target):
+    restore, images = network(), write_dpdd(here, target=target)
+    write_labels(here)
+    run('Defocus_Deblurring', '--task', SINGLE.title(), '--save_dir', 'saved')
+    out, error = capsys.readouterr()
+    wanted = []
+    for name, lq, gt in zip(target or ('2', '10', '11'), images['inputC'], images['target'], strict=True):
+        lq, gt = (lq >> 8) / 255, (gt >> 8) / 255
+        before = {f'input_{key}': value for key, value in defocus(lq, gt).items()}
+        wanted.append({'name': name, **defocus(restore(lq), gt), **before})
+        saved = read(here / f'saved/DPDD/{name}.png')
+        assert saved.dtype == np.uint8
+        assert np.abs(saved - 255 * restore(lq)).max() <= 0.51
+    found = written()['datasets']['DPDD']
+    is_close(found['images'], wanted)
+    by_order = 'DPDD: paired in natural order, as no name is in all folders\n'
+    assert (by_order in out) == (target is not None)
+    assert 'LPIPS: left out, as the package lpips is not installed; `pip install lpips` gets it\n' in error
+    mean = (found['images'][0]['psnr'] + found['images'][2]['psnr']) / 2
+    assert found['parts']['indoor']['mean']['psnr'] == pytest.approx(mean, rel=1e-12)
+    assert rows(out, 'DPDD: 3 images')['MAE'][2] == '-' and 'LPIPS' not in rows(out, 'DPDD: 3 images')
+    assert rows(out, 'DPDD, indoor: 2 images')['PSNR'][1:] == [f'{mean:.4f}', '28.87']
+    assert rows(out, 'DPDD, outdoor: 1 images')['PSNR'][1:] == [f'{found["images"][1]["psnr"]:.4f}', '23.24']
+
+
+def test_dual_pixel_defocus_deblurring_in_16_bits(here, capsys):
+    restore, images = network(inp_channels=6, dual_pixel_task=True), write_dpdd(here)
+    run('Defocus_Deblurring', '--task', DUAL, '--save_dir', 'saved', '--limit', 2)
+    out = capsys.readouterr().out
+    wanted = []
+    for index, name in enumerate(('2', '10')):
+        left, right, gt = (images[kind][index] / 65535 for kind in ('inputL', 'inputR', 'target'))
+        restored = restore(np.concatenate([left, right], axis=2))
+        wanted.append({'name': name, **defocus(restored, gt)})
+        saved = read(here / f'saved/DPDD/{name}.png')
+        assert saved.dtype == np.uint16 and np.abs(saved - 65535 * restored).max() < 1
+    is_close(written()['datasets']['DPDD']['images'], wanted)
+    assert 'DPDD: measured without its parts, as ' in out
+    table = rows(out, 'DPDD: 2 of 3 images only; the published values are for the full set')
+    assert table['PSNR'][::2] == ['-', '26.66']
+
+
+@pytest.mark.parametrize(
+    ('indoor', 'said'),
+    [
+        ((0, 1), 'indoor_labels.npy: found 0; allowed: positions from 1 to 3'),
+        ((1.5, 4), 'indoor_labels.npy: found 1.5, 4.0; allowed: positions from 1 to 3'),
+        ((2, 2), 'indoor_labels.npy: found a position more than once'),
+    ],
+)
+def test_wrong_positions_of_a_part(here, capsys, indoor, said):
+    network()
+    write_dpdd(here)
+    write_labels(here, indoor)
+    assert said in refused(capsys, 'Defocus_Deblurring', '--task', SINGLE, status=1)
+
+
+def test_other_counts_cannot_be_paired_in_order(here, capsys):
+    network()
+    write_dpdd(here, target=('3', '12'))
+    assert 'images; allowed: ' in refused(capsys, 'Defocus_Deblurring', '--task', SINGLE, status=1)
+
+
+# Gaussian denoising
+
+
+def noisy(gt, sigma):
+    """The clean image in [0, 1] with the published noise."""
+    noise = np.random.RandomState(0).normal(0, sigma / 255, gt.shape)
+    return np.float32(np.float32(gt) + noise)
+
+
+def rounded(x):
+    return np.rint(np.clip(x, 0, 1) * 255) / 255
+
+
+@pytest.mark.parametrize(('task', 'name'), [(COLOUR, 'CBSD68'), (GREY, 'Set12')])
+def test_gaussian_denoising_of_all_levels_with_blind_weights(here, capsys, task, name):
+    channels = 1 if task == GREY else 3
+    restore = network(inp_channels=channels, out_channels=channels, LayerNorm_type='BiasFree')
+    clean = {stem: write(here / f'data/{name}/{stem}', 5 + len(stem)) for stem in ('1.tif', '02.png')}
+    run('Denoising', '--task', task, '--datasets', name, '--save_dir', 'saved')
+    out = capsys.readouterr().out
+    assert list(written()['datasets']) == [f'{name}_sigma{sigma}' for sigma in (15, 25, 50)]
+    for sigma in (15, 25, 50):
+        wanted = []
+        for file, gt in clean.items():
+            if channels == 1:
+                gt = np.rint(gt @ np.array([0.299, 0.587, 0.114]))[..., None]
+            lq, gt = noisy(gt / 255, sigma), gt / 255
+            restored = rounded(restore(lq))
+            name_of = file.split('.')[0]
+            wanted.append({'name': name_of, 'psnr': psnr(restored, gt), 'input_psnr': psnr(rounded(lq), gt)})
+            saved = cv2.imread(f'saved/{name}_sigma{sigma}/{name_of}.png', cv2.IMREAD_UNCHANGED)
+            assert saved.dtype == np.uint8 and saved.ndim == (2 if channels == 1 else 3)
+        is_close(written()['datasets'][f'{name}_sigma{sigma}']['images'], wanted, 0.02)
+        table = rows(out, f'{name}_sigma{sigma}: 2 images')
+        assert table[''] == [
+            'input',
+            'result',
+            'Restormer, blind, published',
+            f'Restormer, sigma {sigma}, published',
+        ]
+    # Images restored elsewhere, by name.
+    once = written()['datasets']
+    restored = ['--task', task, '--datasets', name, '--restored_dir', 'saved']
+    run('Denoising', *restored, '--sigma', '25', '50', weights=False)
+    found = written()['datasets']
+    assert found == {f'{name}_sigma{sigma}': once[f'{name}_sigma{sigma}'] for sigma in (25, 50)}
+
+
+def test_each_noise_level_with_its_weights(here, capsys):
+    folder = here / 'Denoising/pretrained_models'
+    folder.mkdir(parents=True)
+    restore = {
+        sigma: network(folder / f'gaussian_color_denoising_sigma{sigma}.pth', sigma, LayerNorm_type='BiasFree')
+        for sigma in (15, 50)
+    }
+    gt = write(here / 'data/Kodak/1.png', 0) / 255
+    run('Denoising', '--task', COLOUR, '--device', 'cpu', '--sigma', '50', '15', '50', weights=False)
+    content = written()
+    assert list(content['datasets']) == ['Kodak_sigma15', 'Kodak_sigma50'] and 'weights' not in content
+    for sigma in (15, 50):
+        found = content['datasets'][f'Kodak_sigma{sigma}']
+        assert f'denoising_sigma{sigma}.pth' in found['weights']
+        wanted = psnr(rounded(restore[sigma](noisy(gt, sigma))), gt)
+        assert found['mean']['psnr'] == pytest.approx(wanted, abs=0.02)
+    said = refused(capsys, 'Denoising', '--task', COLOUR, '--sigma', '15', '25', weights=False)
+    assert 'sigma25.pth: found no published weights; python Denoising/download_data.py --data ' in said
+
+
+def test_own_pairs_are_grey_for_a_grey_network(here):
+    restore = network(inp_channels=1, out_channels=1, LayerNorm_type='BiasFree')
+    lq, gt = (write(here / kind / '1.png', seed, channels=1) / 255 for seed, kind in enumerate(('a', 'b')))
+    run('Denoising', '--task', GREY, '--input_dir', 'a', '--target_dir', 'b')
+    (image,) = written()['datasets']['pairs']['images']
+    assert image['psnr'] == pytest.approx(psnr(rounded(restore(lq)), gt), abs=0.02)
+
+
+# Real denoising
+
+
+def write_sidd(here, shape=(2, 3, 32, 32, 3)):
+    folder, blocks = here / 'data/SIDD', {}
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(('ValidationNoisyBlocksSrgb', 'ValidationGtBlocksSrgb')):
+        pictures = [picture(10 * seed + number, size=shape[2:4]) for number in range(shape[0] * shape[1])]
+        blocks[name] = np.stack(pictures).reshape(shape)
+        scipy.io.savemat(folder / f'{name}.mat', {name: blocks[name]}, do_compression=bool(seed))
+    return blocks.values()
+
+
+def test_sidd(here, capsys):
+    restore, (noisy, clean) = network(LayerNorm_type='BiasFree'), write_sidd(here)
+    run('Denoising', '--task', 'real_denoising', '--save_dir', 'saved', '--datasets', 'SIDD', '--workers', 2)
+    out = capsys.readouterr().out
+    wanted, results = [], np.zeros(noisy.shape)
+    for scene, block in np.ndindex(2, 3):
+        lq, gt = noisy[scene, block] / 255, clean[scene, block] / 255
+        results[scene, block] = restore(lq)
+        figures = {
+            start + key: value
+            for start, x in (('', results[scene, block]), ('input_', lq))
+            for key, value in (('psnr', psnr(x, gt)), ('ssim_3d', calculate_ssim_3d(x, gt, data_range=1)))
+        }
+        wanted.append({'name': f'{scene + 1:04d}_{block + 1:02d}', **figures})
+    found = written()['datasets']['SIDD']
+    is_close(found['images'], wanted)
+    assert rows(out, 'SIDD: 6 images')['PSNR'][2] == '40.02' and 'not written' not in out
+    (here / 'saved').rename(here / 'elsewhere')
+    uploaded = scipy.io.loadmat(here / 'elsewhere/SIDD/Idenoised.mat')['Idenoised']
+    assert uploaded.dtype == np.float32 and uploaded.shape == noisy.shape
+    np.testing.assert_allclose(uploaded, results, atol=1e-5)
+    assert len(np.unique(np.rint(uploaded * 255) - uploaded * 255)) > 99  # not rounded
+    run('Denoising', '--task', 'real_denoising', '--restored_dir', 'elsewhere', weights=False)
+    assert written()['datasets']['SIDD'] == found
+    run('Denoising', '--task', 'real_denoising', '--save_dir', 'part', '--limit', 2)
+    out = capsys.readouterr().out
+    assert f'SIDD: not written, as results of them are missing: {here / "part/SIDD/Idenoised.mat"}\n' in out
+    assert not (here / 'part').exists()
+
+
+NOISY = 'ValidationNoisyBlocksSrgb'
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def hdf5(path):
+    with h5py.File(path, 'w', userblock_size=512) as file:
+        file[NOISY] = np.zeros((3, 32, 32, 3, 2), np.uint8)
+    with path.open('r+b') as file:
+        file.write(b'MATLAB 7.3 MAT-file'.ljust(124) + b'\0\2IM')
+
+
+def variable(name, array):
+    return lambda path: scipy.io.savemat(path, {name: array})
+
+
+BAD = {
+    'cut short': (cut_short, 'cannot be read as a file of MATLAB 7 or older'),
+    'empty': (lambda path: path.write_bytes(b''), 'cannot be read as a file of MATLAB 7 or older'),
+    'no MATLAB file': (lambda path: path.write_bytes(b'<html>' * 99), 'cannot be read as a file of MATLAB 7'),
+    'version 7.3': (hdf5, 'cannot be read as a file of MATLAB 7 or older'),
+    'other variable': (variable('x', np.zeros((2, 3, 32, 32, 3), np.uint8)), f'found no variable {NOISY}'),
+    'other axes': (
+        variable(NOISY, np.zeros((6, 32, 32, 3), np.uint8)),
+        r'uint8, shape (6, 32, 32, 3); allowed: ',
+    ),
+    'other type': (variable(NOISY, np.zeros((2, 3, 32, 32, 3))), 'of float64, shape'),
+    'other size': (
+        variable(NOISY, np.zeros((2, 2, 32, 32, 3), np.uint8)),
+        'found shape (2, 3, 32, 32, 3); allowed',
+    ),
+}
+
+
+@pytest.mark.parametrize(('spoil', 'said'), BAD.values(), ids=list(BAD))
+def test_bad_files_of_sidd(here, capsys, spoil, said):
+    network()
+    write_sidd(here)
+    spoil(here / f'data/SIDD/{NOISY}.mat')
+    assert said in refused(capsys, 'Denoising', '--task', 'real_denoising', status=1)
+
+
+def write_dnd(here, images=2, boxes=3):
+    """Returns the boxes' pixels. Box: (y1, x1, y2, x2) from 1, with its ends."""
+    folder, cut = here / 'data/DND', []
+    (folder / 'images_srgb').mkdir(parents=True)
+    with h5py.File(folder / 'info.mat', 'w') as info:
+        references = info.create_dataset('info/boundingboxes', (1, images), h5py.ref_dtype)
+        for number in range(images):
+            noisy = np.float32(picture(number, size=(40, 48)) / 255)
+            with h5py.File(folder / f'images_srgb/{number + 1:04d}.mat', 'w') as file:
+                file['InoisySRGB'] = noisy.T
+            places = [(1 + 8 * box, 3 + 8 * box, 16 + 8 * box, 26 + 8 * box) for box in range(boxes)]
+            info[f'boxes/{number}'] = np.array(places, np.float64).T
+            references[0, number] = info[f'boxes/{number}'].ref
+            cut.append([noisy[8 * box : 16 + 8 * box, 2 + 8 * box : 26 + 8 * box] for box in range(boxes)])
+    return cut
+
+
+def test_dnd_writes_files_to_upload(here, capsys):
+    restore, cut = network(LayerNorm_type='BiasFree'), write_dnd(here)
+    run('Denoising', '--task', 'real_denoising', '--save_dir', 'saved')
+    out = capsys.readouterr().out
+    assert out.endswith('\nDND: 6 images\n')
+    names = [image['name'] for image in written()['datasets']['DND']['images']]
+    assert names == [f'000{image}_0{box}' for image in (1, 2) for box in (1, 2, 3)]
+    for number, boxes in enumerate(cut):
+        content = scipy.io.loadmat(here / f'saved/DND/mat/{number + 1:04d}.mat')
+        assert content['Idenoised'].shape == (1, 3) and content['Idenoised'].dtype == object
+        for found, box in zip(content['Idenoised'][0], boxes, strict=True):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, restore(box), atol=1e-5)
+        assert content['israw'].tolist() == [[0]] and content['eval_version'].tolist() == ['1.0']
+    # The boxes of an incomplete image are not written.
+    run('Denoising', '--task', 'real_denoising', '--save_dir', 'part', '--limit', 4)
+    assert [path.name for path in (here / 'part/DND/mat').iterdir()] == ['0001.mat']
+    assert f'are missing: {here / "part/DND/mat/0002.mat"}\n' in capsys.readouterr().out
+
+
+def test_dnd_has_nothing_to_measure(here, capsys, monkeypatch):
+    network()
+    write_dnd(here)
+    given = ['Denoising', '--task', 'real_denoising', '--datasets', 'DND']
+    said = refused(capsys, *given)
+    assert 'DND: skipped, as its ground truth is not public; --save_dir FOLDER writes files to upload\n' in said
+    monkeypatch.setitem(sys.modules, 'h5py', None)
+    monkeypatch.delitem(sys.modules, 'h5py')
+    monkeypatch.setattr('importlib.util.find_spec', lambda _: None)
+    said = refused(capsys, *given, '--save_dir', 'saved')
+    assert 'DND: skipped, as the package h5py is not installed; `pip install h5py`\n' in said
+
+
+def remove_image(folder):
+    (folder / 'images_srgb/0002.mat').unlink()
+
+
+def other_boxes(folder):
+    with h5py.File(folder / 'info.mat', 'r+') as info:
+        del info['boxes/1']
+        info['boxes/2'] = np.zeros((4, 7))
+        info['info/boundingboxes'][0, 1] = info['boxes/2'].ref
+
+
+BAD_DND = {
+    'no HDF5': (
+        lambda folder: (folder / 'info.mat').write_bytes(b'x' * 999),
+        'cannot be read as a file of DND',
+    ),
+    'no boxes': (lambda folder: h5py.File(folder / 'info.mat', 'w').close(), 'cannot be read as a file of DND'),
+    'other boxes': (other_boxes, 'found boxes of shapes (3, 4), (7, 4); allowed: as many for each image'),
+    'an image less': (remove_image, 'images_srgb: misses 0002.mat'),
+}
+
+
+@pytest.mark.parametrize(('spoil', 'said'), BAD_DND.values(), ids=list(BAD_DND))
+def test_bad_files_of_dnd(here, capsys, spoil, said):
+    network()
+    write_dnd(here)
+    spoil(here / 'data/DND')
+    assert said in refused(capsys, 'Denoising', '--task', 'real_denoising', '--save_dir', 'saved', status=1)
+
+
+def test_a_bad_image_of_dnd_is_left_out(here, capsys):
+    network()
+    write_dnd(here)
+    (here / 'data/DND/images_srgb/0001.mat').write_bytes(b'x' * 999)
+    said = refused(capsys, 'Denoising', '--task', 'real_denoising', '--save_dir', 'saved', status=1)
+    assert said.count('not measured: ') == 3
+    assert [path.name for path in (here / 'saved/DND/mat').iterdir()] == ['0002.mat']
+
+
+# Refusals
+
+
+REFUSED = {
+    'no task': ('Denoising', [], 'the following arguments are required: --task'),
+    'unknown task': ('Denoising', ['--task', 'deraining'], "argument --task: invalid choice: 'deraining'"),
+    'set of another task': (
+        'Denoising',
+        ['--task', GREY, '--datasets', 'cbsd68', 'Set12'],
+        f'--datasets: found cbsd68; allowed: Set12, BSD68, Urban100, for {GREY}',
+    ),
+    'levels of real noise': (
+        'Denoising',
+        ['--task', 'real_denoising', '--sigma', '15'],
+        '--sigma: found with --task real_denoising; allowed: for Gaussian denoising',
+    ),
+    'blind and levels': (
+        'Denoising',
+        ['--task', GREY, '--sigma', 'blind', '15'],
+        '--sigma: found blind 15; allowed',
+    ),
+    'levels of own pairs': (
+        'Denoising',
+        ['--task', GREY, '--sigma', '15', '--input_dir', 'a', '--target_dir', 'b'],
+        '--sigma: found with --input_dir; allowed: one value, to choose the published weights',
+    ),
+    'two views in a folder': (
+        'Defocus_Deblurring',
+        ['--task', DUAL, '--input_dir', 'a', '--target_dir', 'b'],
+        'allowed: --data_dir FOLDER, with FOLDER/DPDD/inputL, FOLDER/DPDD/inputR, FOLDER/DPDD/target',
+    ),
+}
+
+
+@pytest.mark.parametrize(('folder', 'arguments', 'said'), REFUSED.values(), ids=list(REFUSED))
+def test_wrong_arguments(here, capsys, folder, arguments, said):
+    network()
+    assert said in refused(capsys, folder, *arguments)
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'inp_channels': 1, 'out_channels': 1}, f'makes 1 channels of 1; allowed: 3 of 6, for {DUAL}'),
+        ({}, f'makes 3 channels of 3; allowed: 3 of 6, for {DUAL}'),
+    ],
+)
+def test_a_network_for_other_channels(here, capsys, options, said):
+    network(**options)
+    write_dpdd(here)
+    assert said in refused(capsys, 'Defocus_Deblurring', '--task', DUAL)
+
+
+def test_every_metric_of_a_protocol_exists_and_every_published_figure_is_in_its_protocol():
+    for task in TASKS.values():
+        for one in task.test_sets:
+            keys = {figure.key for figure in PROTOCOLS[one.protocol].figures}
+            for published in (one.published, *one.parts.values()):
+                assert all(figures.keys() <= keys for figures in published.values())
