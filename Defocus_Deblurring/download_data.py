@@ -9,8 +9,8 @@ generate_patches_dpdd.py cuts the frames of train and val into crops. No checksu
 published: their network is checked, and their SHA-256 printed.
 
 The sets come from Google Drive as zip archives (`pip install 'gdown>=6.4'`), and are unpacked into
-Defocus_Deblurring/Datasets: Downloads/DPDD/{train,val} and test/DPDD, each with {inputL,inputR,inputC,target}. If Google Drive refuses, download
-the archive in a browser to the name given in the message, and repeat the command.
+Defocus_Deblurring/Datasets: Downloads/DPDD/{train,val} and test/DPDD, each with inputL, inputR, inputC and target. If
+Google Drive refuses, download the archive in a browser to the name given in the message, and repeat the command.
 
 Existing files that are right are kept; others are replaced with --force only. A file or a set gets its final name when
 it is complete; repeating the command continues with what is missing. Exit status: 0 if everything is complete, 1 if not

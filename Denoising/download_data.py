@@ -10,8 +10,8 @@ generate_patches_sidd.py and generate_patches_dfwb.py cut the training images in
 weights are published: their network is checked, and their SHA-256 printed.
 
 The sets come from Google Drive as zip archives (`pip install 'gdown>=6.4'`), and are unpacked into
-Denoising/Datasets: Downloads/{SIDD,DIV2K,Flickr2K,WaterlooED,BSD400} to train on, val/SIDD, test/<set>. If Google Drive refuses, download
-the archive in a browser to the name given in the message, and repeat the command.
+Denoising/Datasets: Downloads/{SIDD,DIV2K,Flickr2K,WaterlooED,BSD400}, val/SIDD and test/<set>. If Google Drive refuses,
+download the archive in a browser to the name given in the message, and repeat the command.
 
 Existing files that are right are kept; others are replaced with --force only. A file or a set gets its final name when
 it is complete; repeating the command continues with what is missing. Exit status: 0 if everything is complete, 1 if not

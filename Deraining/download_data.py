@@ -6,8 +6,8 @@
     python Deraining/download_data.py --data Rain100L Test100   # some of the test sets, which are in one archive
 
 The sets come from Google Drive as zip archives (`pip install 'gdown>=6.4'`), and are unpacked into
-Deraining/Datasets: train/Rain13K/{input,target}, test/<set>/{input,target}. If Google Drive refuses, download
-the archive in a browser to the name given in the message, and repeat the command.
+Deraining/Datasets: train/Rain13K/{input,target}, test/<set>/{input,target}. If Google Drive refuses, download the
+archive in a browser to the name given in the message, and repeat the command.
 
 Existing files that are right are kept; others are replaced with --force only. A file or a set gets its final name when
 it is complete; repeating the command continues with what is missing. Exit status: 0 if everything is complete, 1 if not
