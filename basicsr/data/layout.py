@@ -44,15 +44,15 @@ def problem_of(place: Path, one: DataSet) -> str:
     the same names. (The archives have no published checksum.)"""
     found = {part: sorted(texts for texts, _ in files_of(place, part)) for part in one.parts}
     several = [texts for part, texts in found.items() if '*' in part]
-    count = one.count or (len(several[0]) if several else 0)
+    count = one.count or max([1, *map(len, several)])
     complete = all(len(texts) == (count if '*' in part else 1) for part, texts in found.items())
-    if complete and (count or not several) and not (one.same_names and any(t != several[0] for t in several)):
+    if complete and not (one.same_names and any(texts != several[0] for texts in several)):
         return ''
-    numbers = ' and '.join(f'{len(texts):,} ({part})' for part, texts in found.items())
+    numbers = ' and '.join(f'{len(texts):,} ({_words(part)})' for part, texts in found.items())
+    allowed = f'{one.count:,}' if one.count else '1 or more' if several else '1'
+    each = ' of each' if len(found) > 1 else ''
     names = ', with the same names' if one.same_names and len(several) > 1 else ''
-    each = ' of each' if len(several) > 1 else ''
-    allowed = f'{one.count or "1 or more":,}{each}{names}' if several else '1 of each'
-    return f'found {numbers} files; allowed: {allowed}'
+    return f'found {numbers} files; allowed: {allowed}{each}{names}'
 
 
 def contents(place: Path, one: DataSet) -> str:
@@ -81,11 +81,17 @@ def find_set(paths: Sequence[PurePosixPath], one: DataSet, named: bool) -> PureP
         found = f'{len(chosen)} such folders: {listed(map(str, chosen))}' if chosen else _folders(paths)
         inside = f' in a folder {one.name}' if named else ''
         raise ValueError(
-            f'found {found}; allowed: one folder with {" and ".join(one.parts)}{inside}; nothing was unpacked'
+            f'found {found}; allowed: one folder with {" and ".join(map(_words, one.parts))}{inside}; nothing was '
+            'unpacked'
         )
     return chosen[0]
 
 
+def _words(part: str) -> str:
+    return 'images' if part == '*' else part
+
+
 def _folders(paths: Iterable[PurePosixPath]) -> str:
     numbers = Counter(f'{path.parent}/*{path.suffix}' for path in paths)
-    return listed(f'{number:,} {files}' for files, number in natsorted(numbers.items())) or 'no files'
+    each = [f'{number:,} {files}' for files, number in natsorted(numbers.items())]
+    return listed(each, most=20) or 'no files'
