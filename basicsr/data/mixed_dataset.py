@@ -49,12 +49,11 @@ class Dataset_Mixed(Dataset):
             raise DataError('sets: found []; allowed: 1 set or more')
         sections = [component(DATASET_REGISTRY, section, SetOptions) for section in sets]
         self.sets = [_build(section, number, in_memory) for number, section in enumerate(sections, 1)]
-        channels = [getattr(dataset, 'channels', 3) for dataset in self.sets]
+        channels = [(_channels(dataset, 'lq'), _channels(dataset, 'gt')) for dataset in self.sets]
         if len(set(channels)) > 1:
-            raise DataError(
-                f'sets: found images of {" and ".join(map(str, channels))} channels; allowed: the same number in all'
-            )
-        self.channels = channels[0]
+            found = ' and '.join(str(gt) if lq == gt else f'{lq} (lq) and {gt} (gt)' for lq, gt in channels)
+            raise DataError(f'sets: found images of {found} channels; allowed: the same number in all')
+        self.lq_channels, self.channels = channels[0]
         weights = np.array([section.weight for section in sections])
         self._until = (weights / weights.sum()).cumsum()[:-1]
 
@@ -79,6 +78,10 @@ class Dataset_Mixed(Dataset):
 
     def _drawn(self, generator: np.random.Generator) -> Any:
         return self.sets[int(np.searchsorted(self._until, generator.random(), side='right'))]
+
+
+def _channels(dataset: Any, kind: str) -> int:
+    return getattr(dataset, f'{kind}_channels', getattr(dataset, 'channels', 3))
 
 
 def _build(section: SetOptions, number: int, in_memory: bool) -> Any:

@@ -20,15 +20,7 @@ from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks
 from basicsr.evaluation.published import as_data, average, report
 from basicsr.evaluation.test_sets import PATHS, ChosenSet
 from basicsr.inference import Restorer
-from basicsr.tasks import (
-    PROTOCOLS,
-    Task,
-    TestSet,
-    check_weights_task,
-    default_weights,
-    find_task,
-    how_to_get,
-)
+from basicsr.tasks import PROTOCOLS, Task, TestSet, check_weights_task, default_weights, find_task, how_to_get
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_param_key, add_tlc, at_least, file_or_folder, usage_errors
 from basicsr.utils.errors import CheckpointError, UsageError, UserError
@@ -315,7 +307,7 @@ def build_restorer(args: argparse.Namespace, task: Task, sigma: str) -> Network:
             f'{path}: found no published weights; {how_to_get(task, sigma)}; --weights takes others{shipped}'
         )
     weights = load_weights(path, args.param_key)
-    check_weights_task(path, task, None if args.weights else sigma or None)
+    check_weights_task(path, task, None if args.weights else sigma)
     tlc = weights.with_tlc(args.tlc)
     restorer = Restorer(
         build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=tlc, fixed_strips=True

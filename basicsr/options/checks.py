@@ -46,6 +46,9 @@ from basicsr.utils.text import show
 Purpose = Literal['train', 'test']
 
 TRAIN_SET = ('datasets', 'train')
+# Keys of datasets that are folders. The key dataroot_lq of Dataset_GaussianDenoising has no effect.
+FOLDERS = {'Dataset_PackedImage': ['dataroot'], 'Dataset_GaussianDenoising': ['dataroot_gt']}
+OTHER_FOLDERS = ['dataroot_gt', 'dataroot_lq', 'dataroot_lqL', 'dataroot_lqR']
 RESULT_COLUMNS = {'name', 'iter', 'kind', 'dataset'}
 REFUSAL = r'(?:(\w+): )?found (.*); allowed: (.*)'  # the form of ValueErrors in this project
 
@@ -110,8 +113,7 @@ class Run:
         """Files and folders of datasets that do not exist."""
         absent: dict[Key, str] = {}
         for phase, section in self.used_sets.items():
-            is_pack = section.type == 'Dataset_PackedImage'
-            for name in ['dataroot'] if is_pack else ['dataroot_gt', 'dataroot_lq', 'meta_info_file']:
+            for name in (*FOLDERS.get(section.type, OTHER_FOLDERS), 'meta_info_file'):
                 path = getattr(section, name, None)
                 test = Path.is_file if name == 'meta_info_file' else Path.is_dir
                 if isinstance(path, str) and not (path and _exists(path, test)):
@@ -137,11 +139,15 @@ class Run:
         }
         return {phase: dataset for phase, dataset in built.items() if dataset is not None}
 
-    def channels(self, phase: str) -> int | None:
+    def channels(self, phase: str, kind: Literal['lq', 'gt'] = 'gt') -> int | None:
         """Channels of a dataset's images, if known."""
-        option = getattr(self.options.datasets.get(phase), 'channels', None)
-        known = getattr(self.built_sets.get(phase), 'channels', option)
-        return known if isinstance(known, int) else None
+        section = self.options.datasets.get(phase)
+        entry = DATASET_REGISTRY.get(section.type) if section is not None else None
+        for source in (self.built_sets.get(phase), section, entry):
+            for name in (f'{kind}_channels', 'channels', 'in_ch'):
+                if isinstance(known := getattr(source, name, None), int):
+                    return known
+        return None
 
 
 # ------------------------------------------------------------------ required sections and names
@@ -164,6 +170,16 @@ def check_required(run: Run) -> None:
     for name in ('gt_size', 'batch_size_per_gpu', 'dataroot_gt'):
         if getattr(options.datasets['train'], name, 'no such key') is None:
             run.report((*TRAIN_SET, name), 'nothing', 'a value, to train')
+
+
+def check_noise(run: Run) -> None:
+    for phase, section in run.used_sets.items():
+        name = 'sigma_range' if phase == 'train' else 'sigma_test'
+        if section.type == 'Dataset_GaussianDenoising' and getattr(section, name) is None:
+            allowed = (
+                'a number or a list, to train' if phase == 'train' else 'a number, for images at full size'
+            )
+            run.report(('datasets', phase, name), 'nothing', allowed)
 
 
 def check_names(run: Run) -> None:
@@ -203,16 +219,19 @@ def check_data(run: Run) -> None:
     groups: dict[str, list[Key]] = {}
     for key, path in run.absent_data.items():
         groups.setdefault(_how_to_get(path) or path, []).append(key)
+    hint = run.is_training
     for key, *others in groups.values():
         path = run.absent_data[key]
         kind = 'file' if key[-1] == 'meta_info_file' else 'folder'
         also = f' (as for {", ".join(map(dotted, others))})' if others else ''
         allowed = _how_to_get(path) or 'one that exists'
-        if 'README' in allowed and run.is_training:
+        if 'README' in allowed and hint:
+            name = 'GaussianColorDenoising' if 'Denoising/' in allowed else 'Deblurring'
             allowed += (
                 '; to try training without them, run python scripts/synthesize_blur.py, then python '
-                'basicsr/train.py -opt options/Deblurring_Restormer_quickstart.yml'
+                f'basicsr/train.py -opt options/{name}_Restormer_quickstart.yml'
             )
+            hint = False
         run.report(key, f'{show(path)}, {_absence(path, kind)}{also}', allowed)
 
 
@@ -348,10 +367,11 @@ def check_network(run: Run) -> None:
     if not val.window_size % _multiple(type(net)):
         arguments = net, val.window_size, val.tlc, val.tile, val.tile_overlap
         run.attempt(('val',), val, lambda: check_arguments(*arguments))
-    channels = {phase: run.channels(phase) for phase in run.used_sets}
-    for name in ('inp_channels', 'out_channels'):
+    kinds: dict[str, Literal['lq', 'gt']] = {'inp_channels': 'lq', 'out_channels': 'gt'}
+    for name, kind in kinds.items():
         value = getattr(run.options.network_g, name, None)
-        for phase, known in channels.items():
+        for phase in run.used_sets:
+            known = run.channels(phase, kind)
             if value is not None and known not in (None, value):
                 run.report(('network_g', name), str(value), f'{known}, the channels of datasets.{phase}')
                 break
@@ -417,7 +437,7 @@ def check_precision(run: Run) -> None:
 def find_mistakes(options: RunOptions, left_out: set[Key], purpose: Purpose, world_size: int) -> list[Mistake]:
     """The mistakes in valid options for a run of `world_size` processes. `left_out`: see `Run`."""
     run = Run(options, left_out, purpose, world_size)
-    for check in (check_required, check_names, check_weights, check_data):
+    for check in (check_required, check_noise, check_names, check_weights, check_data):
         check(run)
     train, loader = options.train, options.datasets.get('train')
     if run.is_training and train is not None:

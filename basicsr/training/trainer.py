@@ -243,9 +243,15 @@ class Trainer:
     # -------------------------------------------------------------- validation
 
     def _measure_baseline(self) -> None:
-        """Measures the unrestored input."""
-        for name in self.validation_sets:
-            result = self._evaluate(name, lambda lq: lq, torch.device('cpu'), title=f'{name}, not restored')
+        """Measures the unrestored input; the left one of two views."""
+        for name, dataset in self.validation_sets.items():
+            channels = getattr(dataset, 'channels', None)
+            result = self._evaluate(
+                name,
+                lambda lq, channels=channels: lq[:, :channels],
+                torch.device('cpu'),
+                title=f'{name}, not restored',
+            )
             self.log.record(f'input_{name}', self.iteration, result.means)
 
     def _validate(self) -> None:

@@ -241,6 +241,25 @@ def test_sets_of_grey_and_coloured_images_are_not_mixed(folder, pairs):
         Dataset_Mixed([{'type': 'Dataset_SyntheticBlur', 'dataroot_gt': folder}, grey])
 
 
+def test_added_noise_and_two_views_mix_with_sets_of_their_channels(folder, pairs):
+    noise = {'type': 'Dataset_GaussianDenoising', 'dataroot_gt': folder, 'sigma_range': 25}
+    views = {
+        'type': 'Dataset_DefocusDeblur_DualPixel_16bit',
+        'dataroot_lqL': pairs['dataroot_lq'],
+        'dataroot_lqR': pairs['dataroot_gt'],
+        'dataroot_gt': pairs['dataroot_gt'],
+    }
+    colour = {'type': 'Dataset_PairedImage', **pairs}
+    for sections, channels in (([noise, colour], (3, 3)), ([views, views], (6, 3))):
+        dataset = Dataset_Mixed(sections)
+        assert (dataset.lq_channels, dataset.channels) == channels
+        samples = [dataset[SampleKey(number, number, 16, 0)] for number in range(12)]
+        assert {(len(sample['lq']), len(sample['gt'])) for sample in samples} == {channels}
+        assert {sample['lq'].is_floating_point() for sample in samples} == {False, sections[0] is noise}
+    with pytest.raises(DataError, match=r'found images of 3 and 6 \(lq\) and 3 \(gt\) channels'):
+        Dataset_Mixed([colour, views])
+
+
 def test_photographs_are_kept_in_the_sets_that_can(folder, pairs):
     assert [len(each._kept) for each in mixed(folder, pairs, in_memory=True).sets] == [3, 5]
 

@@ -219,7 +219,7 @@ datasets:train:io_backend=~ | network_g:num_blocks=~ | val:metrics:psnr=~
 datasets:train=5
     datasets.train: found 5; allowed: a mapping
 datasets:val:type=5
-    datasets.val.type: found 5; allowed: "Dataset_Mixed", "Dataset_PackedImage", "Dataset_PairedImage"
+    datasets.val.type: found 5; allowed: "Dataset_DefocusDeblur_DualPixel_16bit", "Dataset_GaussianDenoising", "Dataset_M
 datasets:train:dataroot_lq=no/where
     datasets.train.dataroot_lq: found "no/where", which is not an existing fol
 datasets:val:dataroot_gt=~nobody_at_all/x
@@ -588,6 +588,95 @@ def test_the_channels_of_a_pack_are_those_of_the_network(check, packed, packs):
     luma = ['val:metrics:psnr:test_y_channel=true', 'train:pixel_opt={type: PSNRLoss, toY: true}']
     keys = [line.partition(': ')[0] for line in check(packed, *grey, *luma)]
     assert sorted(keys) == ['train.pixel_opt.toY', 'val.metrics.psnr.test_y_channel']
+
+
+# ------------------------------------------------------------------ added noise, two views
+
+
+@pytest.fixture
+def noisy(published, pairs):
+    """`published` for denoising, blind."""
+    own = {'train': {'sigma_type': 'random', 'sigma_range': [0, 50]}, 'val': {'sigma_test': 25}}
+    for phase, section in published['datasets'].items():
+        section.update(own[phase], type='Dataset_GaussianDenoising', dataroot_lq='none')
+    return published
+
+
+@pytest.fixture
+def dual(published, pairs):
+    """`published` for two views."""
+    for section in published['datasets'].values():
+        section.update(type='Dataset_DefocusDeblur_DualPixel_16bit', dataroot_lqR=section['dataroot_gt'])
+        section['dataroot_lqL'] = section.pop('dataroot_lq')
+    published['network_g'].update(inp_channels=6, dual_pixel_task=True)
+    return published
+
+
+NOISE_CASES = """\
+datasets:train:sigma_type=choice
+
+datasets:train:sigma_type=constant | datasets:train:sigma_range=15
+
+datasets:train:sigma_type=constant
+    datasets.train.sigma_range: found [0.0, 50.0]; allowed: one number, for sigma_type constant
+datasets:train:sigma_range=50
+    datasets.train.sigma_range: found 50.0; allowed: a list [from, to], for sigma_type random
+datasets:train:sigma_range=~ | datasets:val:sigma_test=~
+    datasets.train.sigma_range: found nothing; allowed: a number or a list, to train
+    datasets.val.sigma_test: found nothing; allowed: a number, for images at full size
+datasets:train:sigma_type=uniform | datasets:train:in_ch=4 | datasets:val:sigma_test=-1
+    datasets.train.sigma_type: found "uniform"; allowed: "constant", "random" or "choice"
+    datasets.train.in_ch: found 4; allowed: 1 or 3
+    datasets.val.sigma_test: found -1; allowed: greater than or equal to 0
+datasets:train:in_ch=1
+    network_g.inp_channels: found 3; allowed: 1, the channels of datasets.train
+    network_g.out_channels: found 3; allowed: 1, the channels of datasets.train
+datasets:train:in_ch=1 | datasets:val:in_ch=1 | network_g:inp_channels=1 | network_g:out_channels=1 | val:metrics:psnr:test_y_channel=true
+    val.metrics.psnr.test_y_channel: found 
+datasets:train:dataroot_gt=Denoising/Datasets/train/NoSuchSet
+    datasets.train.dataroot_gt: found "Denoising/Datasets/train/NoSuchSet", which is not an existing folder; allowed: the NoSuchSet data, which python Denoising/download_data.py gets, and Denoising/README.md says how to prepare them; to try training without them, run python scripts/synthesize_blur.py, then python basicsr/train.py -opt options/GaussianColorDenoising_Restormer_quickstart.yml
+"""
+
+
+@pytest.mark.parametrize(('settings', 'expected'), cases(NOISE_CASES), ids=str)
+def test_mistakes_in_added_noise(check, noisy, settings, expected):
+    found = check(noisy, *settings)
+    assert len(found) == len(expected) and all(map(str.startswith, sorted(found), sorted(expected))), found
+
+
+def test_sigma_test_is_not_needed_without_validation_nor_sigma_range_to_test(check, noisy, pairs, tmp_path):
+    assert check(noisy, 'datasets:val=~') == []
+    (tmp_path / 'net.pth').write_bytes(b'')
+    noisy['path']['pretrain_network_g'] = str(tmp_path / 'net.pth')
+    assert (
+        check(noisy, 'datasets:train:sigma_range=~', 'datasets:train:sigma_type=constant', purpose='test') == []
+    )
+
+
+DUAL_CASES = """\
+datasets:val:dataroot_gt=~
+
+network_g:inp_channels=3
+    network_g.inp_channels: found 3; allowed: 6, the channels of datasets.train
+network_g:out_channels=6
+    network_g.out_channels: found 6; allowed: 3, the channels of datasets.train
+datasets:train:dataroot_gt=~ | val:metrics:psnr:test_y_channel=true
+    datasets.train.dataroot_gt: found nothing; allowed: a value, to train
+datasets:train:dataroot_lqL=some/where | datasets:val:dataroot_lqR=else/where
+    datasets.train.dataroot_lqL: found "some/where", which is not an existing folder; allowed: one that exists
+    datasets.val.dataroot_lqR: found "else/where", which is not an existing folder; allowed: one that exists
+datasets:train:dataroot_lqR=Defocus_Deblurring/Datasets/train/NoSuchSet/inputR_crops | network_g:inp_channels=3
+    datasets.train.dataroot_lqR: found "Defocus_Deblurring/Datasets/train/NoSuchSet/inputR_crops", which is not
+    network_g.inp_channels: found 3; allowed: 6, the channels of datasets.train
+datasets:train:dataroot_lqR=~
+    datasets.train.dataroot_lqR: found null; allowed: text
+"""
+
+
+@pytest.mark.parametrize(('settings', 'expected'), cases(DUAL_CASES), ids=str)
+def test_mistakes_in_two_views(check, dual, settings, expected):
+    found = check(dual, *settings)
+    assert len(found) == len(expected) and all(map(str.startswith, sorted(found), sorted(expected))), found
 
 
 # ------------------------------------------------------------------ any key, any value
