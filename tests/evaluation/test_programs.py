@@ -254,10 +254,17 @@ def test_wrong_positions_of_a_part(here, capsys, indoor, said):
     assert said in refused(capsys, 'Defocus_Deblurring', '--task', SINGLE, status=1)
 
 
-def test_other_counts_cannot_be_paired_in_order(here, capsys):
+@pytest.mark.parametrize(
+    ('target', 'said'),
+    [
+        (('3', '12'), 'found 3 images; allowed: 2'),  # no name agrees, and the counts differ
+        (('2', '10', '12'), '11.png; 1 clean image has no partner of the same name: '),  # most names agree
+    ],
+)
+def test_images_that_cannot_be_paired(here, capsys, target, said):
     network()
-    write_dpdd(here, target=('3', '12'))
-    assert 'images; allowed: ' in refused(capsys, 'Defocus_Deblurring', '--task', SINGLE, status=1)
+    write_dpdd(here, target=target)
+    assert said in refused(capsys, 'Defocus_Deblurring', '--task', SINGLE, status=1)
 
 
 # Gaussian denoising
@@ -559,6 +566,7 @@ def test_wrong_arguments(here, capsys, folder, arguments, said):
     [
         ({'inp_channels': 1, 'out_channels': 1}, f'makes 1 channels of 1; allowed: 3 of 6, for {DUAL}'),
         ({}, f'makes 3 channels of 3; allowed: 3 of 6, for {DUAL}'),
+        ({'inp_channels': 6, 'out_channels': 6}, f'makes 6 channels of 6; allowed: 3 of 6, for {DUAL}'),
     ],
 )
 def test_a_network_for_other_channels(here, capsys, options, said):
