@@ -16,7 +16,6 @@ import torch
 
 from basicsr.archs.from_weights import build_network
 from basicsr.evaluation.evaluate import Evaluation, evaluate
-from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks
 from basicsr.evaluation.published import as_data, average, report
 from basicsr.evaluation.test_sets import PATHS, ChosenSet
 from basicsr.inference import Restorer
@@ -108,7 +107,7 @@ def _place(test_set: TestSet) -> str:
 def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
     task = find_task(args.task) if len(tasks) > 1 else tasks[0]
     sigmas = chosen_sigmas(args, task)
-    check_args(args, task, sigmas)
+    check_args(args, task)
     chosen, missing = chosen_sets(args, task, sigmas)
     for sentence in missing:
         print(sentence, file=sys.stderr, flush=True)
@@ -138,9 +137,7 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
         used = networks.get(one.sigma)
         result = Evaluation()
         folder = args.save_dir and args.save_dir / one.name
-        uploads = (
-            one.images.uploads(folder) if folder and isinstance(one.images, MatBlocks | DNDBoxes) else None
-        )
+        uploads = one.uploads(folder) if folder else None
         try:
             evaluate(
                 used.restorer.restore if used else None,
@@ -196,7 +193,7 @@ def chosen_sigmas(args: argparse.Namespace, task: Task) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def check_args(args: argparse.Namespace, task: Task, sigmas: list[str]) -> None:
+def check_args(args: argparse.Namespace, task: Task) -> None:
     """Raises UsageError on arguments that do not fit each other, or a file that cannot be written."""
     places = list(dict.fromkeys(_place(one) for one in task.test_sets))
     if others := [name for name in args.datasets or () if name not in [place.lower() for place in places]]:

@@ -14,7 +14,7 @@ from basicsr.data.gaussian_denoising_dataset import Dataset_GaussianDenoising
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sources import FolderSource
 from basicsr.evaluation.evaluate import ImageSet
-from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks
+from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks, Uploads
 from basicsr.metrics.metric import Metric
 from basicsr.tasks import PROTOCOLS, Figure, TestSet
 from basicsr.utils.errors import DataError
@@ -79,6 +79,10 @@ class ChosenSet:
         if self.restored:
             restored = open_restored(self.test_set, self.restored, self.channels)
             self.images = RestoredPairs(self.images, restored, self.restored, limit)
+
+    def uploads(self, folder: Path) -> Uploads | None:
+        """Writes results of SIDD and DND; None for sets whose results are PNG files. Raises OSError."""
+        return self.images.uploads(folder) if isinstance(self.images, MatBlocks | DNDBoxes) else None
 
 
 def open_images(test_set: TestSet, paths: dict[str, Path], channels: Literal[1, 3]) -> TestImages:

@@ -385,7 +385,17 @@ def test_sidd(here, capsys):
     run('Denoising', '--task', 'real_denoising', '--save_dir', 'part', '--limit', 2)
     out = capsys.readouterr().out
     assert f'SIDD: not written, as results of them are missing: {here / "part/SIDD/Idenoised.mat"}\n' in out
-    assert not (here / 'part').exists()
+    assert not [*(here / 'part/SIDD').iterdir()]
+
+
+@pytest.mark.parametrize('name', ['SIDD', 'DND'])
+def test_an_upload_that_cannot_be_written_is_known_before_any_work(here, capsys, monkeypatch, name):
+    network()
+    write_sidd(here) if name == 'SIDD' else write_dnd(here)
+    monkeypatch.setattr(Restormer, 'forward', None)  # no image is restored
+    (here / 'saved').write_bytes(b'')  # a file
+    given = ['--task', 'real_denoising', '--datasets', name, '--save_dir', 'saved/folder']
+    assert f'saved/folder/{name}' in refused(capsys, 'Denoising', *given, status=1)
 
 
 NOISY = 'ValidationNoisyBlocksSrgb'
