@@ -208,7 +208,8 @@ def test_words_choose_groups_and_sets(here, drive, folder, words, chosen):
         ('Deraining', 'Rain13K', ['input/1.png', 'target/2.png'], 'found 1 (input/*) and 1 (target/*) files; '
          'allowed: 1 or more of each, with the same names'),
         ('Deraining', 'Test100', ['input/1.png', 'target/1.png'], 'allowed: 2 of each, with the same names'),
-        ('Deraining', 'Rain100L', ['rain/1.png', 'clean/1.png'], 'found 1 test/Rain100H/input/*.jpg, 1 test/Rain100H/input/*.png, '),
+        ('Deraining', 'Rain100L', ['rain/1.png', 'clean/1.png'],
+         'found 1 test/Rain100H/input/*.jpg, 1 test/Rain100H/input/*.png, 2 test/Rain100H/target/*.png, 1 test/Rain'),
         ('Deraining', 'Rain13K', ['rainy/1.png', 'clean/1.png'], 'found 1 test/clean/*.png, 1 test/rainy/*.png; '
          'allowed: one folder with input/* and target/*; nothing was unpacked'),
         ('Defocus_Deblurring', 'train', VIEWS[:-1], 'found 2 (inputL/*) and 2 (inputR/*) and 2 (inputC/*) and '
