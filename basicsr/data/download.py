@@ -131,7 +131,7 @@ def get_weights(remote: RemoteFile, network: Mapping[str, object], folder: Path,
     if path.exists():
         digest, problem = check_weights(path, remote, network)
         if not problem:
-            print(f'{path} exists already, and is complete{unknown(remote, digest)}', flush=True)
+            print(f'{path} exists already, and is complete{_unverified(remote, digest)}', flush=True)
             return
         if not force:
             raise DownloadError(f'{path}: {problem}; move it, or replace it with --force')
@@ -143,20 +143,21 @@ def get_weights(remote: RemoteFile, network: Mapping[str, object], folder: Path,
             new = scratch / remote.name
             torch.hub.download_url_to_file(remote.url, str(new))
             digest, problem = check_weights(new, remote, network)
-            if problem:
-                raise RuntimeError(problem)
-            new.replace(path)
-    except (OSError, HTTPException, RuntimeError) as error:
-        raise DownloadError(f'{remote.url}: the download failed: {error}; nothing of it was kept') from None
+            if not problem:
+                new.replace(path)
+    except (OSError, HTTPException) as error:
+        problem = str(error) or type(error).__name__
     finally:
         socket.setdefaulttimeout(before)
+    if problem:
+        raise DownloadError(f'{remote.url}: the download failed: {problem}; nothing of it was kept')
     print(
-        f'{path} is complete{unknown(remote, digest)}; its terms: https://github.com/swz30/Restormer',
+        f'{path} is complete{_unverified(remote, digest)}; its terms: https://github.com/swz30/Restormer',
         flush=True,
     )
 
 
-def unknown(remote: RemoteFile, digest: str) -> str:
+def _unverified(remote: RemoteFile, digest: str) -> str:
     return '' if remote.sha256 else f' as far as can be told: its SHA-256 is {digest}; none is published'
 
 

@@ -96,7 +96,7 @@ def drive(here, monkeypatch):
     drive.install(monkeypatch)
     for folder, archives in ARCHIVES.items():
         small = [
-            archive._replace(sets=tuple(one._replace(count=one.count and 2) for one in archive.sets))
+            archive._replace(sets=tuple(one._replace(number=one.number and 2) for one in archive.sets))
             for archive in archives
         ]
         monkeypatch.setitem(ARCHIVES, folder, tuple(small))
@@ -119,7 +119,7 @@ def archive_of(folder, drive_id, top, but=None):
 
 def test_the_table_is_that_of_the_published_downloads():
     numbers = {
-        (folder, one.key): one.count
+        (folder, one.key): one.number
         for folder, archives in ARCHIVES.items()
         for archive in archives
         for one in archive.sets
