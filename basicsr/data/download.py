@@ -236,20 +236,22 @@ class Download:
 
     def unpack(self, one: DataSet) -> None:
         place = self.datasets / one.place
-        # In the same folder, which may be a link to another disk.
-        base = places_of(place, one)[0].parent
-        name = '.unpacked' if base == place else f'.{place.name}.unpacked'
+        real = place.resolve()  # it may be a link to another disk
+        finals = places_of(real, one)
+        base = finals[0].parent
+        name = '.unpacked' if base == real else f'.{real.name}.unpacked'
         try:
             with made_folder(base), scratch_folder(base, base / name) as scratch:
                 new = self.extract(one, scratch / 'new')
                 if problem := problem_of(new, one):
                     raise WrongArchiveError(f'{self.path}: {problem}')
-                for source, final in zip(places_of(new, one), places_of(place, one), strict=True):
-                    if not source.exists():  # an optional file
-                        continue
+                for source, final in zip(places_of(new, one), finals, strict=True):
                     if os.path.lexists(final):
                         final.rename(scratch / f'old {final.name}')
                     source.rename(final)
+                for optional in one.optional:
+                    if (new / optional).exists() and not (real / optional).exists():
+                        (new / optional).rename(real / optional)
                 sync_folder(base)
         except OSError as error:
             raise DataError(f'{place}: cannot be written: {error.strerror or error}') from None
@@ -262,9 +264,8 @@ class Download:
             found = find_set(paths, one, named=len(self.archive.sets) > 1)
         except ValueError as error:
             raise WrongArchiveError(f'{self.path}: {error}') from None
-        if found.name.casefold() in self.names - {
-            one.name.casefold()
-        }:  # RealBlur's two sets have the same names
+        others = self.names - {one.name.casefold()}
+        if found.name.casefold() in others:  # RealBlur's two sets have pairs of the same names
             raise WrongArchiveError(f'{self.path}: found the set {found.name} in it; allowed: {one.name}')
         inside = [(path, path.relative_to(found)) for path in paths if path.is_relative_to(found)]
         wanted = [
@@ -284,7 +285,7 @@ def places_of(place: Path, one: DataSet) -> list[Path]:
     """What is renamed to its final name: the files and folders in the set's folder, or that folder itself if their
     names are not known."""
     names = [*dict.fromkeys(part.split('/')[0] for part in one.parts)]
-    return [place] if any('*' in name for name in names) else [place / name for name in (*names, *one.optional)]
+    return [place] if any('*' in name for name in names) else [place / name for name in names]
 
 
 def _is_occupied(place: Path) -> bool:
