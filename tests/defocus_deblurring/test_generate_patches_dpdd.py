@@ -136,6 +136,18 @@ def test_the_sharpest_crops_are_kept(here, workers):
     assert len(files(here / 'sets/train')) == 4 * (21 + 13)
 
 
+@pytest.mark.parametrize('seed', range(6))
+def test_sharpness_of_fine_and_of_coarse_structure(seed):
+    """Strong or weak noise of any coarseness: all four sizes of the filter matter."""
+    generator = np.random.default_rng(seed)
+    crops = []
+    for _ in range(40):
+        noise = gaussian_filter(generator.normal(size=(24, 24)), generator.uniform(0, 6))
+        level = 30000 + generator.uniform(0, 15000) * noise / np.abs(noise).max()
+        crops.append(level.astype(np.uint16))
+    assert sharpest(crops) == slow_sharpest([crop.astype(float) for crop in crops])
+
+
 def test_flat_crops_divide_nothing_by_zero():
     with warnings.catch_warnings(), np.errstate(all='raise'):
         warnings.simplefilter('error')

@@ -92,6 +92,19 @@ def test_a_missing_partner_does_not_shift_the_others(here, capsys):
     assert not (here / 'sets/train').exists()
 
 
+def test_partners_are_found_by_name_where_their_order_differs(here):
+    """NOISY comes after H-NOISY, and GT before H-GT."""
+    names = {'NOISY': 'GT', 'H-NOISY': 'H-GT'}
+    for name in (*names, *names.values()):
+        write(here / f'sets/Downloads/SIDD/scene/{name}.png', image(8, 8))
+    assert run('sidd', *SMALL) == 0
+    for noisy, clean in names.items():
+        np.testing.assert_array_equal(
+            read(here / f'sets/train/SIDD/target_crops/{noisy}-1.png'),
+            read(here / f'sets/Downloads/SIDD/scene/{clean}.png'),
+        )
+
+
 def test_equal_names_in_two_scenes_are_refused(here, capsys):
     photographs(here, '0001')
     place = here / 'sets/Downloads/SIDD'
