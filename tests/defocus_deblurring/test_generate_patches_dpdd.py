@@ -136,7 +136,7 @@ def test_the_sharpest_crops_are_kept(here, workers):
     assert len(files(here / 'sets/train')) == 4 * (21 + 13)
 
 
-@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('seed', range(20))
 def test_sharpness_of_fine_and_of_coarse_structure(seed):
     """Strong or weak noise of any coarseness: all four sizes of the filter matter."""
     generator = np.random.default_rng(seed)
