@@ -131,7 +131,7 @@ def get_weights(remote: RemoteFile, network: Mapping[str, object], folder: Path,
     if path.exists():
         digest, problem = check_weights(path, remote, network)
         if not problem:
-            print(f'{path} exists already, and is complete{unknown(remote, digest)}', flush=True)
+            print(f'{path} exists already, and is complete{_unverified(remote, digest)}', flush=True)
             return
         if not force:
             raise DownloadError(f'{path}: {problem}; move it, or replace it with --force')
@@ -143,20 +143,21 @@ def get_weights(remote: RemoteFile, network: Mapping[str, object], folder: Path,
             new = scratch / remote.name
             torch.hub.download_url_to_file(remote.url, str(new))
             digest, problem = check_weights(new, remote, network)
-            if problem:
-                raise RuntimeError(problem)
-            new.replace(path)
-    except (OSError, HTTPException, RuntimeError) as error:
-        raise DownloadError(f'{remote.url}: the download failed: {error}; nothing of it was kept') from None
+            if not problem:
+                new.replace(path)
+    except (OSError, HTTPException) as error:
+        problem = str(error) or type(error).__name__
     finally:
         socket.setdefaulttimeout(before)
+    if problem:
+        raise DownloadError(f'{remote.url}: the download failed: {problem}; nothing of it was kept')
     print(
-        f'{path} is complete{unknown(remote, digest)}; its terms: https://github.com/swz30/Restormer',
+        f'{path} is complete{_unverified(remote, digest)}; its terms: https://github.com/swz30/Restormer',
         flush=True,
     )
 
 
-def unknown(remote: RemoteFile, digest: str) -> str:
+def _unverified(remote: RemoteFile, digest: str) -> str:
     return '' if remote.sha256 else f' as far as can be told: its SHA-256 is {digest}; none is published'
 
 
@@ -235,20 +236,22 @@ class Download:
 
     def unpack(self, one: DataSet) -> None:
         place = self.datasets / one.place
-        # In the same folder, which may be a link to another disk.
-        base = places_of(place, one)[0].parent
-        name = '.unpacked' if base == place else f'.{place.name}.unpacked'
+        real = place.resolve()  # it may be a link to another disk
+        finals = places_of(real, one)
+        base = finals[0].parent
+        name = '.unpacked' if base == real else f'.{real.name}.unpacked'
         try:
             with made_folder(base), scratch_folder(base, base / name) as scratch:
                 new = self.extract(one, scratch / 'new')
                 if problem := problem_of(new, one):
                     raise WrongArchiveError(f'{self.path}: {problem}')
-                for source, final in zip(places_of(new, one), places_of(place, one), strict=True):
-                    if not source.exists():  # an optional file
-                        continue
+                for source, final in zip(places_of(new, one), finals, strict=True):
                     if os.path.lexists(final):
                         final.rename(scratch / f'old {final.name}')
                     source.rename(final)
+                for optional in one.optional:
+                    if (new / optional).exists() and not (real / optional).exists():
+                        (new / optional).rename(real / optional)
                 sync_folder(base)
         except OSError as error:
             raise DataError(f'{place}: cannot be written: {error.strerror or error}') from None
@@ -261,9 +264,8 @@ class Download:
             found = find_set(paths, one, named=len(self.archive.sets) > 1)
         except ValueError as error:
             raise WrongArchiveError(f'{self.path}: {error}') from None
-        if found.name.casefold() in self.names - {
-            one.name.casefold()
-        }:  # RealBlur's two sets have the same names
+        others = self.names - {one.name.casefold()}
+        if found.name.casefold() in others:  # RealBlur's two sets have pairs of the same names
             raise WrongArchiveError(f'{self.path}: found the set {found.name} in it; allowed: {one.name}')
         inside = [(path, path.relative_to(found)) for path in paths if path.is_relative_to(found)]
         wanted = [
@@ -283,7 +285,7 @@ def places_of(place: Path, one: DataSet) -> list[Path]:
     """What is renamed to its final name: the files and folders in the set's folder, or that folder itself if their
     names are not known."""
     names = [*dict.fromkeys(part.split('/')[0] for part in one.parts)]
-    return [place] if any('*' in name for name in names) else [place / name for name in (*names, *one.optional)]
+    return [place] if any('*' in name for name in names) else [place / name for name in names]
 
 
 def _is_occupied(place: Path) -> bool:

@@ -44,12 +44,12 @@ def problem_of(place: Path, one: DataSet) -> str:
     the same names. (The archives have no published checksum.)"""
     found = {part: sorted(texts for texts, _ in files_of(place, part)) for part in one.parts}
     several = [texts for part, texts in found.items() if '*' in part]
-    count = one.count or max([1, *map(len, several)])
+    count = one.number or max([1, *map(len, several)])
     complete = all(len(texts) == (count if '*' in part else 1) for part, texts in found.items())
     if complete and not (one.same_names and any(texts != several[0] for texts in several)):
         return ''
     numbers = ' and '.join(f'{len(texts):,} ({_words(part)})' for part, texts in found.items())
-    allowed = f'{one.count:,}' if one.count else '1 or more' if several else '1'
+    allowed = f'{one.number:,}' if one.number else '1 or more' if several else '1'
     each = ' of each' if len(found) > 1 else ''
     names = ', with the same names' if one.same_names and len(several) > 1 else ''
     return f'found {numbers} files; allowed: {allowed}{each}{names}'

@@ -24,7 +24,7 @@ class DataSet(NamedTuple):
 
     Args:
         key: <train, val or test>/<name>.
-        count: number of files of each part with a `*`; None: not established, any number above 0.
+        number: of files of each part with a `*`; None: not established, any number above 0.
         parts: the files, below the folder of the set. `*` stands for any text; without a suffix, for images only.
         same_names: whether the texts of `*` are the same in all parts; else only their number is.
         folder: below the task's Datasets; '': the key.
@@ -33,7 +33,7 @@ class DataSet(NamedTuple):
     """
 
     key: str
-    count: int | None = None
+    number: int | None = None
     parts: tuple[str, ...] = ('input/*', 'target/*')
     same_names: bool = True
     folder: str = ''

@@ -66,3 +66,16 @@ def test_centre_window():
     assert centre_window(720, 1280, size=256) == (232, 512, 256, 256)
     assert centre_window(9, 6, size=4) == (2, 1, 4, 4)
     assert centre_window(3, 5, size=4) == (0, 0, 3, 4)
+
+
+@pytest.mark.parametrize('stride', [204, 384, 416])
+def test_the_two_rules_of_the_published_crops_give_the_same_offsets(stride):
+    """DPDD: while they fit, then the last one if it is not among them. SIDD and DFWB: below the last one, then that."""
+    for length in range(512, 1700):
+        last = length - 512
+        while_they_fit = [start for start in range(0, length, stride) if start + 512 <= length]
+        if last not in while_they_fit:
+            while_they_fit.append(last)
+        below_the_last = [*(start for start in range(0, length, stride) if start < last), last]
+        found = [window.left for window in crop_windows(512, length, size=512, stride=stride)]
+        assert found == while_they_fit == below_the_last

@@ -96,7 +96,7 @@ def drive(here, monkeypatch):
     drive.install(monkeypatch)
     for folder, archives in ARCHIVES.items():
         small = [
-            archive._replace(sets=tuple(one._replace(count=one.count and 2) for one in archive.sets))
+            archive._replace(sets=tuple(one._replace(number=one.number and 2) for one in archive.sets))
             for archive in archives
         ]
         monkeypatch.setitem(ARCHIVES, folder, tuple(small))
@@ -119,7 +119,7 @@ def archive_of(folder, drive_id, top, but=None):
 
 def test_the_table_is_that_of_the_published_downloads():
     numbers = {
-        (folder, one.key): one.count
+        (folder, one.key): one.number
         for folder, archives in ARCHIVES.items()
         for archive in archives
         for one in archive.sets
@@ -158,7 +158,7 @@ def test_every_set_is_found_anywhere_in_its_archive(here, drive, capsys, folder,
     ('folder', 'word', 'there'),
     [
         ('Deraining', 'Rain13K', ['input/1.png']),
-        ('Defocus_Deblurring', 'DPDD', ['inputL/1.png', 'indoor_labels.npy']),
+        ('Defocus_Deblurring', 'DPDD', ['inputL/1.png']),
         ('Denoising', 'train/SIDD', ['scene/a_GT.png']),
         ('Denoising', 'SIDD', BLOCKS[:1]),
         ('Denoising', 'DND', ['info.mat', 'images_srgb/0003.mat']),
@@ -208,7 +208,8 @@ def test_words_choose_groups_and_sets(here, drive, folder, words, chosen):
         ('Deraining', 'Rain13K', ['input/1.png', 'target/2.png'], 'found 1 (input/*) and 1 (target/*) files; '
          'allowed: 1 or more of each, with the same names'),
         ('Deraining', 'Test100', ['input/1.png', 'target/1.png'], 'allowed: 2 of each, with the same names'),
-        ('Deraining', 'Rain100L', ['rain/1.png', 'clean/1.png'], 'found 1 test/Rain100H/input/*.jpg, 1 test/Rain100H/input/*.png, '),
+        ('Deraining', 'Rain100L', ['rain/1.png', 'clean/1.png'],
+         'found 1 test/Rain100H/input/*.jpg, 1 test/Rain100H/input/*.png, 2 test/Rain100H/target/*.png, 1 test/Rain'),
         ('Deraining', 'Rain13K', ['rainy/1.png', 'clean/1.png'], 'found 1 test/clean/*.png, 1 test/rainy/*.png; '
          'allowed: one folder with input/* and target/*; nothing was unpacked'),
         ('Defocus_Deblurring', 'train', VIEWS[:-1], 'found 2 (inputL/*) and 2 (inputR/*) and 2 (inputC/*) and '
@@ -256,11 +257,18 @@ def test_the_spurious_image_of_an_old_upload_is_left_out(here, drive, capsys):
     assert 'left out Test2800/input/926_10(1).jpg, which has no partner' in said(capsys)[1]
 
 
-def test_labels_are_not_required(here, drive):
-    drive_id, place, *_ = SETS['Defocus_Deblurring']['DPDD']
-    drive.archives[drive_id] = archive_of('Defocus_Deblurring', drive_id, 'test/', {place: VIEWS})
+@pytest.mark.parametrize('in_archive', [False, True])
+def test_labels_are_not_required_and_stay(here, drive, in_archive):
+    drive_id, place, names, _ = SETS['Defocus_Deblurring']['DPDD']
+    names = names if in_archive else VIEWS
+    drive.archives[drive_id] = archive_of('Defocus_Deblurring', drive_id, 'test/', {place: names})
+    label = f'out/{place}/indoor_labels.npy'
+    (here / label).parent.mkdir(parents=True)
+    (here / label).write_bytes(b'from elsewhere')
     assert run('Defocus_Deblurring', 'DPDD') == 0
-    assert files(here).keys() == {f'out/{place}/{name}' for name in VIEWS}
+    found = files(here)
+    assert found.keys() == {label, *(f'out/{place}/{name}' for name in names)}
+    assert found[label] == b'from elsewhere'
 
 
 @pytest.mark.parametrize(('folder', 'word', 'scratch'), [
@@ -274,6 +282,21 @@ def test_leftovers_of_a_kill_are_removed(here, drive, folder, word, scratch):
     (here / scratch / 'new' / 'half.png').touch()
     assert run(folder, word) == 0
     assert files(here).keys() == {f'out/{place}/{name}' for name in names}
+
+
+@pytest.mark.parametrize(
+    ('folder', 'word'), [('Denoising', 'DIV2K'), ('Denoising', 'DND'), ('Deraining', 'Rain13K')]
+)
+def test_a_link_to_another_folder_stays_one(here, drive, folder, word):
+    drive_id, place, names, _ = SETS[folder][word]
+    drive.archives[drive_id] = archive_of(folder, drive_id, '')
+    disk, link = here / 'disk', here / 'out' / place
+    disk.mkdir()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(disk)
+    assert run(folder, word) == 0
+    assert link.is_symlink() and files(disk).keys() == {*names}
+    assert [path.name for path in here.iterdir() if path.name.startswith('.')] == []
 
 
 # Weights of which no checksum is published

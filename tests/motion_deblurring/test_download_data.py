@@ -90,6 +90,7 @@ FAILURES = {
     'cut short': (IncompleteRead(b'x'), 'IncompleteRead'),
     'reset': (ConnectionResetError(104, 'Connection reset by peer'), 'Connection reset by peer'),
     'silent': (TimeoutError('timed out'), 'timed out'),
+    'wordless': (TimeoutError(), 'TimeoutError'),
 }
 
 
@@ -155,7 +156,7 @@ def drive(monkeypatch):
     archives = []
     for archive in ARCHIVES['Motion_Deblurring']:
         (one,) = archive.sets
-        archives.append(archive._replace(sets=(one._replace(count=PAIRS),)))
+        archives.append(archive._replace(sets=(one._replace(number=PAIRS),)))
         drive.archives[archive.drive_id] = archive_of([f'{one.place}/{kind}' for kind in ('input', 'target')])
     with_archives(monkeypatch, *archives)
     return drive
@@ -498,7 +499,7 @@ def test_one_archive_of_several_sets(here, drive, monkeypatch):
 
 def test_the_readmes_match_the_table():
     readme = (ROOT / 'Motion_Deblurring' / 'README.md').read_text(encoding='utf-8')
-    pairs = {one.place: one.count for archive in ARCHIVES['Motion_Deblurring'] for one in archive.sets}
+    pairs = {one.place: one.number for archive in ARCHIVES['Motion_Deblurring'] for one in archive.sets}
     assert [*pairs] == [*PLACES] and len(set(IDS.values())) == 5
     assert f'| GoPro | training | {pairs["train/GoPro"]:,} |' in readme
     for name in ('GoPro', 'HIDE'):

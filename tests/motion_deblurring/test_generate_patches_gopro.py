@@ -10,6 +10,8 @@ import time
 import cv2
 import numpy as np
 import pytest
+import written_images
+from written_images import files, image, read, write
 
 from basicsr.data.packed_image_dataset import Dataset_PackedImage
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
@@ -18,22 +20,7 @@ from basicsr.utils.files import ROOT
 from Motion_Deblurring import generate_patches_gopro
 
 SCRIPT = ROOT / 'Motion_Deblurring' / 'generate_patches_gopro.py'
-RNG = np.random.default_rng(0)
 SMALL = ['--crop_size', '8', '--stride', '4', '--workers', '0']
-
-
-def image(height=11, width=18, dtype=np.uint8):
-    return RNG.integers(0, np.iinfo(dtype).max + 1, (height, width, 3), dtype)
-
-
-def write(path, rgb):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(path.suffix, rgb[..., ::-1])[1].tobytes())
-
-
-def read(path):
-    assert path.suffix == '.png'
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[..., ::-1]
 
 
 @pytest.fixture
@@ -54,17 +41,7 @@ def run(*arguments, small=SMALL):
 
 
 def refusal(capsys, *arguments, status=1):
-    """The one sentence about a command that fails."""
-    capsys.readouterr()
-    assert run(*arguments) == status
-    error = capsys.readouterr().err
-    assert 'Traceback' not in error
-    return error.splitlines()[-1].partition(': ')[2]
-
-
-def files(folder):
-    found = (path for path in sorted(folder.rglob('*')) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+    return written_images.refusal(capsys, lambda: run(*arguments), status)
 
 
 def crops(here, place='train/GoPro'):
