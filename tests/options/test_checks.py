@@ -219,7 +219,7 @@ datasets:train:io_backend=~ | network_g:num_blocks=~ | val:metrics:psnr=~
 datasets:train=5
     datasets.train: found 5; allowed: a mapping
 datasets:val:type=5
-    datasets.val.type: found 5; allowed: "Dataset_DefocusDeblur_DualPixel_16bit", "Dataset_GaussianDenoising", "Dataset_M
+    datasets.val.type: found 5; allowed: "Dataset_DefocusDeblur_DualPixel_16bit", "Dataset_GaussianDenoising", "Dataset_
 datasets:train:dataroot_lq=no/where
     datasets.train.dataroot_lq: found "no/where", which is not an existing fol
 datasets:val:dataroot_gt=~nobody_at_all/x
@@ -631,10 +631,10 @@ datasets:train:sigma_type=uniform | datasets:train:in_ch=4 | datasets:val:sigma_
 datasets:train:in_ch=1
     network_g.inp_channels: found 3; allowed: 1, the channels of datasets.train
     network_g.out_channels: found 3; allowed: 1, the channels of datasets.train
-datasets:train:in_ch=1 | datasets:val:in_ch=1 | network_g:inp_channels=1 | network_g:out_channels=1 | val:metrics:psnr:test_y_channel=true
-    val.metrics.psnr.test_y_channel: found 
-datasets:train:dataroot_gt=Denoising/Datasets/train/NoSuchSet
-    datasets.train.dataroot_gt: found "Denoising/Datasets/train/NoSuchSet", which is not an existing folder; allowed: the NoSuchSet data, which python Denoising/download_data.py gets, and Denoising/README.md says how to prepare them; to try training without them, run python scripts/synthesize_blur.py, then python basicsr/train.py -opt options/GaussianColorDenoising_Restormer_quickstart.yml
+datasets:val={type: Dataset_GaussianDenoising, dataroot_gt: gt.pack, sigma_test: 25, in_ch: 1}
+    datasets.val.dataroot_gt: found "gt.pack", which is not an existing folder
+    network_g.inp_channels: found 3; allowed: 1, the channels of datasets.val
+    network_g.out_channels: found 3; allowed: 1, the channels of datasets.val
 """
 
 
@@ -642,6 +642,12 @@ datasets:train:dataroot_gt=Denoising/Datasets/train/NoSuchSet
 def test_mistakes_in_added_noise(check, noisy, settings, expected):
     found = check(noisy, *settings)
     assert len(found) == len(expected) and all(map(str.startswith, sorted(found), sorted(expected))), found
+
+
+def test_missing_images_for_noise_are_named_with_a_way_to_try_it(check, noisy):
+    (found,) = check(noisy, 'datasets:train:dataroot_gt=Denoising/Datasets/train/NoSuchSet')
+    assert 'the NoSuchSet data, which python Denoising/download_data.py gets, and Denoising/README.md' in found
+    assert found.endswith('-opt options/GaussianColorDenoising_Restormer_quickstart.yml')
 
 
 def test_sigma_test_is_not_needed_without_validation_nor_sigma_range_to_test(check, noisy, pairs, tmp_path):
