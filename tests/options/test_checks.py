@@ -132,18 +132,21 @@ def test_weights_outside_a_tasks_folder_have_no_hint(check, published):
 
 
 @pytest.mark.parametrize('purpose', ['train', 'test'])
-def test_options_without_effect_are_named(check, published, caplog, monkeypatch, purpose):
+@pytest.mark.parametrize('kind', ['published', 'noisy'])
+def test_options_without_effect_are_named(check, request, kind, caplog, monkeypatch, purpose):
+    content = request.getfixturevalue(kind)
     monkeypatch.setattr(get_logger(), 'propagate', False)  # as on the command line
     get_logger().addHandler(caplog.handler)
     settings = ['scale=4', 'path:pretrain_network_g=README.md']
-    del published['val']['rgb2bgr']
-    assert check(published, *settings, 'val:rgb2bgr=false', purpose=purpose) == []
+    del content['val']['rgb2bgr']
+    assert check(content, *settings, 'val:rgb2bgr=false', purpose=purpose) == []
     get_logger().removeHandler(caplog.handler)
     (line,) = caplog.messages
     head, _, names = line.partition(': ')
-    assert head == 'These options have no effect here' and sorted(names.split(', ')) == [
-        'datasets.train.prefetch_mode', 'logger.wandb', 'scale', 'val.max_minibatch', 'val.rgb2bgr',
-    ]  # fmt: skip
+    ignored = {'datasets.train.prefetch_mode', 'logger.wandb', 'scale', 'val.max_minibatch', 'val.rgb2bgr'}
+    if kind == 'noisy':
+        ignored |= {'datasets.train.dataroot_lq', 'datasets.train.filename_tmpl', 'datasets.val.dataroot_lq'}
+    assert head == 'These options have no effect here' and sorted(names.split(', ')) == sorted(ignored)
 
 
 # ------------------------------------------------------------------ one mistake
@@ -454,7 +457,7 @@ def test_images_without_partners_are_named(check, published, tmp_path):
     published['datasets']['val'].update(data)
     (found,) = check(published)
     assert found.startswith('datasets.val: found a mistake in the files: 1 degraded image has no partner')
-    assert 'lq/3.png' in found and found.endswith('; allowed: pairs of images')
+    assert 'lq/3.png' in found and found.endswith('; allowed: images that can be used')
     published['datasets']['val'].update(write_pairs(tmp_path / 'none', count=0))
     (found,) = check(published)
     assert 'contains no images' in found
@@ -557,7 +560,7 @@ def test_a_missing_pack_tells_how_to_make_it(check, packed):
     (found,) = check(packed, 'datasets:train:dataroot=some/set.pack', 'datasets:val:dataroot=other.pack')
     assert found == (
         'datasets.train.dataroot: found "some/set.pack", which is not an existing folder (as for '
-        'datasets.val.dataroot); allowed: the pack that python scripts/prepare_data.py makes of pairs of images'
+        'datasets.val.dataroot); allowed: the pack that python scripts/prepare_data.py makes of images'
     )
     (found,) = check(packed, 'datasets:train:dataroot=Motion_Deblurring/Datasets/train/NoSuchSet.pack')
     assert 'allowed: the pack that python scripts/prepare_data.py makes of the NoSuchSet data, which ' in found
