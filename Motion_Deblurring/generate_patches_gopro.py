@@ -25,89 +25,52 @@ if __name__ == '__main__':
 
 import argparse
 import shlex
-from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
 
-from basicsr.data.crop_files import write_crops
-from basicsr.data.crops import Window, centre_window, named_crops
+from basicsr.data import crop_files
+from basicsr.data.crop_files import centre_crop, grid_crops
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.tasks import MOTION_DEBLURRING
-from basicsr.utils.cli import at_least, file_or_folder
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import ROOT, absolute
-from basicsr.utils.parallel import processors
 
 DATASETS = MOTION_DEBLURRING.datasets
 KINDS = {'lq': 'input', 'gt': 'target'}  # folders of frames; the crops go to <folder>_crops
 CENTRE = 256  # pixels of the validation crops
 
 
-class Crops(NamedTuple):
-    """`source` and `place` are below the folder of data sets; without a stride, only the centre is cut out."""
-
-    source: str
-    place: str
-    data: str  # for download_data.py
-    size: int
-    stride: int | None = None
-
-    def windows(self, name: str, height: int, width: int) -> Iterator[tuple[str, Window]]:
-        if self.stride is None:
-            yield name, centre_window(height, width, self.size)
-        else:
-            yield from named_crops(name, height, width, self.size, self.stride)
-
-
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description='Cut the GoPro frames into the crops to train and to validate on.')
-    p.add_argument(
-        '--datasets',
-        type=file_or_folder,
-        default=DATASETS,
-        metavar='FOLDER',
-        help='the folder of data sets; default: Motion_Deblurring/Datasets of the repository',
+    p = crop_files.parser(
+        'Cut the GoPro frames into the crops to train and to validate on.', DATASETS, 512, 256
     )
-    number = partial(p.add_argument, metavar='N')
-    number('--crop_size', type=at_least(1), default=512, help='of the training crops; default: %(default)s')
-    number('--stride', type=at_least(1), default=256, help='pixels between them; default: %(default)s')
     val = p.add_mutually_exclusive_group()
     val.add_argument('--val', action='store_true', help='also cut the validation crops')
     val.add_argument('--only_val', action='store_true', help='cut only these: for training on a pack')
-    number(
-        '--workers',
-        type=at_least(0),
-        default=processors(),
-        help='processes that cut; 0: none but this one; default: one for each processor',
-    )
     return p
 
 
 def main(args: argparse.Namespace) -> None:
     datasets = absolute(args.datasets)
-    train = Crops('train/GoPro', 'train/GoPro', 'train', args.crop_size, args.stride)
-    val = Crops('test/GoPro', 'val/GoPro', 'GoPro', CENTRE)
+    train = 'train', 'train', partial(grid_crops, size=args.crop_size, stride=args.stride)
+    val = 'test', 'val', partial(centre_crop, size=CENTRE)
     chosen = [val] if args.only_val else [train, val] if args.val else [train]
-    frames = [frames_of(datasets, crops) for crops in chosen]  # all of them, before any work
-    for crops, pairs in zip(chosen, frames, strict=True):
-        place = datasets / crops.place
-        folders = {kind: place / f'{folder}_crops' for kind, folder in KINDS.items()}
-        count, written = write_crops(pairs, crops.windows, folders, args.workers, f'cutting {crops.place}')
-        files = 2 * count
-        kept = '' if written == files else f' ({files - written:,} of the {files:,} files existed already)'
-        print(f'{place}: {count:,} pairs of crops, of {len(pairs):,} pairs of frames{kept}', flush=True)
+    frames = [frames_of(datasets / source / 'GoPro') for source, _, _ in chosen]  # all of them, before any work
+    for pairs, (_, group, crops_of) in zip(frames, chosen, strict=True):
+        folders = {kind: datasets / group / 'GoPro' / f'{folder}_crops' for kind, folder in KINDS.items()}
+        crop_files.cut(pairs, crops_of, folders, args.workers)
     if train in chosen:
         print(f'A pack of the same crops takes no more room and is read without decoding: {packing(args)}')
 
 
-def frames_of(datasets: Path, crops: Crops) -> Dataset_PairedImage:
+def frames_of(place: Path) -> Dataset_PairedImage:
     """Raises DataError without frames, or if they are not in pairs."""
-    folders = {kind: datasets / crops.source / folder for kind, folder in KINDS.items()}
+    folders = {kind: place / folder for kind, folder in KINDS.items()}
     for folder in folders.values():
         if not folder.is_dir():
+            data = 'train' if place.parent.name == 'train' else 'GoPro'
             raise DataError(
                 f'{folder}: found no such folder; allowed: the frames, which '
-                f'python Motion_Deblurring/download_data.py --data {crops.data} gets'
+                f'python Motion_Deblurring/download_data.py --data {data} gets'
             )
     return Dataset_PairedImage(str(folders['lq']), str(folders['gt']))
 

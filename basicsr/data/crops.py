@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -32,8 +32,13 @@ def crop_windows(height: int, width: int, size: int, stride: int) -> list[Window
 
 
 def named_crops(name: str, height: int, width: int, size: int, stride: int) -> Iterator[tuple[str, Window]]:
-    """The windows of an image with the names they have as files: `<name>-<n>`, n from 1."""
-    for number, window in enumerate(crop_windows(height, width, size, stride), 1):
+    """The windows of an image with the names they have as files."""
+    return numbered(name, crop_windows(height, width, size, stride))
+
+
+def numbered(name: str, windows: Iterable[Window]) -> Iterator[tuple[str, Window]]:
+    """Windows of an image with the names they have as files: `<name>-<n>`, n from 1."""
+    for number, window in enumerate(windows, 1):
         yield f'{name}-{number}', window
 
 

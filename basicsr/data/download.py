@@ -12,19 +12,31 @@ import inspect
 import os
 import socket
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
 
-from basicsr.data.sources import FolderSource
-from basicsr.utils.archive import unpack_folders
+from basicsr.archs.from_weights import build_network, network_options
+from basicsr.archs.restormer_arch import Restormer
+from basicsr.data.layout import contents, find_set, match, problem_of
+from basicsr.utils.archive import list_files, unpack
+from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import file_or_folder, report
-from basicsr.utils.errors import DataError, DownloadError, InUseError, UsageError, UserError, WrongArchiveError
+from basicsr.utils.errors import (
+    CheckpointError,
+    DataError,
+    DownloadError,
+    InUseError,
+    UsageError,
+    UserError,
+    WrongArchiveError,
+)
 from basicsr.utils.files import ROOT, absolute, lock_file, made_folder, scratch_folder, sync_folder
 from basicsr.utils.remote import Archive, DataSet, RemoteFile
+from basicsr.utils.text import listed, show
 
 try:
     import gdown
@@ -35,17 +47,26 @@ except ImportError:
 TIMEOUT = 60  # seconds without a byte
 
 
-def parser(folder: str, weights: Sequence[RemoteFile], archives: Sequence[Archive]) -> argparse.ArgumentParser:
+# Published weights, with the options of their networks that differ from Restormer's defaults.
+PublishedWeights = Mapping[RemoteFile, Mapping[str, object]]
+
+
+def parser(folder: str, weights: PublishedWeights, archives: Sequence[Archive]) -> argparse.ArgumentParser:
     """`folder`: of the task, below the repository root."""
-    p = argparse.ArgumentParser(description='Get the data sets and the published weights, and check them.')
     choices = choices_of(weights, archives)
+    table = '\n'.join(f'  {group:9} {" ".join(names)}'.rstrip() for group, names in choices.items())
+    p = argparse.ArgumentParser(
+        description='Get the data sets and the published weights, and check them.',
+        epilog=f'WHAT is one of these names; the first of a line stands for the others of its line:\n{table}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument(
         '--data',
         nargs='+',
         required=True,
-        choices=choices,
+        choices=[*dict.fromkeys(name for group, names in choices.items() for name in (group, *names))],
         metavar='WHAT',
-        help=f'one or more of {", ".join(choices)}; test: all test sets; weights: the published ones',
+        help='what to get: see below',
     )
     p.add_argument(
         '--output',
@@ -59,31 +80,33 @@ def parser(folder: str, weights: Sequence[RemoteFile], archives: Sequence[Archiv
     return p
 
 
-def choices_of(weights: Sequence[RemoteFile], archives: Sequence[Archive]) -> list[str]:
-    """weights, the name of each file of weights if there are several, the groups of sets (train, test), and the name of
-    each test set."""
+def choices_of(weights: PublishedWeights, archives: Sequence[Archive]) -> dict[str, list[str]]:
+    """The words that stand for several files or sets, and the words for each of these."""
     sets = [one for archive in archives for one in archive.sets]
-    groups = dict.fromkeys(one.group for one in sets)
-    files = [one.stem for one in weights] if len(weights) > 1 else []
-    return ['weights', *files, *groups, *(one.name for one in sets if one.group == 'test')]
+    choices = {'weights': [remote.stem for remote in weights] if len(weights) > 1 else []}
+    for group in ('train', 'val', 'test'):
+        if names := [name_of(one, sets) for one in sets if one.group == group]:
+            choices[group] = names
+    return choices
 
 
-def main(
-    args: argparse.Namespace, folder: str, weights: Sequence[RemoteFile], archives: Sequence[Archive]
-) -> int:
+def name_of(one: DataSet, sets: Sequence[DataSet]) -> str:
+    """The word for a set: its name, which stands for the test set if there are several of this name."""
+    is_clear = one.group == 'test' or [each.name for each in sets].count(one.name) == 1
+    return one.name if is_clear else one.key
+
+
+def main(args: argparse.Namespace, folder: str, weights: PublishedWeights, archives: Sequence[Archive]) -> int:
     output = absolute(args.output) if args.output else None
     jobs: list[Callable[[], None]] = []
-    for remote in weights:
+    for remote, network in weights.items():
         if 'weights' in args.data or remote.stem in args.data:
             place = output or ROOT / folder / 'pretrained_models'
-            jobs.append(partial(get_weights, remote, place, args.force))
-    names = {one.name.casefold() for archive in archives for one in archive.sets}
+            jobs.append(partial(get_weights, remote, network, place, args.force))
+    sets = [one for archive in archives for one in archive.sets]
+    names = {one.name.casefold() for one in sets}
     for archive in archives:
-        wanted = [
-            one
-            for one in archive.sets
-            if one.group in args.data or (one.group == 'test' and one.name in args.data)
-        ]
+        wanted = [one for one in archive.sets if {one.group, name_of(one, sets)} & {*args.data}]
         if wanted:
             download = Download(archive, output or ROOT / folder / 'Datasets', names, args.force)
             jobs.append(partial(download.get, wanted, args.keep_archives))
@@ -102,28 +125,63 @@ def main(
 # --- weights ------------------------------------------------------------------------------------------------
 
 
-def get_weights(remote: RemoteFile, folder: Path, force: bool) -> None:
+def get_weights(remote: RemoteFile, network: Mapping[str, object], folder: Path, force: bool) -> None:
     """Downloads weights into a folder, unless it has them. Raises DownloadError."""
     path = folder / remote.name
     if path.exists():
-        if hashlib.sha256(path.read_bytes()).hexdigest() == remote.sha256:
-            print(f'{path} exists already, and is complete', flush=True)
+        digest, problem = check_weights(path, remote, network)
+        if not problem:
+            print(f'{path} exists already, and is complete{unknown(remote, digest)}', flush=True)
             return
         if not force:
-            raise DownloadError(
-                f'{path}: its SHA-256 is not that of the published weights; move it, or replace it with --force'
-            )
+            raise DownloadError(f'{path}: {problem}; move it, or replace it with --force')
     folder.mkdir(parents=True, exist_ok=True)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        # Into a temporary file, which is renamed if the checksum is right.
-        torch.hub.download_url_to_file(remote.url, str(path), remote.sha256)
-    except (OSError, HTTPException, RuntimeError) as error:  # the last: another checksum
+        with scratch_folder(folder) as scratch:
+            new = scratch / remote.name
+            torch.hub.download_url_to_file(remote.url, str(new))
+            digest, problem = check_weights(new, remote, network)
+            if problem:
+                raise RuntimeError(problem)
+            new.replace(path)
+    except (OSError, HTTPException, RuntimeError) as error:
         raise DownloadError(f'{remote.url}: the download failed: {error}; nothing of it was kept') from None
     finally:
         socket.setdefaulttimeout(before)
-    print(f'{path} is complete; its terms: https://github.com/swz30/Restormer', flush=True)
+    print(
+        f'{path} is complete{unknown(remote, digest)}; its terms: https://github.com/swz30/Restormer',
+        flush=True,
+    )
+
+
+def unknown(remote: RemoteFile, digest: str) -> str:
+    return '' if remote.sha256 else f' as far as can be told: its SHA-256 is {digest}; none is published'
+
+
+def check_weights(path: Path, remote: RemoteFile, network: Mapping[str, object]) -> tuple[str, str]:
+    """The SHA-256 of a file, and what is wrong with it. If none is published to compare with, the file must have the
+    published size, and all weights of the published network."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if remote.sha256:
+        return digest, '' if digest == remote.sha256 else 'its SHA-256 is not that of the published weights'
+    if remote.size and path.stat().st_size != remote.size:
+        return digest, f'found {path.stat().st_size:,} bytes; allowed: {remote.size:,}'
+    try:
+        weights = load_weights(path)
+        options = network_options(weights)
+        build_network(weights)
+    except CheckpointError as error:
+        return digest, str(error).replace(str(path), remote.name)
+    parameters = inspect.signature(Restormer).parameters.values()
+    published = {each.name: each.default for each in parameters} | dict(network)
+    others = [
+        f'{name} {show(options.get(name))} instead of {show(value)}'
+        for name, value in published.items()
+        if show(options.get(name)) != show(value)
+    ]
+    return digest, f'it is of another network: {", ".join(others)}' if others else ''
 
 
 # --- data sets ----------------------------------------------------------------------------------------------
@@ -141,14 +199,12 @@ class Download:
         missing = []
         for one in wanted:
             place = self.datasets / one.place
-            if not problem_of(place, one):
+            problem = problem_of(place, one)
+            if not problem:
                 kept = f'; {self.path} is not needed for it any more' if self.path.exists() else ''
-                print(f'{place} exists already: {one.pairs:,} pairs{kept}', flush=True)
-            elif not self.force and any(_is_occupied(place / kind) for kind in one.kinds):
-                raise DataError(
-                    f'{place}: {" and ".join(one.kinds)} are not the {one.pairs:,} pairs of this set; move them, or '
-                    'replace them with --force'
-                )
+                print(f'{place} exists already: {contents(place, one)}{kept}', flush=True)
+            elif not self.force and any(map(_is_occupied, places_of(place, one))):
+                raise DataError(f'{place}: {problem}; move what is there, or replace it with --force')
             else:
                 missing.append(one)
         if not missing:
@@ -179,42 +235,60 @@ class Download:
 
     def unpack(self, one: DataSet) -> None:
         place = self.datasets / one.place
+        # In the same folder, which may be a link to another disk.
+        base = places_of(place, one)[0].parent
+        name = '.unpacked' if base == place else f'.{place.name}.unpacked'
         try:
-            # Within the set's folder, which may be a link to another disk.
-            with made_folder(place), scratch_folder(place, place / '.unpacked') as scratch:
-                several = len(self.archive.sets) > 1
-                new = unpack_folders(self.path, one.kinds, scratch, one.name if several else None)
-                others = self.names - {one.name.casefold()}
-                if new.name.casefold() in others:  # RealBlur's two sets have pairs of the same names
-                    raise WrongArchiveError(f'{self.path}: found the set {new.name} in it; allowed: {one.name}')
+            with made_folder(base), scratch_folder(base, base / name) as scratch:
+                new = self.extract(one, scratch / 'new')
                 if problem := problem_of(new, one):
                     raise WrongArchiveError(f'{self.path}: {problem}')
-                for kind in one.kinds:
-                    if os.path.lexists(place / kind):
-                        (place / kind).rename(scratch / f'old {kind}')
-                    (new / kind).rename(place / kind)
-                sync_folder(place)
+                for source, final in zip(places_of(new, one), places_of(place, one), strict=True):
+                    if not source.exists():  # an optional file
+                        continue
+                    if os.path.lexists(final):
+                        final.rename(scratch / f'old {final.name}')
+                    source.rename(final)
+                sync_folder(base)
         except OSError as error:
             raise DataError(f'{place}: cannot be written: {error.strerror or error}') from None
-        print(f'{place} is complete: {one.pairs:,} pairs', flush=True)
+        print(f'{place} is complete: {contents(place, one)}', flush=True)
+
+    def extract(self, one: DataSet, destination: Path) -> Path:
+        """Unpacks the files of a set, and returns their folder. Raises ArchiveError, OSError."""
+        paths = list_files(self.path)
+        try:
+            found = find_set(paths, one, named=len(self.archive.sets) > 1)
+        except ValueError as error:
+            raise WrongArchiveError(f'{self.path}: {error}') from None
+        if found.name.casefold() in self.names - {
+            one.name.casefold()
+        }:  # RealBlur's two sets have the same names
+            raise WrongArchiveError(f'{self.path}: found the set {found.name} in it; allowed: {one.name}')
+        inside = [(path, path.relative_to(found)) for path in paths if path.is_relative_to(found)]
+        wanted = [
+            path
+            for path, inner in inside
+            if str(inner) in one.optional or any(match(part, inner) is not None for part in one.parts)
+        ]
+        excess = [path for path in wanted if path.name in one.excess]
+        if excess:
+            print(f'{self.path}: left out {listed(map(str, excess))}, which has no partner', flush=True)
+        destination.mkdir()
+        unpack(self.path, [path for path in wanted if path not in excess], destination)
+        return destination / found
 
 
-def _is_occupied(folder: Path) -> bool:
+def places_of(place: Path, one: DataSet) -> list[Path]:
+    """What is renamed to its final name: the files and folders in the set's folder, or that folder itself if their
+    names are not known."""
+    names = [*dict.fromkeys(part.split('/')[0] for part in one.parts)]
+    return [place] if any('*' in name for name in names) else [place / name for name in (*names, *one.optional)]
+
+
+def _is_occupied(place: Path) -> bool:
     """Whether a folder has something in it, or its name is that of a file."""
-    return any(folder.iterdir()) if folder.is_dir() else os.path.lexists(folder)
-
-
-def problem_of(place: Path, one: DataSet) -> str:
-    """Describes what is wrong with the folders of a set; '' if each has one image for each pair, with the same names.
-    (The archives have no published checksum.)"""
-    try:
-        names = [set(FolderSource(place / kind).names) for kind in one.kinds]
-    except DataError as error:
-        return str(error)
-    if all(len(each) == one.pairs and each == names[0] for each in names):
-        return ''
-    found = ' and '.join(f'{len(each):,} ({kind})' for each, kind in zip(names, one.kinds, strict=True))
-    return f'found {found} images; allowed: {one.pairs:,}, with the same names in each folder'
+    return any(place.iterdir()) if place.is_dir() else os.path.lexists(place)
 
 
 def fetch_from_drive(file_id: str, path: Path) -> None:

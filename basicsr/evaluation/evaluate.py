@@ -85,10 +85,12 @@ def files_of(dataset: object, index: int) -> str:
 
 def build_metrics(sections: Mapping[str, MetricOptions]) -> dict[str, Metric]:
     """The metrics of an option file's `val.metrics`."""
-    return {
-        name: Metric(METRIC_REGISTRY.get(section.type), section.arguments(), section.better == 'higher')
-        for name, section in sections.items()
-    }
+    metrics = {}
+    for name, section in sections.items():
+        function = METRIC_REGISTRY.get(section.type)
+        better = section.better or getattr(function, 'better', 'higher')
+        metrics[name] = Metric(function, section.arguments(), better == 'higher')
+    return metrics
 
 
 def evaluate(

@@ -13,7 +13,7 @@ import scipy.io
 import torch
 
 from basicsr.utils.errors import DataError
-from basicsr.utils.files import atomic_write
+from basicsr.utils.files import atomic_write, check_room, check_writable
 from basicsr.utils.text import listed
 
 
@@ -54,8 +54,10 @@ class MatBlocks:
         return f'{self.path}, block {self.names[index]}'
 
     def uploads(self, folder: Path) -> Uploads:
-        """Idenoised.mat: float32, in the shape of the blocks."""
-        return Uploads([folder / 'Idenoised.mat'], len(self), partial(_all_blocks, self.shape))
+        """Idenoised.mat: float32, in the shape of the blocks. Raises OSError, before hours of work."""
+        uploads = Uploads([folder / 'Idenoised.mat'], len(self), partial(_all_blocks, self.shape))
+        check_room(folder, 4 * self.arrays['lq'].size)
+        return uploads
 
 
 def _array(path: Path, name: str) -> np.ndarray:
@@ -124,7 +126,7 @@ class DNDBoxes:
         return f'{self.paths[index // self.count]}, box {1 + index % self.count}'
 
     def uploads(self, folder: Path) -> Uploads:
-        """mat/0001.mat and so on, of the boxes of an image each."""
+        """mat/0001.mat and so on, of the boxes of an image each. Raises OSError."""
         return Uploads([folder / 'mat' / path.name for path in self.paths], self.count, _boxes)
 
 
@@ -157,6 +159,8 @@ class Uploads:
     Args:
         files: each is for the next `count` results.
         content: results of a file, (H, W, 3) float32 → its variables.
+
+    Raises OSError if their folders cannot be written.
     """
 
     def __init__(
@@ -164,6 +168,9 @@ class Uploads:
     ) -> None:
         self.files, self.count, self.content = files, count, content
         self.waiting: dict[Path, dict[int, np.ndarray]] = {path: {} for path in files}
+        for folder in {path.parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+            check_writable(folder)
 
     def __call__(self, index: int, image_HWC: np.ndarray) -> None:
         """Raises OSError."""
@@ -173,7 +180,6 @@ class Uploads:
         if len(results) == self.count:
             del self.waiting[path]
             variables = self.content([results.pop(number) for number in range(self.count)])
-            path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, lambda file: scipy.io.savemat(file, variables))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,10 @@ import torch
 
 from basicsr.archs.from_weights import build_network
 from basicsr.evaluation.evaluate import Evaluation, evaluate
-from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks
 from basicsr.evaluation.published import as_data, average, report
 from basicsr.evaluation.test_sets import PATHS, ChosenSet
 from basicsr.inference import Restorer
-from basicsr.tasks import PROTOCOLS, Task, TestSet, default_weights, find_task, how_to_get
+from basicsr.tasks import PROTOCOLS, Task, TestSet, check_weights_task, default_weights, find_task, how_to_get
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_param_key, add_tlc, at_least, file_or_folder, usage_errors
 from basicsr.utils.errors import CheckpointError, UsageError, UserError
@@ -107,7 +107,7 @@ def _place(test_set: TestSet) -> str:
 def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
     task = find_task(args.task) if len(tasks) > 1 else tasks[0]
     sigmas = chosen_sigmas(args, task)
-    check_args(args, task, sigmas)
+    check_args(args, task)
     chosen, missing = chosen_sets(args, task, sigmas)
     for sentence in missing:
         print(sentence, file=sys.stderr, flush=True)
@@ -123,10 +123,11 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
         about['restored_dir'] = str(args.restored_dir)
     else:
         with usage_errors():
-            networks = {sigma: build_restorer(args, task, sigma) for sigma in sigmas}
-        for network in networks.values():
+            loaded = [build_restorer(args, task, sigma) for sigma in (sigmas[:1] if args.weights else sigmas)]
+        networks = dict(zip(sigmas, itertools.cycle(loaded), strict=False))
+        for network in loaded:
             print(network, flush=True)
-        if len(networks) == 1:
+        if len(loaded) == 1:
             about |= network.about
 
     results: dict[str, object] = {}
@@ -136,9 +137,7 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
         used = networks.get(one.sigma)
         result = Evaluation()
         folder = args.save_dir and args.save_dir / one.name
-        uploads = (
-            one.images.uploads(folder) if folder and isinstance(one.images, MatBlocks | DNDBoxes) else None
-        )
+        uploads = one.uploads(folder) if folder else None
         try:
             evaluate(
                 used.restorer.restore if used else None,
@@ -158,7 +157,9 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
             failed |= bool(result.failed)
             if result.images:
                 print(report(one, result), flush=True)
-                results[one.name] = as_data(one, result) | (used.about if used and len(networks) > 1 else {})
+                results[one.name] = as_data(one, result) | (
+                    used.about if used and 'weights' not in about else {}
+                )
                 if args.json:
                     atomic_write(args.json, as_json({**about, 'datasets': results}).encode())
             if uploads and uploads.unfinished:
@@ -192,7 +193,7 @@ def chosen_sigmas(args: argparse.Namespace, task: Task) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def check_args(args: argparse.Namespace, task: Task, sigmas: list[str]) -> None:
+def check_args(args: argparse.Namespace, task: Task) -> None:
     """Raises UsageError on arguments that do not fit each other, or a file that cannot be written."""
     places = list(dict.fromkeys(_place(one) for one in task.test_sets))
     if others := [name for name in args.datasets or () if name not in [place.lower() for place in places]]:
@@ -303,6 +304,7 @@ def build_restorer(args: argparse.Namespace, task: Task, sigma: str) -> Network:
             f'{path}: found no published weights; {how_to_get(task, sigma)}; --weights takes others{shipped}'
         )
     weights = load_weights(path, args.param_key)
+    check_weights_task(path, task, None if args.weights else sigma)
     tlc = weights.with_tlc(args.tlc)
     restorer = Restorer(
         build_network(weights), args.device or 'auto', args.precision or 'fp32', tlc=tlc, fixed_strips=True

@@ -30,7 +30,7 @@ def _part(result: Evaluation, indices: list[int]) -> Evaluation:
 
 def title(name: str, result: Evaluation, available: int, published: Published) -> str:
     if len(result.images) == available:
-        return f'{name}: {available:,} images'
+        return f'{name}: {available:,} image{"" if available == 1 else "s"}'
     apart = '; the published values are for the full set' if published else ''
     return f'{name}: {len(result.images):,} of {available:,} images only{apart}'
 

@@ -14,7 +14,7 @@ from basicsr.data.gaussian_denoising_dataset import Dataset_GaussianDenoising
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sources import FolderSource
 from basicsr.evaluation.evaluate import ImageSet
-from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks
+from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks, Uploads
 from basicsr.metrics.metric import Metric
 from basicsr.tasks import PROTOCOLS, Figure, TestSet
 from basicsr.utils.errors import DataError
@@ -80,16 +80,16 @@ class ChosenSet:
             restored = open_restored(self.test_set, self.restored, self.channels)
             self.images = RestoredPairs(self.images, restored, self.restored, limit)
 
+    def uploads(self, folder: Path) -> Uploads | None:
+        """Writes results of SIDD and DND; None for sets whose results are PNG files. Raises OSError."""
+        return self.images.uploads(folder) if isinstance(self.images, MatBlocks | DNDBoxes) else None
+
 
 def open_images(test_set: TestSet, paths: dict[str, Path], channels: Literal[1, 3]) -> TestImages:
     """The images of a set. `channels` are those of the clean images. Raises DataError."""
     kind = {name: str(path) for name, path in paths.items()}
     if test_set.layout == 'noise':
         return Dataset_GaussianDenoising(kind['target'], sigma_test=test_set.sigma, in_ch=channels)
-    if test_set.layout == 'defocus':
-        # The high byte, also of the clean images, is what was published.
-        pairing = _pairing(test_set, paths)
-        return Dataset_PairedImage(kind['input'], kind['target'], pairing=pairing, bits=8)
     if test_set.layout == 'dual_pixel':
         pairing = _pairing(test_set, paths)
         return Dataset_DefocusDeblur_DualPixel_16bit(
@@ -100,7 +100,10 @@ def open_images(test_set: TestSet, paths: dict[str, Path], channels: Literal[1, 
         return MatBlocks({key: (paths[name], paths[name].stem) for key, name in names.items()})
     if test_set.layout == 'dnd':
         return DNDBoxes(paths['info'], paths['input'])
-    return Dataset_PairedImage(kind['input'], kind['target'], channels=channels)
+    # Published for one image: against the high byte, also of the clean images.
+    bits: Literal[8] | None = 8 if test_set.protocol == 'defocus' else None
+    pairing = _pairing(test_set, paths) if test_set.layout == 'defocus' else 'name'
+    return Dataset_PairedImage(kind['input'], kind['target'], channels=channels, pairing=pairing, bits=bits)
 
 
 def _pairing(test_set: TestSet, folders: dict[str, Path]) -> Literal['name', 'order']:

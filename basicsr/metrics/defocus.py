@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from basicsr.metrics.metric import lower_is_better
 from basicsr.metrics.psnr_ssim import K1, K2, prepare
 from basicsr.utils.registry import METRIC_REGISTRY
 
@@ -51,6 +52,7 @@ def calculate_ssim_uniform(img1: np.ndarray, img2: np.ndarray, data_range: float
 
 
 @METRIC_REGISTRY.register()
+@lower_is_better
 def calculate_mae(img1: np.ndarray, img2: np.ndarray, data_range: float | None = None) -> float:
     """Mean absolute error, mean(|img1 − img2|) / L: 0 for identical images, 1 for black against white.
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+
+Function = TypeVar('Function', bound=Callable[..., Any])
+
+
+def lower_is_better(function: Function) -> Function:
+    """Decorator of metrics, which `val.metrics.<name>.better` can overrule."""
+    function.better = 'lower'  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basicsr.metrics.metric import lower_is_better
 from basicsr.metrics.psnr_ssim import prepare
 from basicsr.utils.errors import UserError
 from basicsr.utils.registry import METRIC_REGISTRY
@@ -19,6 +20,7 @@ _thread = ThreadPoolExecutor(1, 'lpips')
 
 
 @METRIC_REGISTRY.register()
+@lower_is_better
 def calculate_lpips(img1: np.ndarray, img2: np.ndarray, data_range: float | None = None) -> float:
     """LPIPS, version 0.1 with AlexNet (Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
     Metric", CVPR 2018); 0 for identical images, and lower is better.

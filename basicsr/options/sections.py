@@ -83,8 +83,8 @@ class LoaderOptions(Component):
 class MetricOptions(Component):
     _supplied = 2, frozenset({'data_range', 'input_order'})  # both images and their format
 
-    better: Literal['higher', 'lower'] = 'higher'
-    """Which way is better, to choose the best checkpoint."""
+    better: Literal['higher', 'lower'] | None = None
+    """Which way is better, to choose the best checkpoint; null: as the metric says, else higher."""
 
 
 class PathOptions(Section):

@@ -75,7 +75,7 @@ def _computed(items: Items[Item], workers: int, what: str) -> Iterator[Item]:
         num_workers=min(workers, len(items), processors()),
         worker_init_fn=start_worker,
     )
-    yield from tqdm(iter(loader), total=len(items), desc=what, unit='pair')
+    yield from tqdm(iter(loader), total=len(items), desc=what)
 
 
 def _identity(item: Any) -> Any:

@@ -20,19 +20,37 @@ class RemoteFile(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """A set of images, as many in each of the folders `kinds`, with the same names."""
+    """The files of a data set.
 
-    place: str  # below the task's Datasets: <train, val or test>/<name>
-    pairs: int
-    kinds: tuple[str, ...] = ('input', 'target')
+    Args:
+        key: <train, val or test>/<name>.
+        count: number of files of each part with a `*`; None: not established, any number above 0.
+        parts: the files, below the folder of the set. `*` stands for any text; without a suffix, for images only.
+        same_names: whether the texts of `*` are the same in all parts; else only their number is.
+        folder: below the task's Datasets; '': the key.
+        optional: further files, if the archive has them.
+        excess: names of images in the archive that do not belong to the set.
+    """
+
+    key: str
+    count: int | None = None
+    parts: tuple[str, ...] = ('input/*', 'target/*')
+    same_names: bool = True
+    folder: str = ''
+    optional: tuple[str, ...] = ()
+    excess: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
-        return self.place.split('/')[0]
+        return self.key.split('/')[0]
 
     @property
     def name(self) -> str:
-        return self.place.split('/')[1]
+        return self.key.split('/')[1]
+
+    @property
+    def place(self) -> str:
+        return self.folder or self.key
 
 
 class Archive(NamedTuple):

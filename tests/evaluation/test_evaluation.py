@@ -141,17 +141,18 @@ val:
   metrics:
     y: {type: calculate_psnr, crop_border: 2, test_y_channel: true}
     low: {type: calculate_psnr, better: lower}
+    mae: {type: calculate_mae}
 """)
     options = read_options(path)
     metrics = build_metrics(options.val.metrics)
-    assert list(metrics) == ['y', 'low']
+    assert list(metrics) == ['y', 'low', 'mae']
     lq, gt = images(1), images(1, seed=1)
     luma = [(x[2:-2, 2:-2] @ np.array([65.481, 128.553, 24.966]) / 255 + 16) for x in (lq[0], gt[0])]
     expected = 10 * math.log10(255**2 / np.mean((luma[0] - luma[1]) ** 2))
     result = evaluate(lambda x: x, Pairs(lq, gt), metrics)
     assert result.means['y'] == pytest.approx(expected, abs=1e-6)
     assert result.means['low'] == pytest.approx(psnr(scaled(lq[0]), scaled(gt[0]), 255), abs=1e-6)
-    for name, better, worse in (('y', 2.0, 1.0), ('low', 1.0, 2.0)):
+    for name, better, worse in (('y', 2.0, 1.0), ('low', 1.0, 2.0), ('mae', 1.0, 2.0)):
         metric = metrics[name]
         assert metric.is_better(better, worse)
         assert not metric.is_better(worse, better)

@@ -22,6 +22,7 @@ from basicsr.metrics.psnr_ssim import calculate_ssim_3d
 from basicsr.tasks import PROTOCOLS, TASKS
 from basicsr.utils import cli
 from basicsr.utils.checkpoint import save_checkpoint
+from basicsr.utils.registry import METRIC_REGISTRY
 
 TINY = {'dim': 4, 'num_blocks': [0, 1, 0, 0], 'num_refinement_blocks': 0, 'heads': [1, 2, 2, 4]}
 SINGLE, DUAL = 'single_image_defocus_deblurring', 'dual_pixel_defocus_deblurring'
@@ -207,14 +208,18 @@ def test_single_image_defocus_deblurring_on_the_high_byte(here, capsys, target):
         assert np.abs(saved - 255 * restore(lq)).max() <= 0.51
     found = written()['datasets']['DPDD']
     is_close(found['images'], wanted)
+    if not target:
+        own = ['--input_dir', 'data/DPDD/inputC', '--target_dir', 'data/DPDD/target']
+        run('Defocus_Deblurring', '--task', SINGLE, *own)
+        assert written()['datasets']['pairs']['images'] == found['images']
     by_order = 'DPDD: paired in natural order, as no name is in all folders\n'
     assert (by_order in out) == (target is not None)
     assert 'LPIPS: left out, as the package lpips is not installed; `pip install lpips` gets it\n' in error
     mean = (found['images'][0]['psnr'] + found['images'][2]['psnr']) / 2
     assert found['parts']['indoor']['mean']['psnr'] == pytest.approx(mean, rel=1e-12)
-    assert rows(out, 'DPDD: 3 images')['MAE'][2] == '-' and 'LPIPS' not in rows(out, 'DPDD: 3 images')
+    assert rows(out, 'DPDD: 3 images')['MAE'][2] == '0.038' and 'LPIPS' not in rows(out, 'DPDD: 3 images')
     assert rows(out, 'DPDD, indoor: 2 images')['PSNR'][1:] == [f'{mean:.4f}', '28.87']
-    assert rows(out, 'DPDD, outdoor: 1 images')['PSNR'][1:] == [f'{found["images"][1]["psnr"]:.4f}', '23.24']
+    assert rows(out, 'DPDD, outdoor: 1 image')['PSNR'][1:] == [f'{found["images"][1]["psnr"]:.4f}', '23.24']
 
 
 def test_dual_pixel_defocus_deblurring_in_16_bits(here, capsys):
@@ -249,10 +254,17 @@ def test_wrong_positions_of_a_part(here, capsys, indoor, said):
     assert said in refused(capsys, 'Defocus_Deblurring', '--task', SINGLE, status=1)
 
 
-def test_other_counts_cannot_be_paired_in_order(here, capsys):
+@pytest.mark.parametrize(
+    ('target', 'said'),
+    [
+        (('3', '12'), 'found 3 images; allowed: 2'),  # no name agrees, and the counts differ
+        (('2', '10', '12'), '11.png; 1 clean image has no partner of the same name: '),  # most names agree
+    ],
+)
+def test_images_that_cannot_be_paired(here, capsys, target, said):
     network()
-    write_dpdd(here, target=('3', '12'))
-    assert 'images; allowed: ' in refused(capsys, 'Defocus_Deblurring', '--task', SINGLE, status=1)
+    write_dpdd(here, target=target)
+    assert said in refused(capsys, 'Defocus_Deblurring', '--task', SINGLE, status=1)
 
 
 # Gaussian denoising
@@ -298,9 +310,11 @@ def test_gaussian_denoising_of_all_levels_with_blind_weights(here, capsys, task,
     # Images restored elsewhere, by name.
     once = written()['datasets']
     restored = ['--task', task, '--datasets', name, '--restored_dir', 'saved']
-    run('Denoising', *restored, '--sigma', '25', '50', weights=False)
-    found = written()['datasets']
-    assert found == {f'{name}_sigma{sigma}': once[f'{name}_sigma{sigma}'] for sigma in (25, 50)}
+    for given, weights in ((restored, False), (restored[:4], True)):
+        run('Denoising', *given, '--sigma', '25', '50', weights=weights)
+        found = written()
+        assert found['datasets'] == {f'{name}_sigma{sigma}': once[f'{name}_sigma{sigma}'] for sigma in (25, 50)}
+        assert ('weights' in found) == weights
 
 
 def test_each_noise_level_with_its_weights(here, capsys):
@@ -371,7 +385,17 @@ def test_sidd(here, capsys):
     run('Denoising', '--task', 'real_denoising', '--save_dir', 'part', '--limit', 2)
     out = capsys.readouterr().out
     assert f'SIDD: not written, as results of them are missing: {here / "part/SIDD/Idenoised.mat"}\n' in out
-    assert not (here / 'part').exists()
+    assert not [*(here / 'part/SIDD').iterdir()]
+
+
+@pytest.mark.parametrize('name', ['SIDD', 'DND'])
+def test_an_upload_that_cannot_be_written_is_known_before_any_work(here, capsys, monkeypatch, name):
+    network()
+    write_sidd(here) if name == 'SIDD' else write_dnd(here)
+    monkeypatch.setattr(Restormer, 'forward', None)  # no image is restored
+    (here / 'saved').write_bytes(b'')  # a file
+    given = ['--task', 'real_denoising', '--datasets', name, '--save_dir', 'saved/folder']
+    assert f'saved/folder/{name}' in refused(capsys, 'Denoising', *given, status=1)
 
 
 NOISY = 'ValidationNoisyBlocksSrgb'
@@ -552,6 +576,7 @@ def test_wrong_arguments(here, capsys, folder, arguments, said):
     [
         ({'inp_channels': 1, 'out_channels': 1}, f'makes 1 channels of 1; allowed: 3 of 6, for {DUAL}'),
         ({}, f'makes 3 channels of 3; allowed: 3 of 6, for {DUAL}'),
+        ({'inp_channels': 6, 'out_channels': 6}, f'makes 6 channels of 6; allowed: 3 of 6, for {DUAL}'),
     ],
 )
 def test_a_network_for_other_channels(here, capsys, options, said):
@@ -563,6 +588,7 @@ def test_a_network_for_other_channels(here, capsys, options, said):
 def test_every_metric_of_a_protocol_exists_and_every_published_figure_is_in_its_protocol():
     for task in TASKS.values():
         for one in task.test_sets:
+            assert all(figure.metric in METRIC_REGISTRY for figure in PROTOCOLS[one.protocol].figures)
             keys = {figure.key for figure in PROTOCOLS[one.protocol].figures}
             for published in (one.published, *one.parts.values()):
                 assert all(figures.keys() <= keys for figures in published.values())

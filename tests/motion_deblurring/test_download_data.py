@@ -1,10 +1,8 @@
 """Downloads from a file URL, and from a stand-in for gdown: what is kept, replaced and refused."""
 
 import collections
-import io
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -13,15 +11,17 @@ import subprocess
 import sys
 import threading
 import zipfile
+from functools import partial
 from hashlib import sha256
 from http.client import IncompleteRead
-from pathlib import Path
 from urllib.error import URLError
 
 import cv2
 import numpy as np
 import pytest
+import stand_in_drive
 import torch
+from stand_in_drive import Drive, RefusedError, files, zipped
 from tqdm import tqdm
 
 from basicsr.data import download
@@ -40,21 +40,7 @@ def run(*arguments):
     return cli.run('Motion_Deblurring.download_data', ['--output', 'out', '--data', *arguments])
 
 
-def said(capsys):
-    """The sentences on standard error, without progress bars, and what is on standard output."""
-    out, error = capsys.readouterr()
-    assert 'Traceback' not in error
-    start = 'download_data.py: '
-    lines = re.split(r'[\r\n]+', error)
-    return [line.removeprefix(start) for line in lines if line.startswith(start)], out
-
-
-def files(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob('*'))
-        if path.is_file()
-    }
+said = partial(stand_in_drive.said, program='download_data.py')
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +68,7 @@ def published(tmp_path_factory, monkeypatch):
     path = tmp_path_factory.mktemp('server') / 'motion_deblurring.pth'
     path.write_bytes(CONTENT)
     remote = RemoteFile(path.as_uri(), sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(download_data, 'published_files', lambda folder: [remote])
+    monkeypatch.setattr(download_data, 'published_files', lambda folder: {remote: {}})
     return path
 
 
@@ -99,7 +85,7 @@ def test_weights_are_downloaded_once(here, published, capsys):
 
 
 FAILURES = {
-    'another file': (None, 'invalid hash value'),
+    'another file': (None, 'its SHA-256 is not that of the published weights'),
     'no server': (URLError('Name or service not known'), 'Name or service not known'),
     'cut short': (IncompleteRead(b'x'), 'IncompleteRead'),
     'reset': (ConnectionResetError(104, 'Connection reset by peer'), 'Connection reset by peer'),
@@ -155,49 +141,22 @@ def test_a_full_disk_leaves_no_part(here, published, capsys, small_files):
 def archive_of(folders=('test/GoPro/input', 'test/GoPro/target'), names=('a.png', 'b.png', 'c.png'), extra=()):
     """The bytes of a zip archive; `extra`: more members, each (name or ZipInfo, bytes)."""
     pixel = cv2.imencode('.png', np.zeros((1, 1, 3), np.uint8))[1].tobytes()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as file:
-        for folder in folders:
-            for name in names:
-                file.writestr(f'{folder}/{name}', pixel + f'{folder[-1]}{name}'.encode())
-        for name, data in extra:
-            file.writestr(name, data)
-    return buffer.getvalue()
-
-
-class Drive:
-    """Stands in for gdown: `archives` by id, and what goes wrong."""
-
-    def __init__(self):
-        self.archives = {}
-        self.error = None
-        self.calls = []
-
-    def download(self, url, output, resume, timeout=None):
-        file_id = re.fullmatch(r'https://drive\.google\.com/uc\?id=([\w-]{33})', url)[1]
-        assert resume and timeout == download.TIMEOUT and output.endswith('.zip.part')
-        self.calls.append(file_id)
-        if self.error:
-            raise self.error
-        Path(output).write_bytes(self.archives[file_id])
-        return output
-
-
-class RefusedError(Exception):
-    pass
+    members = [
+        (f'{folder}/{name}', pixel + f'{folder[-1]}{name}'.encode()) for folder in folders for name in names
+    ]
+    return zipped([*members, *extra])
 
 
 @pytest.fixture
 def drive(monkeypatch):
     """Every set has PAIRS pairs."""
     drive = Drive()
-    monkeypatch.setattr(download, 'gdown', drive)
-    monkeypatch.setattr(download, 'FileURLRetrievalError', RefusedError, raising=False)
+    drive.install(monkeypatch)
     archives = []
     for archive in ARCHIVES['Motion_Deblurring']:
         (one,) = archive.sets
-        archives.append(archive._replace(sets=(one._replace(pairs=PAIRS),)))
-        drive.archives[archive.drive_id] = archive_of([f'{one.place}/{kind}' for kind in one.kinds])
+        archives.append(archive._replace(sets=(one._replace(count=PAIRS),)))
+        drive.archives[archive.drive_id] = archive_of([f'{one.place}/{kind}' for kind in ('input', 'target')])
     with_archives(monkeypatch, *archives)
     return drive
 
@@ -387,18 +346,21 @@ OTHER_NAMES = archive_of(
 @pytest.mark.parametrize(
     ('archive', 'words'),
     [
-        (archive_of(['a/input', 'b/target']), 'found no place (but a, b) with folders input and target in it'),
+        (
+            archive_of(['a/input', 'b/target']),
+            'found 3 a/input/*.png, 3 b/target/*.png; allowed: one folder with input/* and target/*; nothing was',
+        ),
         (
             archive_of(['a/input', 'a/target', 'b/input', 'b/target']),
-            'found 2 places with folders input and target',
+            'found 2 such folders: a, b; allowed: one folder with input/* and target/*; nothing was unpacked',
         ),
-        (archive_of([]), 'found no place (but nothing) with folders'),
+        (archive_of([]), 'found no files; allowed: '),
         (
             archive_of(names=['a.png', 'b.png']),
-            'found 2 (input) and 2 (target) images; allowed: 3, with the same names in each folder',
+            'found 2 (input/*) and 2 (target/*) files; allowed: 3 of each, with the same names',
         ),
-        (archive_of(extra=[('test/GoPro/input/d.png', b'')]), 'found 4 (input) and 3 (target) images; '),
-        (OTHER_NAMES, 'found 3 (input) and 3 (target) images; '),
+        (archive_of(extra=[('test/GoPro/input/d.png', b'')]), 'found 4 (input/*) and 3 (target/*) files; '),
+        (OTHER_NAMES, 'found 3 (input/*) and 3 (target/*) files; '),
         (archive_of(['hide/input', 'hide/target']), 'found the set hide in it; allowed: GoPro'),
     ],
     ids=['apart', 'twice', 'empty', 'few', 'lonely', 'other names', 'another set'],
@@ -481,8 +443,8 @@ def test_a_set_that_is_there_and_wrong_is_replaced_by_force_alone(here, drive, c
     assert run('GoPro') == 1
     (error,) = said(capsys)[0]
     assert error == (
-        f'{here / "out" / "test" / "GoPro"}: input and target are not the 3 pairs of this set; move them, or replace '
-        'them with --force'
+        f'{here / "out" / "test" / "GoPro"}: found 2 (input/*) and 4 (target/*) files; allowed: 3 of each, with '
+        'the same names; move what is there, or replace it with --force'
     )
     assert files(here) == before and len(drive.calls) == 1
     assert run('GoPro', '--force') == 0
@@ -517,26 +479,26 @@ def test_one_archive_of_several_sets(here, drive, monkeypatch):
     sets = (
         DataSet('test/A', PAIRS),
         DataSet('test/B', PAIRS),
-        DataSet('test/C', PAIRS, ('left', 'right', 'target')),
+        DataSet('test/C', PAIRS, ('left/*', 'right/*', 'target/*')),
     )
     with_archives(monkeypatch, Archive(GOPRO, sets))
-    folders = [f'top/{one.name}/{kind}' for one in sets for kind in one.kinds]
+    folders = [f'top/{one.name}/{part[:-2]}' for one in sets for part in one.parts]
     drive.archives[GOPRO] = archive_of(folders)
-    assert download.choices_of([], [Archive(GOPRO, sets)]) == ['weights', 'test', 'A', 'B', 'C']
+    assert download.choices_of({}, [Archive(GOPRO, sets)]) == {'weights': [], 'test': ['A', 'B', 'C']}
     assert run('B', '--keep_archives') == 0
     assert files(here).keys() == unpacked('test/B') | {'out/test.zip'}
     assert run('test') == 0
-    found = {f'out/test/C/{kind}/{name}.png' for kind in sets[2].kinds for name in 'abc'}
+    found = {f'out/test/C/{kind}/{name}.png' for kind in ('left', 'right', 'target') for name in 'abc'}
     assert files(here).keys() == unpacked('test/A', 'test/B') | found
     assert drive.calls == [GOPRO]
 
 
-# Table, documentation, command line
+# Table, command line
 
 
 def test_the_readmes_match_the_table():
     readme = (ROOT / 'Motion_Deblurring' / 'README.md').read_text(encoding='utf-8')
-    pairs = {one.place: one.pairs for archive in ARCHIVES['Motion_Deblurring'] for one in archive.sets}
+    pairs = {one.place: one.count for archive in ARCHIVES['Motion_Deblurring'] for one in archive.sets}
     assert [*pairs] == [*PLACES] and len(set(IDS.values())) == 5
     assert f'| GoPro | training | {pairs["train/GoPro"]:,} |' in readme
     for name in ('GoPro', 'HIDE'):
@@ -550,22 +512,6 @@ def test_the_readmes_match_the_table():
     url, digest, _ = MOTION_DEBLURRING.published_weights()
     for row in (f'| URL | <{url}> |', f'| sha256 | `{digest}` |'):
         assert row in weights
-
-
-def test_every_command_in_the_documentation_is_valid():
-    found = 0
-    for path in [
-        *ROOT.glob('*.md'),
-        *ROOT.glob('docs/*.md'),
-        *ROOT.glob('Motion_Deblurring/**/README.md'),
-        SCRIPT,
-    ]:
-        for line in path.read_text(encoding='utf-8').splitlines():
-            command = line.strip().removeprefix('python ')
-            if command != line.strip() and command.startswith('Motion_Deblurring/download_data.py'):
-                download_data.parser().parse_args(shlex.split(command, comments=True)[1:])
-                found += 1
-    assert found >= 7
 
 
 @pytest.mark.parametrize(

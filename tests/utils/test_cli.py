@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from basicsr.tasks import TASKS
 from basicsr.utils.cli import at_least, run
 from basicsr.utils.files import ROOT
 from basicsr.utils.logger import get_logger
 
+FOLDERS = sorted({task.folder for task in TASKS.values()})
 PROGRAM = """
 import argparse, errno, os, signal
 from basicsr.utils.errors import *
@@ -162,7 +164,7 @@ def path_options(parser):
     [
         'basicsr.demo',
         *(f'scripts.{name}' for name in ('benchmark', 'export_onnx', 'prepare_data', 'synthesize_blur')),
-        *(f'Motion_Deblurring.{name}' for name in ('download_data', 'evaluate', 'generate_patches_gopro')),
+        *(f'{path.parent.name}.{path.stem}' for task in FOLDERS for path in sorted((ROOT / task).glob('*.py'))),
     ],
 )
 def test_an_empty_path_is_refused(name):
