@@ -176,7 +176,8 @@ def verify(root: Path) -> None:
     damaged = 0
     with (folder / PIXELS).open('rb') as file:
         for pair in tqdm(index.pairs, desc='verifying', unit='pair'):
-            kinds = [kind for kind, image in pair.images() if not is_intact(file, image, index.channels)]
+            images = {image: kind for kind, image in pair.images()}  # a clean image alone is both
+            kinds = [kind for image, kind in images.items() if not is_intact(file, image, index.channels)]
             if kinds:
                 damaged += 1
                 tqdm.write(f'{root}:{pair.name}: is damaged: {", ".join(kinds)}', file=sys.stderr)

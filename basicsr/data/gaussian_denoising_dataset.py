@@ -47,6 +47,8 @@ class Dataset_GaussianDenoising(Dataset[Sample]):
     Raises DataError on settings that do not fit each other, on empty folders, and on unreadable images.
     """
 
+    without_effect = ('dataroot_lq', 'filename_tmpl')  # keys of published option files
+
     def __init__(
         self,
         dataroot_gt: str,

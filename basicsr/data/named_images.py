@@ -54,15 +54,14 @@ class NamedImages:
         first = 'gt' if 'gt' in roots else next(iter(roots))
         names = self.sources[first].names
         self.names = _chosen(names, resolve(meta_info_file)) if meta_info_file else names
-        # Kind → name → name in its source.
-        self._own_names: dict[str, dict[str, str]] = {}
+        wanted = set(self.names)
+        self._own_names: dict[str, dict[str, str]] = {}  # kind → name → name in its source
         for kind, source in self.sources.items():
             own = names
             if kind != first and pairing == 'order':
                 own = _in_order(source, self.sources[first])
             elif kind != first and first == 'gt':
                 own = [filename_tmpl.replace('{}', name) for name in names]
-            wanted = set(self.names)
             self._own_names[kind] = {
                 name: each for name, each in zip(names, own, strict=True) if name in wanted
             }

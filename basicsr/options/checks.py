@@ -28,6 +28,7 @@ from basicsr.options.sections import (
     RunOptions,
     TrainOptions,
     is_folder_name,
+    without_effect,
 )
 from basicsr.tasks import TASKS, how_to_get
 from basicsr.utils.component import Component, Section
@@ -46,9 +47,8 @@ from basicsr.utils.text import show
 Purpose = Literal['train', 'test']
 
 TRAIN_SET = ('datasets', 'train')
-# Keys of datasets that are folders. The key dataroot_lq of Dataset_GaussianDenoising has no effect.
-FOLDERS = {'Dataset_PackedImage': ['dataroot'], 'Dataset_GaussianDenoising': ['dataroot_gt']}
-OTHER_FOLDERS = ['dataroot_gt', 'dataroot_lq', 'dataroot_lqL', 'dataroot_lqR']
+# Keys of datasets that are folders.
+FOLDERS = ('dataroot_gt', 'dataroot_lq', 'dataroot_lqL', 'dataroot_lqR')
 RESULT_COLUMNS = {'name', 'iter', 'kind', 'dataset'}
 REFUSAL = r'(?:(\w+): )?found (.*); allowed: (.*)'  # the form of ValueErrors in this project
 
@@ -90,7 +90,7 @@ class Run:
             if named and (named[1] is None or named[1] in type(section).model_fields):
                 self.report((*key, named[1]) if named[1] else key, named[2], named[3])
             elif isinstance(error, DataError):
-                self.report(key, f'a mistake in the files: {reason}', 'pairs of images')
+                self.report(key, f'a mistake in the files: {reason}', 'images that can be used')
             else:
                 found = f'values that do not work ({type(error).__name__}: {reason})'
                 self.report(key, found, f'values that {getattr(section, "type", "the network")} accepts')
@@ -113,7 +113,10 @@ class Run:
         """Files and folders of datasets that do not exist."""
         absent: dict[Key, str] = {}
         for phase, section in self.used_sets.items():
-            for name in (*FOLDERS.get(section.type, OTHER_FOLDERS), 'meta_info_file'):
+            is_pack = section.type == 'Dataset_PackedImage'
+            for name in ['dataroot'] if is_pack else [*FOLDERS, 'meta_info_file']:
+                if name in without_effect(section):
+                    continue
                 path = getattr(section, name, None)
                 test = Path.is_file if name == 'meta_info_file' else Path.is_dir
                 if isinstance(path, str) and not (path and _exists(path, test)):
@@ -263,7 +266,7 @@ def _how_to_get(name: str) -> str:
         case (folder, 'Datasets', _, dataset, *_) if folder in [task.folder for task in TASKS.values()]:
             data = f'the {dataset.removesuffix(".pack")} data, which python {folder}/download_data.py gets'
             return f'{pack}{data}, and {folder}/README.md says how to prepare them'
-    return f'{pack}pairs of images' if pack else ''
+    return f'{pack}images' if pack else ''
 
 
 # ------------------------------------------------------------------ training

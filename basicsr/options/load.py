@@ -13,7 +13,7 @@ from typing import Any
 
 from basicsr.options.checks import Purpose, find_mistakes
 from basicsr.options.option_file import Key, Mistake, dotted, read_file, value_at
-from basicsr.options.sections import WITHOUT_EFFECT, RunOptions
+from basicsr.options.sections import WITHOUT_EFFECT, RunOptions, without_effect
 from basicsr.options.validation import validate
 from basicsr.utils.errors import OptionError
 from basicsr.utils.logger import get_logger
@@ -36,8 +36,16 @@ def read_options(
     lines = file.report(mistakes)
     if lines or options is None:
         raise OptionError(lines)
+    patterns = [
+        *WITHOUT_EFFECT,
+        *(
+            f'datasets.{phase}.{key}'
+            for phase, section in options.datasets.items()
+            for key in without_effect(section)
+        ),
+    ]
     keys = map(dotted, file.lines)
-    if ignored := [key for key in keys if any(fnmatchcase(key, pattern) for pattern in WITHOUT_EFFECT)]:
+    if ignored := [key for key in keys if any(fnmatchcase(key, pattern) for pattern in patterns)]:
         get_logger().warning('These options have no effect here: %s', ', '.join(ignored))
     return options
 

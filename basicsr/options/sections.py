@@ -29,6 +29,11 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 WITHOUT_EFFECT = ('scale', 'datasets.*.prefetch_mode', 'val.rgb2bgr', 'val.max_minibatch', 'logger.wandb')
 
 
+def without_effect(section: Component) -> tuple[str, ...]:
+    """The keys without effect of a dataset of this type."""
+    return getattr(DATASET_REGISTRY.get(section.type), 'without_effect', ())
+
+
 FOLDER_NAME = r'^[^/\\\x00-\x1f]*[^/\\\x00-\x1f. ][^/\\\x00-\x1f]*$'
 FOLDER_NAMES = 'the name of a folder, at most 200 bytes, without slashes'  # in messages
 

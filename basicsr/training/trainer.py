@@ -243,14 +243,10 @@ class Trainer:
     # -------------------------------------------------------------- validation
 
     def _measure_baseline(self) -> None:
-        """Measures the unrestored input; the left one of two views."""
+        """Measures the unrestored input."""
         for name, dataset in self.validation_sets.items():
-            channels = getattr(dataset, 'channels', None)
             result = self._evaluate(
-                name,
-                lambda lq, channels=channels: lq[:, :channels],
-                torch.device('cpu'),
-                title=f'{name}, not restored',
+                name, _unrestored(dataset), torch.device('cpu'), title=f'{name}, not restored'
             )
             self.log.record(f'input_{name}', self.iteration, result.means)
 
@@ -368,3 +364,9 @@ class Trainer:
             f'{error} (stage {self.stages.at(error.iteration) + 1}), on patches of: {files}. '
             f'No update from this iteration on was applied; {states}.'
         )
+
+
+def _unrestored(dataset: PairedDataset) -> Restore:
+    """Returns the degraded image, or the left one of two views."""
+    channels = getattr(dataset, 'channels', None)
+    return lambda lq: lq[:, :channels]

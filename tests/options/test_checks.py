@@ -132,18 +132,21 @@ def test_weights_outside_a_tasks_folder_have_no_hint(check, published):
 
 
 @pytest.mark.parametrize('purpose', ['train', 'test'])
-def test_options_without_effect_are_named(check, published, caplog, monkeypatch, purpose):
+@pytest.mark.parametrize('kind', ['published', 'noisy'])
+def test_options_without_effect_are_named(check, request, kind, caplog, monkeypatch, purpose):
+    content = request.getfixturevalue(kind)
     monkeypatch.setattr(get_logger(), 'propagate', False)  # as on the command line
     get_logger().addHandler(caplog.handler)
     settings = ['scale=4', 'path:pretrain_network_g=README.md']
-    del published['val']['rgb2bgr']
-    assert check(published, *settings, 'val:rgb2bgr=false', purpose=purpose) == []
+    del content['val']['rgb2bgr']
+    assert check(content, *settings, 'val:rgb2bgr=false', purpose=purpose) == []
     get_logger().removeHandler(caplog.handler)
     (line,) = caplog.messages
     head, _, names = line.partition(': ')
-    assert head == 'These options have no effect here' and sorted(names.split(', ')) == [
-        'datasets.train.prefetch_mode', 'logger.wandb', 'scale', 'val.max_minibatch', 'val.rgb2bgr',
-    ]  # fmt: skip
+    ignored = {'datasets.train.prefetch_mode', 'logger.wandb', 'scale', 'val.max_minibatch', 'val.rgb2bgr'}
+    if kind == 'noisy':
+        ignored |= {'datasets.train.dataroot_lq', 'datasets.train.filename_tmpl', 'datasets.val.dataroot_lq'}
+    assert head == 'These options have no effect here' and sorted(names.split(', ')) == sorted(ignored)
 
 
 # ------------------------------------------------------------------ one mistake
@@ -219,7 +222,7 @@ datasets:train:io_backend=~ | network_g:num_blocks=~ | val:metrics:psnr=~
 datasets:train=5
     datasets.train: found 5; allowed: a mapping
 datasets:val:type=5
-    datasets.val.type: found 5; allowed: "Dataset_DefocusDeblur_DualPixel_16bit", "Dataset_GaussianDenoising", "Dataset_M
+    datasets.val.type: found 5; allowed: "Dataset_DefocusDeblur_DualPixel_16bit", "Dataset_GaussianDenoising", "Dataset_
 datasets:train:dataroot_lq=no/where
     datasets.train.dataroot_lq: found "no/where", which is not an existing fol
 datasets:val:dataroot_gt=~nobody_at_all/x
@@ -454,7 +457,7 @@ def test_images_without_partners_are_named(check, published, tmp_path):
     published['datasets']['val'].update(data)
     (found,) = check(published)
     assert found.startswith('datasets.val: found a mistake in the files: 1 degraded image has no partner')
-    assert 'lq/3.png' in found and found.endswith('; allowed: pairs of images')
+    assert 'lq/3.png' in found and found.endswith('; allowed: images that can be used')
     published['datasets']['val'].update(write_pairs(tmp_path / 'none', count=0))
     (found,) = check(published)
     assert 'contains no images' in found
@@ -557,7 +560,7 @@ def test_a_missing_pack_tells_how_to_make_it(check, packed):
     (found,) = check(packed, 'datasets:train:dataroot=some/set.pack', 'datasets:val:dataroot=other.pack')
     assert found == (
         'datasets.train.dataroot: found "some/set.pack", which is not an existing folder (as for '
-        'datasets.val.dataroot); allowed: the pack that python scripts/prepare_data.py makes of pairs of images'
+        'datasets.val.dataroot); allowed: the pack that python scripts/prepare_data.py makes of images'
     )
     (found,) = check(packed, 'datasets:train:dataroot=Motion_Deblurring/Datasets/train/NoSuchSet.pack')
     assert 'allowed: the pack that python scripts/prepare_data.py makes of the NoSuchSet data, which ' in found
@@ -631,10 +634,10 @@ datasets:train:sigma_type=uniform | datasets:train:in_ch=4 | datasets:val:sigma_
 datasets:train:in_ch=1
     network_g.inp_channels: found 3; allowed: 1, the channels of datasets.train
     network_g.out_channels: found 3; allowed: 1, the channels of datasets.train
-datasets:train:in_ch=1 | datasets:val:in_ch=1 | network_g:inp_channels=1 | network_g:out_channels=1 | val:metrics:psnr:test_y_channel=true
-    val.metrics.psnr.test_y_channel: found 
-datasets:train:dataroot_gt=Denoising/Datasets/train/NoSuchSet
-    datasets.train.dataroot_gt: found "Denoising/Datasets/train/NoSuchSet", which is not an existing folder; allowed: the NoSuchSet data, which python Denoising/download_data.py gets, and Denoising/README.md says how to prepare them; to try training without them, run python scripts/synthesize_blur.py, then python basicsr/train.py -opt options/GaussianColorDenoising_Restormer_quickstart.yml
+datasets:val={type: Dataset_GaussianDenoising, dataroot_gt: gt.pack, sigma_test: 25, in_ch: 1}
+    datasets.val.dataroot_gt: found "gt.pack", which is not an existing folder
+    network_g.inp_channels: found 3; allowed: 1, the channels of datasets.val
+    network_g.out_channels: found 3; allowed: 1, the channels of datasets.val
 """
 
 
@@ -642,6 +645,12 @@ datasets:train:dataroot_gt=Denoising/Datasets/train/NoSuchSet
 def test_mistakes_in_added_noise(check, noisy, settings, expected):
     found = check(noisy, *settings)
     assert len(found) == len(expected) and all(map(str.startswith, sorted(found), sorted(expected))), found
+
+
+def test_missing_images_for_noise_are_named_with_a_way_to_try_it(check, noisy):
+    (found,) = check(noisy, 'datasets:train:dataroot_gt=Denoising/Datasets/train/NoSuchSet')
+    assert 'the NoSuchSet data, which python Denoising/download_data.py gets, and Denoising/README.md' in found
+    assert found.endswith('-opt options/GaussianColorDenoising_Restormer_quickstart.yml')
 
 
 def test_sigma_test_is_not_needed_without_validation_nor_sigma_range_to_test(check, noisy, pairs, tmp_path):
@@ -769,12 +778,16 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize('seed', range(40))
-def test_odd_values_give_messages_and_no_traceback(check, published, seed):
+@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('kind', ['published', 'noisy', 'dual'])
+def test_odd_values_give_messages_and_no_traceback(check, request, kind, seed):
     generator = random.Random(seed)
-    content = copy.deepcopy(published)
+    content = copy.deepcopy(request.getfixturevalue(kind))
+    keys = [*keys_of(content)]
+    if kind != 'published':  # in the keys of the sets alone
+        keys = [key for key in keys if key[0] == 'datasets' and len(key) > 2]
     for _ in range(generator.choice([1, 2, 5])):
-        key = generator.choice(KEYS)
+        key = generator.choice(keys)
         try:
             section = at(content, key[:-1])
             section[generator.choice([key[-1], key[-1] + 'x'])] = copy.deepcopy(generator.choice(ODD))

@@ -12,7 +12,9 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 
+import cv2
 import kill_and_resume
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -627,6 +629,57 @@ def test_a_signal_ends_a_run_after_the_current_step_and_saves_it(runs, resume, b
     log = (run_folder(name) / 'train.log').read_text()
     assert f'Stopped by {number.name}.' in log and 'The training state of iteration 7 is saved' in log
     resume(name, path)
+
+
+def change_sets(option_file, train, val, **network):
+    """Keys of both sets, with the folders of the images by name."""
+    content = yaml.safe_load(option_file.read_text())
+    for phase, keys in (('train', train), ('val', val)):
+        section = content['datasets'][phase]
+        lq, gt = section.pop('dataroot_lq'), section.pop('dataroot_gt')
+        folders = {'input': lq, 'target': gt}
+        section.update({key: folders.get(value, value) if isinstance(value, str) else value
+                        for key, value in keys.items()})  # fmt: skip
+    content['network_g'].update(network)
+    content['val']['save_img'] = True
+    option_file.write_text(yaml.safe_dump(content))
+
+
+def with_noise(option_file):
+    common = {'type': 'Dataset_GaussianDenoising', 'dataroot_gt': 'target', 'in_ch': 1}
+    train = {**common, 'sigma_type': 'random', 'sigma_range': [0, 50]}
+    change_sets(option_file, train, {**common, 'sigma_test': 25}, inp_channels=1, out_channels=1)
+
+
+def with_two_views(option_file):
+    roots = {'dataroot_lqL': 'input', 'dataroot_lqR': 'target', 'dataroot_gt': 'target'}
+    both = {'type': 'Dataset_DefocusDeblur_DualPixel_16bit', **roots}
+    change_sets(option_file, both, both, inp_channels=6, dual_pixel_task=True)
+
+
+@pytest.mark.parametrize('edit', [with_noise, with_two_views])
+def test_runs_with_noise_and_with_two_views_resume_after_ten_steps(runs, resume, before_step, edit):
+    name, path = runs.option_file()
+    edit(path)
+    before_step(11, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert train(path) == 143
+    resume(name, path, edit)
+    history = results(name)['history']
+    before, *after = [entry['psnr'] for entry in history if entry['kind'] in ('input_val', 'val_val')]
+    inputs = [cv2.imread(str(runs.folder / 'target' / f'{n}.png')) for n in range(6)]
+    if edit is with_noise:
+        images = [cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None] for image in inputs]
+        noise = np.random.RandomState(0).normal(0, 25, images[0].shape)
+        pairs = [(np.clip(np.rint(image + noise), 0, 255), image) for image in images]
+    else:  # the left view
+        pairs = [(cv2.imread(str(runs.folder / 'input' / f'{n}.png')), image) for n, image in enumerate(inputs)]
+    squares = [np.mean((one.astype(float) - other) ** 2) for one, other in pairs]
+    assert before == pytest.approx(np.mean([10 * np.log10(255**2 / square) for square in squares]), abs=1e-3)
+    assert len(after) == 3 and all(map(np.isfinite, after))
+    written = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in run_folder(name).rglob('val/12/*.png')]
+    assert {(image.shape, image.dtype.name) for image in written} == {
+        ((45, 56) if edit is with_noise else (45, 56, 3), 'uint8')
+    }
 
 
 @pytest.mark.parametrize('edit', [early, late])
