@@ -37,7 +37,8 @@ import numpy as np
 from basicsr.data import crop_files
 from basicsr.data.crop_files import centre_crop, shape_of
 from basicsr.data.crops import Window, crop_windows, numbered
-from basicsr.data.image_files import partners
+from basicsr.data.named_images import NamedImages, pairing_of
+from basicsr.data.sources import open_sources
 from basicsr.tasks import DUAL_PIXEL_DEFOCUS_DEBLURRING
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import absolute
@@ -67,11 +68,13 @@ def main(args: argparse.Namespace) -> None:
     for group in dict.fromkeys(args.data):  # all of them, before any work
         place = datasets / 'Downloads' / 'DPDD' / group
         try:
-            frames[group], rule = partners(place, {kind: f'{kind}/*' for kind in KINDS}, by_order=True)
+            sources = open_sources({kind: str(place / kind) for kind in KINDS}, {'type': 'disk'})
+            pairing = pairing_of(sources.values())
+            frames[group] = NamedImages(sources, pairing=pairing)
         except DataError as error:
             how = f'python Defocus_Deblurring/download_data.py --data {group}'
             raise DataError(f'{error}; {how} gets the frames') from None
-        print(f'{place}: the frames of {", ".join(KINDS)} belong together by {rule}', flush=True)
+        print(f'{place}: the frames of {", ".join(KINDS)} belong together by {pairing}', flush=True)
     for group, images in frames.items():
         folders = {kind: datasets / group / 'DPDD' / f'{kind}_crops' for kind in KINDS}
         crop_files.cut(images, crops_of[group], folders, args.workers)

@@ -31,8 +31,9 @@ import numpy as np
 from basicsr.data import crop_files
 from basicsr.data.crop_files import grid_crops, shape_of
 from basicsr.data.crops import Window
-from basicsr.data.image_files import ImageFiles
 from basicsr.data.layout import files_of
+from basicsr.data.named_images import NamedImages
+from basicsr.data.sources import FileSource
 from basicsr.tasks import GAUSSIAN_COLOR_DENOISING
 from basicsr.utils.cli import at_least
 from basicsr.utils.errors import DataError
@@ -64,9 +65,9 @@ def main(args: argparse.Namespace) -> None:
             f'{downloads}: found no images of {missing}; allowed: those that python Denoising/download_data.py --data '
             f'{missing} gets; or choose others with --sets'
         )
-    images = ImageFiles(
-        (f'{name}-{path.stem}', {'gt': path}) for name, files in found.items() for _, path in files
-    )
+    paths = ((name, path) for name, files in found.items() for _, path in files)
+    named = ((f'{name}-{path.stem}', str(path.relative_to(downloads))) for name, path in paths)
+    images = NamedImages({'gt': FileSource(downloads, named)})
     crops_of = partial(large_crops, size=args.crop_size, stride=args.stride, max_whole=args.max_whole)
     crop_files.cut(images, crops_of, {'gt': datasets / 'train' / 'DFWB'}, args.workers)
 

@@ -27,7 +27,9 @@ from functools import partial
 
 from basicsr.data import crop_files
 from basicsr.data.crop_files import grid_crops
-from basicsr.data.image_files import partners
+from basicsr.data.layout import files_of
+from basicsr.data.named_images import NamedImages
+from basicsr.data.sources import FileSource
 from basicsr.tasks import REAL_DENOISING
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import absolute
@@ -40,10 +42,24 @@ def parser() -> argparse.ArgumentParser:
     return crop_files.parser(description, REAL_DENOISING.datasets, 512, 384)
 
 
+def photographs(folder: Path) -> dict[str, FileSource]:
+    """The noisy and the clean ones, both under the names of the noisy ones. Raises DataError."""
+    found = {kind: files_of(folder, part) for kind, part in PARTS.items()}
+    names = {texts: path.stem for texts, path in found['input']}
+    if not names:
+        raise DataError(f'{folder}: found no photographs {PARTS["input"]}')
+    return {
+        kind: FileSource(
+            folder, ((names.get(texts, path.stem), str(path.relative_to(folder))) for texts, path in files)
+        )
+        for kind, files in found.items()
+    }
+
+
 def main(args: argparse.Namespace) -> None:
     datasets = absolute(args.datasets)
     try:
-        images, _ = partners(datasets / 'Downloads' / 'SIDD', PARTS)
+        images = NamedImages(photographs(datasets / 'Downloads' / 'SIDD'))
     except DataError as error:
         how = 'python Denoising/download_data.py --data train/SIDD'
         raise DataError(f'{error}; {how} gets the photographs') from None

@@ -45,6 +45,7 @@ from basicsr.data.pack_format import (
     open_pixels,
     read_index,
 )
+from basicsr.data.sources import open_sources
 from basicsr.utils.cli import at_least, file_or_folder
 from basicsr.utils.errors import DataError, InUseError, UsageError
 from basicsr.utils.files import absolute, atomic_write, lock_file, made_folder, scratch_folder, sync_folder
@@ -110,8 +111,9 @@ def pack(args: argparse.Namespace) -> None:
     refuse_existing()
     folders = {'lq': args.input_dir, 'gt': args.target_dir}
     dataset = NamedImages(
-        {kind: str(absolute(folder)) for kind, folder in folders.items() if folder},
-        {'type': 'disk'},
+        open_sources(
+            {kind: folder and str(absolute(folder)) for kind, folder in folders.items()}, {'type': 'disk'}
+        ),
         filename_tmpl=args.filename_tmpl,
         channels=args.channels,
         bits=args.bits,

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from basicsr.data.named_images import NamedImages, Pairing
 from basicsr.data.sampler import SampleKey
-from basicsr.data.sources import IOBackend
+from basicsr.data.sources import IOBackend, open_sources
 from basicsr.data.transforms import augmented, to_sample
 from basicsr.data.types import Sample
 from basicsr.utils.registry import DATASET_REGISTRY
@@ -49,8 +49,7 @@ class Dataset_DefocusDeblur_DualPixel_16bit(NamedImages, Dataset[Sample]):
         pairing: Pairing = 'name',
     ) -> None:
         super().__init__(
-            {'lqL': dataroot_lqL, 'lqR': dataroot_lqR, **({'gt': dataroot_gt} if dataroot_gt else {})},
-            io_backend,
+            open_sources({'lqL': dataroot_lqL, 'lqR': dataroot_lqR, 'gt': dataroot_gt}, io_backend),
             filename_tmpl=filename_tmpl,
             pairing=pairing,
             meta_info_file=meta_info_file,

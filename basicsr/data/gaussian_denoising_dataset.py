@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from basicsr.data.named_images import NamedImages
 from basicsr.data.packed_image_dataset import PackedImages
 from basicsr.data.sampler import SampleKey
-from basicsr.data.sources import IOBackend
+from basicsr.data.sources import IOBackend, open_sources
 from basicsr.data.transforms import augmented, to_sample
 from basicsr.data.types import Sample
 from basicsr.utils.errors import DataError
@@ -77,8 +77,7 @@ class Dataset_GaussianDenoising(Dataset[Sample]):
                 raise DataError(f'meta_info_file: found {meta_info_file!r} beside a pack; allowed: null')
         else:
             self.images = NamedImages(
-                {'gt': dataroot_gt},
-                io_backend,
+                open_sources({'gt': dataroot_gt}, io_backend),
                 meta_info_file=meta_info_file,
                 channels=in_ch,
                 in_memory=in_memory,

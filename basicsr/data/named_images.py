@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from natsort import natsorted
 
-from basicsr.data.sources import IOBackend, Source, open_source, read_all, read_meta_info
+from basicsr.data.sources import Source, read_all, read_meta_info
 from basicsr.images.reader import decode_image
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import resolve
@@ -23,7 +23,7 @@ class NamedImages:
     them, those of the first kind.
 
     Args:
-        roots: kind → folder (or LMDB).
+        sources: kind → its images.
         filename_tmpl: name of the image of another kind, without suffix; `{}` stands for the name.
         pairing: 'name'; or 'order': the n-th of each kind, in natural order, which takes equal counts.
         meta_info_file: text file with a file name at the start of each line: use only these.
@@ -31,14 +31,13 @@ class NamedImages:
         bits: 8 keeps the high byte of 16-bit images; None keeps 16 bits.
         in_memory: decode all images once, at the start, and keep them.
 
-    Raises DataError on images without a partner, on empty folders, and on unreadable images. The message names all
-    images of a name, or with `in_memory` those of all names.
+    Raises DataError on images without a partner and on unreadable images. The message names all images of a name, or
+    with `in_memory` those of all names.
     """
 
     def __init__(
         self,
-        roots: Mapping[str, str],
-        io_backend: IOBackend,
+        sources: Mapping[str, Source],
         *,
         filename_tmpl: str = '{}',
         pairing: Pairing = 'name',
@@ -49,9 +48,9 @@ class NamedImages:
     ) -> None:
         if filename_tmpl.count('{}') != 1:
             raise DataError(f"filename_tmpl: found {filename_tmpl!r}; allowed: a name with one '{{}}' in it")
-        self.sources = {kind: open_source(resolve(root), io_backend) for kind, root in roots.items()}
+        self.sources = sources
         self.channels, self.bits = channels, bits
-        first = 'gt' if 'gt' in roots else next(iter(roots))
+        first = 'gt' if 'gt' in sources else next(iter(sources))
         names = self.sources[first].names
         self.names = _chosen(names, resolve(meta_info_file)) if meta_info_file else names
         wanted = set(self.names)
@@ -72,17 +71,16 @@ class NamedImages:
             self._kept = read_all(self._read, self.names)
 
     def _check_partners(self, first: str, restricted: bool) -> None:
-        lonely: dict[str, list[str]] = {'degraded': [], 'clean': []}
+        lonely: dict[str, set[str]] = {kind: set() for kind in self.sources}
         for kind, source in self.sources.items():
             existing, own = set(source.names), self._own_names[kind]
             if not restricted:
-                lonely['degraded'] += [source.where(name) for name in existing - {*own.values()}]
-            word = 'clean' if first == 'gt' else 'degraded'
-            lonely[word] += [self._where(first, name) for name in own if own[name] not in existing]
+                lonely[kind].update(source.where(name) for name in existing - {*own.values()})
+            lonely[first].update(self._where(first, name) for name in own if own[name] not in existing)
         problems = [
-            f'{len(files)} {kind} image{"s have" if len(files) > 1 else " has"} no partner of the same name: '
+            f'{len(files)} image{"s have" if len(files) > 1 else " has"} no partner of the same name: '
             f'{listed(natsorted(files))}'
-            for kind, files in ((kind, {*files}) for kind, files in lonely.items())
+            for files in lonely.values()
             if files
         ]
         if problems:
@@ -123,6 +121,12 @@ class NamedImages:
 
     def _where(self, kind: str, name: str) -> str:
         return self.sources[kind].where(self._own_names[kind][name])
+
+
+def pairing_of(sources: Collection[Source]) -> Pairing:
+    """By order if most names are not in all sources, as in DPDD's original files."""
+    common = set.intersection(*({*source.names} for source in sources))
+    return 'name' if 2 * len(common) >= min(len(source.names) for source in sources) else 'order'
 
 
 def _chosen(names: list[str], meta_info_file: Path) -> list[str]:

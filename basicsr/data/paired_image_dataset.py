@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from basicsr.data.named_images import NamedImages, Pairing
 from basicsr.data.sampler import SampleKey
-from basicsr.data.sources import IOBackend
+from basicsr.data.sources import IOBackend, open_sources
 from basicsr.data.transforms import make_sample
 from basicsr.data.types import Sample
 from basicsr.utils.registry import DATASET_REGISTRY
@@ -49,8 +49,7 @@ class Dataset_PairedImage(NamedImages, Dataset[Sample]):
         bits: Literal[8] | None = None,
     ) -> None:
         super().__init__(
-            {'lq': dataroot_lq, **({'gt': dataroot_gt} if dataroot_gt else {})},
-            io_backend,
+            open_sources({'lq': dataroot_lq, 'gt': dataroot_gt}, io_backend),
             filename_tmpl=filename_tmpl,
             pairing=pairing,
             meta_info_file=meta_info_file,

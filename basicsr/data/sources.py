@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -17,6 +17,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from basicsr.images.reader import IMAGE_SUFFIXES
 from basicsr.utils.errors import DataError
+from basicsr.utils.files import resolve
 from basicsr.utils.text import listed
 
 Key = TypeVar('Key')
@@ -55,6 +56,11 @@ def open_source(root: Path, backend: IOBackend) -> Source:
     return source
 
 
+def open_sources(roots: Mapping[str, str | None], backend: IOBackend) -> dict[str, Source]:
+    """Kind → its source, for the kinds that have a root."""
+    return {kind: open_source(resolve(root), backend) for kind, root in roots.items() if root}
+
+
 def read_all(read: Callable[[Key], Image], keys: Iterable[Key]) -> list[Image]:
     """`read` of each key. Raises DataError that names every image that cannot be read."""
     images, failures = [], []
@@ -67,20 +73,14 @@ def read_all(read: Callable[[Key], Image], keys: Iterable[Key]) -> list[Image]:
     return images
 
 
-class FolderSource:
-    """The images of a folder, without subfolders and hidden files."""
+class FileSource:
+    """`files`: (name, file below `root`) of images. Raises DataError if two have the same name."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, files: Iterable[tuple[str, str]]) -> None:
         self.root = root
         self._files: dict[str, str] = {}
         repeated = []
-        try:
-            with os.scandir(root) as entries:
-                files = sorted(entry.name for entry in entries if _is_image(entry))
-        except OSError as error:
-            raise DataError(f'{root}: cannot be read as a folder: {error.strerror}') from None
-        for file in files:
-            name = Path(file).stem
+        for name, file in files:
             if name in self._files:
                 repeated.append(f'{self._files[name]} and {file}')
             self._files[name] = file
@@ -97,6 +97,18 @@ class FolderSource:
 
     def where(self, name: str) -> str:
         return str(self.root / self._files.get(name, name))
+
+
+class FolderSource(FileSource):
+    """The images of a folder, without subfolders and hidden files."""
+
+    def __init__(self, root: Path) -> None:
+        try:
+            with os.scandir(root) as entries:
+                files = sorted(entry.name for entry in entries if _is_image(entry))
+        except OSError as error:
+            raise DataError(f'{root}: cannot be read as a folder: {error.strerror}') from None
+        super().__init__(root, ((Path(file).stem, file) for file in files))
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

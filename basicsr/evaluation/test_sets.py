@@ -11,6 +11,7 @@ import numpy as np
 
 from basicsr.data.dual_pixel_dataset import Dataset_DefocusDeblur_DualPixel_16bit
 from basicsr.data.gaussian_denoising_dataset import Dataset_GaussianDenoising
+from basicsr.data.named_images import Pairing, pairing_of
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sources import FolderSource
 from basicsr.evaluation.evaluate import ImageSet
@@ -106,12 +107,11 @@ def open_images(test_set: TestSet, paths: dict[str, Path], channels: Literal[1, 
     return Dataset_PairedImage(kind['input'], kind['target'], channels=channels, pairing=pairing, bits=bits)
 
 
-def _pairing(test_set: TestSet, folders: dict[str, Path]) -> Literal['name', 'order']:
-    """By order if no name is in all folders, as in DPDD's original files."""
-    if set.intersection(*({*FolderSource(folder).names} for folder in folders.values())):
-        return 'name'
-    print(f'{test_set.name}: paired in natural order, as no name is in all folders', flush=True)
-    return 'order'
+def _pairing(test_set: TestSet, folders: dict[str, Path]) -> Pairing:
+    pairing = pairing_of([FolderSource(folder) for folder in folders.values()])
+    if pairing == 'order':
+        print(f'{test_set.name}: paired in natural order, as most names are not in all folders', flush=True)
+    return pairing
 
 
 def open_restored(test_set: TestSet, folder: Path, channels: Literal[1, 3]) -> TestImages:

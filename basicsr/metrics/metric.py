@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-
 Function = TypeVar('Function', bound=Callable[..., Any])
 
 

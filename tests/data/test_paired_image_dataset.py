@@ -66,8 +66,8 @@ def test_images_without_a_partner_are_named(tmp_path):
     text = refusal(lambda: Dataset_PairedImage(**folders(tmp_path, lq, gt)))
     listed = ', '.join(str(tmp_path / 'gt' / f'{number}.bmp') for number in range(20, 28))
     assert text == (
-        f'1 degraded image has no partner of the same name: {tmp_path / "lq" / "7.png"}; '
-        f'10 clean images have no partner of the same name: {listed} and 2 more'
+        f'1 image has no partner of the same name: {tmp_path / "lq" / "7.png"}; '
+        f'10 images have no partner of the same name: {listed} and 2 more'
     )
 
 
@@ -96,7 +96,7 @@ def test_a_meta_info_file_chooses_pairs(tmp_path):
     assert_is(dataset[1]['lq'], lq['10x.png'])
     (tmp_path / 'meta.txt').write_text('3.png\n4.png\n')
     assert refusal(lambda: Dataset_PairedImage(**roots)) == (
-        f'1 clean image has no partner of the same name: {tmp_path / "gt" / "3.png"}'
+        f'1 image has no partner of the same name: {tmp_path / "gt" / "3.png"}'
     )
     (tmp_path / 'meta.txt').write_text('4.png\n99.png\n')
     assert (

@@ -212,7 +212,7 @@ def test_single_image_defocus_deblurring_on_the_high_byte(here, capsys, target):
         own = ['--input_dir', 'data/DPDD/inputC', '--target_dir', 'data/DPDD/target']
         run('Defocus_Deblurring', '--task', SINGLE, *own)
         assert written()['datasets']['pairs']['images'] == found['images']
-    by_order = 'DPDD: paired in natural order, as no name is in all folders\n'
+    by_order = 'DPDD: paired in natural order, as most names are not in all folders\n'
     assert (by_order in out) == (target is not None)
     assert 'LPIPS: left out, as the package lpips is not installed; `pip install lpips` gets it\n' in error
     mean = (found['images'][0]['psnr'] + found['images'][2]['psnr']) / 2
@@ -258,7 +258,7 @@ def test_wrong_positions_of_a_part(here, capsys, indoor, said):
     ('target', 'said'),
     [
         (('3', '12'), 'found 3 images; allowed: 2'),  # no name agrees, and the counts differ
-        (('2', '10', '12'), '11.png; 1 clean image has no partner of the same name: '),  # most names agree
+        (('2', '10', '12'), '11.png; 1 image has no partner of the same name: '),  # most names agree
     ],
 )
 def test_images_that_cannot_be_paired(here, capsys, target, said):

@@ -366,8 +366,8 @@ def test_images_without_a_partner_are_named_before_any_work(here, capsys):
     target = here / 'data' / 'RealBlur_J' / 'target'
     (target / '7.png').rename(target / '8.png')
     said = refusal(capsys, *NETWORK, status=1)
-    assert '1 degraded image has no partner of the same name: ' in said and 'RealBlur_J/input/7.png' in said
-    assert '1 clean image has no partner of the same name: ' in said and 'RealBlur_J/target/8.png' in said
+    assert '1 image has no partner of the same name: ' in said and 'RealBlur_J/input/7.png' in said
+    assert '1 image has no partner of the same name: ' in said and 'RealBlur_J/target/8.png' in said
     assert not Path('out.json').exists()
 
 

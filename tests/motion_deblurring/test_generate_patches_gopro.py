@@ -270,7 +270,7 @@ def test_frames_that_are_no_pairs(here, capsys, workers):
     for spoil, said in (
         (lambda: write(gt, image(11, 17)), f'{gt}: found 17x11; allowed: the size of its partner {lq}, 18x11'),
         (lambda: gt.write_bytes(frame[:-20]), f'{gt}: is damaged or cut short (its end is missing)'),
-        (gt.unlink, f'1 degraded image has no partner of the same name: {lq}'),
+        (gt.unlink, f'1 image has no partner of the same name: {lq}'),
     ):
         spoil()
         assert refusal(capsys, '--workers', workers) == said

@@ -234,7 +234,7 @@ datasets:val:meta_info_file=no.txt
 datasets:val:filename_tmpl=x
     datasets.val.filename_tmpl: found 'x'; allowed: a name with one
 datasets:val:filename_tmpl="{}_blur"
-    datasets.val: found a mistake in the files: 8 degraded images have no
+    datasets.val: found a mistake in the files: 8 images have no
 datasets:val:io_backend:type=lmdb
     datasets.val: found a mistake in the files:
 datasets:val:channels=2
@@ -456,7 +456,7 @@ def test_images_without_partners_are_named(check, published, tmp_path):
     (tmp_path / 'uneven' / 'gt' / '3.png').unlink()
     published['datasets']['val'].update(data)
     (found,) = check(published)
-    assert found.startswith('datasets.val: found a mistake in the files: 1 degraded image has no partner')
+    assert found.startswith('datasets.val: found a mistake in the files: 1 image has no partner')
     assert 'lq/3.png' in found and found.endswith('; allowed: images that can be used')
     published['datasets']['val'].update(write_pairs(tmp_path / 'none', count=0))
     (found,) = check(published)

@@ -255,7 +255,7 @@ class TestNothingIsLeftBehindBy:
         for spoil, said in (
             (lambda: write(gt, image(8, 13)), f'{gt}: found 13x8; allowed: the size of its partner {lq}, 13x9'),
             (lambda: lq.write_bytes(b'no image'), f'{lq}: '),
-            (gt.unlink, f'1 degraded image has no partner of the same name: {lq}'),
+            (gt.unlink, f'1 image has no partner of the same name: {lq}'),
         ):
             spoil()
             assert refusal(capsys, *ARGUMENTS, '--workers', workers).startswith(said)
