@@ -45,7 +45,13 @@ SETS = ['DIV2K', 'Flickr2K', 'WaterlooED', 'BSD400']
 def parser() -> argparse.ArgumentParser:
     description = 'Cut the images of four sets into the crops to train on.'
     p = crop_files.parser(description, GAUSSIAN_COLOR_DENOISING.datasets, 512, 416)
-    p.add_argument('--sets', nargs='+', choices=SETS, default=SETS, help='only these; default: all of them')
+    p.add_argument(
+        '--sets',
+        nargs='+',
+        choices=SETS,
+        default=SETS,
+        help='only these, in a folder without crops of others; default: all of them',
+    )
     p.add_argument(
         '--max_whole',
         type=at_least(0),

@@ -126,7 +126,10 @@ def main(args: argparse.Namespace) -> int:
         restorer = Restorer(
             net, args.device, args.precision, tlc=tlc, tile=args.tile, tile_overlap=args.tile_overlap
         )
-        restorer.check_channels(2 if right else 1)
+        try:
+            restorer.check_channels(2 if right else 1)
+        except ValueError as error:
+            raise UsageError(f'{path}: {error}, for {task.name}') from None
     folder = args.result_dir / task.name
     compare = folder / 'compare'
     targets = [folder, compare] if args.compare else [folder]
@@ -134,6 +137,12 @@ def main(args: argparse.Namespace) -> int:
 
     print(f'weights: {source}')
     print(f'device: {restorer.device}, {restorer.precision}' + (', TLC' if tlc else ''), flush=True)
+    if restorer.channels != task.channels[0]:  # works, but may be a mistake
+        print(
+            f'{path}: a network for {restorer.channels} channels; the published ones for {task.name} take '
+            f'{task.channels[0]}: check that these are the right weights',
+            file=sys.stderr,
+        )
     if others := left_alone(args.input_dir, folder):
         print(f'left alone in {args.input_dir}: {others}', file=sys.stderr)
 

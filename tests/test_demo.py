@@ -321,6 +321,31 @@ def test_the_papers_names_of_tasks(run, tmp_path, task, options, shape):
     np.testing.assert_array_equal(found, Restorer(net, 'cpu', 'fp32')(pixels))
 
 
+@pytest.mark.parametrize(
+    ('task', 'channels', 'status', 'text'),
+    [
+        ('deraining', 3, 0, ''),
+        ('deraining', 1, 0, 'a network for 1 channels; the published ones for deraining take 3: check'),
+        ('gaussian_gray_denoising', 3, 0, 'a network for 3 channels; the published ones for gaussian_gray_denois'),
+        ('deraining', 6, 2, 'network: found one that takes 6 channels; allowed: 1 or 3, as images have, for derain'),
+        ('dual_pixel_defocus_deblurring', 3, 2, 'found one that takes 3 channels; allowed: 6, as two views have, f'),
+    ],
+)  # fmt: skip
+def test_a_network_with_other_channels_than_the_task_is_named(
+    run, tmp_path, capsys, task, channels, status, text
+):
+    net = Restormer(
+        **OPTIONS, inp_channels=channels, out_channels=min(channels, 3), dual_pixel_task=channels == 6
+    )
+    path = tmp_path / 'net.pth'
+    save_checkpoint(path, net.state_dict(), None, 1)
+    write_png(tmp_path / 'in' / 'a.png', noise(9, 17, 3))
+    views = ['--right_dir', str(tmp_path / 'in')] if task.startswith('dual') else []
+    assert run('--task', task, '--weights', str(path), *views) == status
+    error = capsys.readouterr().err
+    assert (f'{path}: ' in error and text in error) if text else not error
+
+
 @pytest.mark.usefixtures('threads')
 def test_two_folders_of_views(run, tmp_path, capsys):
     torch.manual_seed(2)

@@ -10,6 +10,7 @@ from basicsr.data.sampler import SampleKey
 from basicsr.data.sources import IOBackend, open_sources
 from basicsr.data.transforms import augmented, to_sample
 from basicsr.data.types import Sample
+from basicsr.utils.errors import DataError
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
@@ -30,7 +31,7 @@ class Dataset_DefocusDeblur_DualPixel_16bit(NamedImages, Dataset[Sample]):
         in_memory: decode all images once, at the start, and keep them (small sets).
         pairing: name; or order: the n-th image of each folder, in natural order, as many in each.
 
-    Raises DataError as Dataset_PairedImage does.
+    Raises DataError as Dataset_PairedImage does, and on two views of different depths.
     """
 
     channels, lq_channels = 3, 6
@@ -56,6 +57,16 @@ class Dataset_DefocusDeblur_DualPixel_16bit(NamedImages, Dataset[Sample]):
             in_memory=in_memory,
         )
         self.geometric_augs = geometric_augs
+
+    def _read(self, name: str) -> dict[str, np.ndarray]:
+        images = super()._read(name)
+        left, right = (8 * images[kind].itemsize for kind in ('lqL', 'lqR'))
+        if left != right:  # stacked, 8 bits would be the lowest of 16
+            raise DataError(
+                f'{self._where("lqR", name)}: found {right} bits; allowed: {left}, as in the left view '
+                f'{self._where("lqL", name)}'
+            )
+        return images
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
         index = key.index if isinstance(key, SampleKey) else key

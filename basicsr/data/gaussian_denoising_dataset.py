@@ -19,7 +19,7 @@ from basicsr.utils.errors import DataError
 from basicsr.utils.files import resolve
 from basicsr.utils.registry import DATASET_REGISTRY
 
-Sigma = Annotated[float, Field(ge=0)]
+Sigma = Annotated[float, Field(ge=0, le=255)]
 
 
 @DATASET_REGISTRY.register()

@@ -79,7 +79,8 @@ class PackIndex:
             yield Crop(name, pair, window)
 
     def summary(self) -> str:
-        return f'{len(self.pairs)} pairs, {len(self.crops)} training crops, {self.size / 1e9:.3g} GB'
+        what = 'images' if all(pair.lq == pair.gt for pair in self.pairs) else 'pairs'
+        return f'{len(self.pairs)} {what}, {len(self.crops)} training crops, {self.size / 1e9:.3g} GB'
 
     def encode(self) -> bytes:
         content: dict[str, Any] = {'format': FORMAT, **{key: getattr(self, key) for key in _NUMBERS}}

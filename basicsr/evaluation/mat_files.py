@@ -62,11 +62,12 @@ class MatBlocks:
 
 def _array(path: Path, name: str) -> np.ndarray:
     try:
-        content = scipy.io.loadmat(path, variable_names=[name])
+        with path.open('rb') as file:
+            content = scipy.io.loadmat(file, variable_names=[name])
     except MemoryError:
         raise DataError(f'{path}: does not fit into memory') from None
     except Exception as error:  # SciPy raises anything, depending on the bytes
-        reason = ' '.join(str(error).split())
+        reason = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
         raise DataError(f'{path}: cannot be read as a file of MATLAB 7 or older ({reason})') from None
     if name not in content:
         raise DataError(f'{path}: found no variable {name}')

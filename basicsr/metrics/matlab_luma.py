@@ -56,6 +56,7 @@ def calculate_ssim_y(img1: np.ndarray, img2: np.ndarray, data_range: float = 255
 
 
 def _lumas(img1: np.ndarray, img2: np.ndarray, data_range: float) -> tuple[np.ndarray, np.ndarray]:
+    lumas = matlab_luma(img1), matlab_luma(img2)
     if data_range != 255:
         raise ValueError(f'data_range: found {data_range}; allowed: 255, for uint8')
-    return matlab_luma(img1), matlab_luma(img2)
+    return lumas

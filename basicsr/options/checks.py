@@ -176,13 +176,16 @@ def check_required(run: Run) -> None:
 
 
 def check_noise(run: Run) -> None:
-    for phase, section in run.used_sets.items():
-        name = 'sigma_range' if phase == 'train' else 'sigma_test'
+    sections: dict[Key, Any] = {('datasets', phase): section for phase, section in run.used_sets.items()}
+    train = sections.get(TRAIN_SET)
+    if train is not None and train.type == 'Dataset_Mixed':
+        sections |= {(*TRAIN_SET, 'sets', number): section for number, section in enumerate(train.sets or ())}
+    for key, section in sections.items():
+        is_training = key[:2] == TRAIN_SET
+        name = 'sigma_range' if is_training else 'sigma_test'
         if section.type == 'Dataset_GaussianDenoising' and getattr(section, name) is None:
-            allowed = (
-                'a number or a list, to train' if phase == 'train' else 'a number, for images at full size'
-            )
-            run.report(('datasets', phase, name), 'nothing', allowed)
+            allowed = 'a number or a list, to train' if is_training else 'a number, for images at full size'
+            run.report((*key, name), 'nothing', allowed)
 
 
 def check_names(run: Run) -> None:

@@ -166,7 +166,7 @@ def check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         needed = f'{size / 1e6:,.0f} MB are needed, and {free / 1e6:,.0f} MB free'
-        raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({needed})')
+        raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({needed})', str(folder))
 
 
 def sync_folder(folder: Path) -> None:

@@ -40,6 +40,16 @@ def test_views_are_stacked_left_first_and_keep_their_depth(tmp_path, files, kind
             np.testing.assert_array_equal(sample['gt'], images[2].transpose(2, 0, 1) / full)
 
 
+@pytest.mark.parametrize('in_memory', [False, True])
+def test_views_of_different_depths_are_named(tmp_path, files, in_memory):
+    """Stacked, 8 bits would be nearly black beside 16."""
+    files['lqL']['2.png'] = (files['lqL']['2.png'] >> 8).astype(np.uint8)
+    roots = roots_of(tmp_path, files)
+    text = refusal(lambda: Dataset_DefocusDeblur_DualPixel_16bit(**roots, in_memory=in_memory)[0])
+    left, right = (tmp_path / kind / 'gt' / '2.png' for kind in ('lqL', 'lqR'))
+    assert text == f'{right}: found 16 bits; allowed: 8, as in the left view {left}'
+
+
 def test_one_crop_and_flip_for_all_images(tmp_path):
     rows, columns = np.indices((20, 30), dtype=np.uint8)
     place = np.stack([rows, columns, rows], axis=2)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import h5py
@@ -382,6 +384,10 @@ def test_sidd(here, capsys):
     assert len(np.unique(np.rint(uploaded * 255) - uploaded * 255)) > 99  # not rounded
     run('Denoising', '--task', 'real_denoising', '--restored_dir', 'elsewhere', weights=False)
     assert written()['datasets']['SIDD'] == found
+    (here / 'elsewhere/SIDD/Idenoised.mat').unlink()
+    given = ('--task', 'real_denoising', '--restored_dir', 'elsewhere')
+    text = refused(capsys, 'Denoising', *given, status=1, weights=False)
+    assert f'{here}/elsewhere/SIDD/Idenoised.mat: cannot be read' in text and '(No such file' in text
     run('Denoising', '--task', 'real_denoising', '--save_dir', 'part', '--limit', 2)
     out = capsys.readouterr().out
     assert f'SIDD: not written, as results of them are missing: {here / "part/SIDD/Idenoised.mat"}\n' in out
@@ -396,6 +402,10 @@ def test_an_upload_that_cannot_be_written_is_known_before_any_work(here, capsys,
     (here / 'saved').write_bytes(b'')  # a file
     given = ['--task', 'real_denoising', '--datasets', name, '--save_dir', 'saved/folder']
     assert f'saved/folder/{name}' in refused(capsys, 'Denoising', *given, status=1)
+    if name == 'SIDD':
+        (here / 'saved').unlink()
+        monkeypatch.setattr(shutil, 'disk_usage', lambda _: SimpleNamespace(free=0))
+        assert f'{here}/saved/folder/SIDD: No space left' in refused(capsys, 'Denoising', *given, status=1)
 
 
 NOISY = 'ValidationNoisyBlocksSrgb'

@@ -98,7 +98,7 @@ REFUSED = {
     'deep': (
         calculate_psnr_y,
         (A.astype(np.uint16),) * 2,
-        {},
+        {'data_range': 65535.0},
         'img1: found uint16 of shape .*; allowed: uint8',
     ),
     'float': (calculate_ssim_y, (A / 255, B / 255), {}, 'img1: found float64 of shape'),

@@ -631,6 +631,10 @@ datasets:train:sigma_type=uniform | datasets:train:in_ch=4 | datasets:val:sigma_
     datasets.train.sigma_type: found "uniform"; allowed: "constant", "random" or "choice"
     datasets.train.in_ch: found 4; allowed: 1 or 3
     datasets.val.sigma_test: found -1; allowed: greater than or equal to 0
+datasets:train:sigma_range=[0, 1e9] | datasets:val:sigma_test=256
+    datasets.train.sigma_range: found [0, 1000000000.0]; allowed: a number
+    datasets.train.sigma_range.1: found 1000000000.0; allowed: less than or equal to 255
+    datasets.val.sigma_test: found 256; allowed: less than or equal to 255
 datasets:train:in_ch=1
     network_g.inp_channels: found 3; allowed: 1, the channels of datasets.train
     network_g.out_channels: found 3; allowed: 1, the channels of datasets.train
@@ -651,6 +655,17 @@ def test_missing_images_for_noise_are_named_with_a_way_to_try_it(check, noisy):
     (found,) = check(noisy, 'datasets:train:dataroot_gt=Denoising/Datasets/train/NoSuchSet')
     assert 'the NoSuchSet data, which python Denoising/download_data.py gets, and Denoising/README.md' in found
     assert found.endswith('-opt options/GaussianColorDenoising_Restormer_quickstart.yml')
+
+
+def test_mixed_sets_need_a_noise_level_to_train_too(check, noisy):
+    section = noisy['datasets']['train']
+    one = {key: section.pop(key) for key in ('dataroot_gt', 'dataroot_lq', 'sigma_type', 'sigma_range')}
+    one['type'], section['type'] = section['type'], 'Dataset_Mixed'
+    for key in {*section} & {'io_backend', 'filename_tmpl', 'geometric_augs'}:
+        del section[key]
+    section['sets'] = [one, {'type': one['type'], 'dataroot_gt': one['dataroot_gt'], 'sigma_test': 15}]
+    found = 'datasets.train.sets.1.sigma_range: found nothing; allowed: a number or a list, to train'
+    assert check(noisy) == [found]
 
 
 def test_sigma_test_is_not_needed_without_validation_nor_sigma_range_to_test(check, noisy, pairs, tmp_path):

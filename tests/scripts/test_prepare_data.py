@@ -116,8 +116,10 @@ def test_clean_images_are_packed_once_and_get_noise(here, capsys):
     size = (here / 'my.pack' / 'pixels.bin').stat().st_size
     assert cli.run('scripts.prepare_data', ['--target_dir', 'gt', '--output', 'gt.pack', '--bits', '8']) == 0
     assert (here / 'gt.pack' / 'pixels.bin').stat().st_size <= size / 2
+    capsys.readouterr()
     assert cli.run('scripts.prepare_data', ['--verify', 'gt.pack']) == 0
     settings = {'sigma_type': 'random', 'sigma_range': [0, 50], 'sigma_test': 25}
+    assert capsys.readouterr().out.startswith(f'gt.pack is undamaged: {len(NAMES)} images, ')
     packed = Dataset_GaussianDenoising(str(here / 'gt.pack'), **settings)
     for name, (index, pair) in zip(NAMES, enumerate(packed), strict=True):
         file = cv2.imread(f'gt/{name}.png', cv2.IMREAD_UNCHANGED)[..., ::-1]
