@@ -138,9 +138,10 @@ def main(args: argparse.Namespace) -> int:
     print(f'weights: {source}')
     print(f'device: {restorer.device}, {restorer.precision}' + (', TLC' if tlc else ''), flush=True)
     if restorer.channels != task.channels[0]:  # works, but may be a mistake
+        found = f'{restorer.channels} channel{"s" * (restorer.channels > 1)}'
         print(
-            f'{path}: a network for {restorer.channels} channels; the published ones for {task.name} take '
-            f'{task.channels[0]}: check that these are the right weights',
+            f'{path}: a network for images of {found}; the published ones for {task.name} take {task.channels[0]}: '
+            'check that these are the right weights',
             file=sys.stderr,
         )
     if others := left_alone(args.input_dir, folder):

@@ -325,8 +325,8 @@ def test_the_papers_names_of_tasks(run, tmp_path, task, options, shape):
     ('task', 'channels', 'status', 'text'),
     [
         ('deraining', 3, 0, ''),
-        ('deraining', 1, 0, 'a network for 1 channels; the published ones for deraining take 3: check'),
-        ('gaussian_gray_denoising', 3, 0, 'a network for 3 channels; the published ones for gaussian_gray_denois'),
+        ('deraining', 1, 0, 'for images of 1 channel; the published ones for deraining take 3: check'),
+        ('gaussian_gray_denoising', 3, 0, 'for images of 3 channels; the published ones for gaussian_gray_denoising'),
         ('deraining', 6, 2, 'network: found one that takes 6 channels; allowed: 1 or 3, as images have, for derain'),
         ('dual_pixel_defocus_deblurring', 3, 2, 'found one that takes 3 channels; allowed: 6, as two views have, f'),
     ],
