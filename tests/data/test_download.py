@@ -13,6 +13,7 @@ from stand_in_drive import Drive, files, zipped
 from tqdm import tqdm
 
 from basicsr.archs.restormer_arch import Restormer
+from basicsr.data import download
 from basicsr.tasks import ARCHIVES, TASKS
 from basicsr.utils import cli
 from basicsr.utils.checkpoint import save_checkpoint
@@ -176,7 +177,7 @@ def test_a_wrong_set_is_replaced_by_force_alone(here, drive, capsys, folder, wor
     assert run(folder, word) == 1
     (error,) = said(capsys)[0]
     assert error.startswith(f'{here}/out/{place}: found ')
-    assert error.endswith('; move what is there, or replace it with --force')
+    assert error.endswith('; move the existing files, or replace them with --force')
     assert files(here) == before and drive.calls == []
     assert run(folder, word, '--force') == 0
     assert files(here) == {f'out/{place}/{name}': content(place, name) for name in names}
@@ -310,7 +311,6 @@ def unchecked(here, monkeypatch):
     """`unchecked(network, size=None)`: writes the file at the URL of weights of `GREY`."""
     path = here / 'server' / 'grey.pth'
     path.parent.mkdir()
-    program = importlib.import_module('Denoising.download_data')
 
     def unchecked(network, size=None, leave_out=None):
         torch.manual_seed(0)
@@ -318,7 +318,7 @@ def unchecked(here, monkeypatch):
         params.pop(leave_out, None)
         save_checkpoint(path, params, None, 0)
         remote = RemoteFile(path.as_uri(), None, size)
-        monkeypatch.setattr(program, 'published_files', lambda folder: {remote: GREY})
+        monkeypatch.setattr(download, 'published_files', lambda folder: {remote: GREY})
         return path
 
     return unchecked
@@ -327,7 +327,7 @@ def unchecked(here, monkeypatch):
 def test_weights_without_a_checksum_are_checked_by_their_network(here, unchecked, capsys):
     data = unchecked(GREY).read_bytes()
     assert run('Denoising', 'weights') == 0
-    told = f' as far as can be told: its SHA-256 is {sha256(data).hexdigest()}; none is published'
+    told = f', but not verified: its SHA-256 is {sha256(data).hexdigest()}; none is published'
     out = f'{here}/out/grey.pth is complete{told}; its terms: https://github.com/swz30/Restormer\n'
     assert said(capsys) == ([], out)
     assert run('Denoising', 'weights') == 0
@@ -373,8 +373,7 @@ def test_a_pickle_that_would_run_code_is_refused(here, unchecked, capsys):
 def test_one_of_several_files_is_chosen_by_its_stem(here, monkeypatch):
     """All networks of the table are those of their tasks."""
     got = []
-    module = importlib.import_module('basicsr.data.download')
-    monkeypatch.setattr(module, 'get_weights', lambda remote, network, *_: got.append((remote.name, network)))
+    monkeypatch.setattr(download, 'get_weights', lambda remote, network, *_: got.append((remote.name, network)))
     name = 'gaussian_color_denoising_sigma25'
     assert run('Denoising', name, 'real_denoising') == 0
     bias_free = {'LayerNorm_type': 'BiasFree'}

@@ -29,7 +29,6 @@ from basicsr.tasks import ARCHIVES, MOTION_DEBLURRING
 from basicsr.utils import cli
 from basicsr.utils.files import ROOT
 from basicsr.utils.remote import Archive, DataSet, RemoteFile
-from Motion_Deblurring import download_data
 
 SCRIPT = ROOT / 'Motion_Deblurring' / 'download_data.py'
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -68,7 +67,7 @@ def published(tmp_path_factory, monkeypatch):
     path = tmp_path_factory.mktemp('server') / 'motion_deblurring.pth'
     path.write_bytes(CONTENT)
     remote = RemoteFile(path.as_uri(), sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(download_data, 'published_files', lambda folder: {remote: {}})
+    monkeypatch.setattr(download, 'published_files', lambda folder: {remote: {}})
     return path
 
 
@@ -132,7 +131,7 @@ def test_a_full_disk_leaves_no_part(here, published, capsys, small_files):
     with small_files(100_000):
         assert run('weights') == 1
     (error,) = said(capsys)[0]
-    assert error.endswith(': the download failed: [Errno 27] File too large; nothing of it was kept')
+    assert error.endswith(': the download failed: [Errno 27] File too large; nothing was kept')
     assert files(here) == {}
 
 
@@ -282,7 +281,7 @@ def test_one_that_fails_does_not_keep_the_others(here, drive, capsys):
     assert files(here).keys() == unpacked('test/GoPro', 'test/RealBlur_J', 'test/RealBlur_R')
     (error,) = said(capsys)[0]
     assert error == (
-        f'{here / "out" / "HIDE_test.zip"}: found no zip archive in the answer of Google Drive; nothing of it was kept'
+        f'{here / "out" / "HIDE_test.zip"}: Google Drive answered without a zip archive; nothing was kept'
     )
 
 
@@ -445,7 +444,7 @@ def test_a_set_that_is_there_and_wrong_is_replaced_by_force_alone(here, drive, c
     (error,) = said(capsys)[0]
     assert error == (
         f'{here / "out" / "test" / "GoPro"}: found 2 (input/*) and 4 (target/*) files; allowed: 3 of each, with '
-        'the same names; move what is there, or replace it with --force'
+        'the same names; move the existing files, or replace them with --force'
     )
     assert files(here) == before and len(drive.calls) == 1
     assert run('GoPro', '--force') == 0
@@ -485,7 +484,7 @@ def test_one_archive_of_several_sets(here, drive, monkeypatch):
     with_archives(monkeypatch, Archive(GOPRO, sets))
     folders = [f'top/{one.name}/{part[:-2]}' for one in sets for part in one.parts]
     drive.archives[GOPRO] = archive_of(folders)
-    assert download.choices_of({}, [Archive(GOPRO, sets)]) == {'weights': [], 'test': ['A', 'B', 'C']}
+    assert download.choices_of('Motion_Deblurring')['test'] == ['A', 'B', 'C']
     assert run('B', '--keep_archives') == 0
     assert files(here).keys() == unpacked('test/B') | {'out/test.zip'}
     assert run('test') == 0
