@@ -94,7 +94,7 @@ def test_a_frame_of_full_size_gives_20_crops_of_16_bit(here, capsys):
     assert run('--data', 'train', small=['--workers', '0']) == 0
     assert capsys.readouterr().out.splitlines() == [
         f'{place}: the frames of inputC, inputL, inputR, target belong together by name',
-        f'{here}/sets/train/DPDD: 20 sets of 4 crops, of 1 sets of 4 frames',
+        f'{here}/sets/train/DPDD: 20 sets of 4 crops, of 1 sets of 4 images',
     ]
     names = [f'1P0A0917-{n}.png' for n in range(1, 21)]
     kept = [(*read(here / f'sets/train/DPDD/inputL_crops/{name}')[0, 0, :2],) for name in names]

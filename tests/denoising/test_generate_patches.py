@@ -42,7 +42,7 @@ def test_offsets_of_a_photograph(here, capsys):
     write(here / SCENE / '0001_NOISY_SRGB_010.PNG', noisy)
     write(here / SCENE / '0001_GT_SRGB_010.PNG', clean)
     assert run('sidd') == 0
-    assert capsys.readouterr().out == f'{here}/sets/train/SIDD: 9 pairs of crops, of 1 pairs of frames\n'
+    assert capsys.readouterr().out == f'{here}/sets/train/SIDD: 9 pairs of crops, of 1 pairs of images\n'
     corners = [(0, 0), (0, 384), (0, 488), (384, 0), (384, 384), (384, 488), (388, 0), (388, 384), (388, 488)]
     for kind, pixels in (('input', noisy), ('target', clean)):
         folder = here / f'sets/train/SIDD/{kind}_crops'
