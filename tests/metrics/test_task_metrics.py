@@ -106,7 +106,12 @@ REFUSED = {
     'range': (calculate_psnr_y, (A, B), {'data_range': 1.0}, 'data_range: found 1.0; allowed: 255'),
     'other shape': (calculate_psnr_y, (A, B[1:]), {}, 'img2: found uint8 of shape'),
     'small for Wang': (calculate_ssim_y, (A[:10], B[:10]), {}, 'allowed: at least 11'),
-    'small': (calculate_ssim_uniform, (A[:, :6], B[:, :6]), {}, 'found 6×15 pixels; allowed: at least 7'),
+    'small': (
+        calculate_ssim_uniform,
+        (A[:, :6], B[:, :6]),
+        {},
+        'found 6×15 pixels after the crop; allowed: at least 7',
+    ),
     'float without range': (calculate_mae, (A / 255, B / 255), {}, 'data_range: found None'),
     'grey LPIPS': (
         calculate_lpips,
