@@ -1,4 +1,4 @@
-"""The table of tasks: weights, data sets, test sets, and the figures that were published for them.
+"""The table of tasks: weights, data sets, test sets and published figures.
 
 A new task is a row in `TASKS`, its data in `ARCHIVES`, a folder with programs of a few lines (see Motion_Deblurring),
 and its option files.
@@ -31,7 +31,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a test set is measured. `rounded`: after rounding to the levels of the file; else in [0, 1]."""
+    """How a test set is measured. `rounded`: round to the levels of the file first; else measure in [0, 1]."""
 
     figures: tuple[Figure, ...]
     rounded: bool = True
@@ -80,8 +80,8 @@ Published = Mapping[str, Mapping[str, float]]  # method → key of a figure → 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Images in Datasets/test/<folder>, or <name> if that is empty.
-
+    """
+    folder: below Datasets/test; '': the name.
     layout: 'pairs': folders input and target; 'noise': clean images, to which noise of `sigma` (of 255) is added;
         'defocus': inputC and target; 'dual_pixel': inputL, inputR and target; 'sidd', 'dnd': the files of these sets.
     parts: name of a part of the set → its published figures.
@@ -95,14 +95,19 @@ class TestSet:
     sigma: int | None = None
     parts: Mapping[str, Published] = field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """The folder below Datasets/test, and the word on the command line: one for all noise levels of a set."""
+        return self.folder or self.name
+
 
 @dataclass(frozen=True)
 class Task:
     """
-    weights: what they were trained for → the published file; the first is the default. Tasks with one file have the
-        key ''; the others 'blind' (any noise level) and the standard deviations of the noise they were trained for.
-    network: the options of the published network that differ from Restormer's defaults.
-    shipped: file name of the weights that come with the repository, if there are any.
+    weights: noise level they were trained for → the published file; the first is the default. The key is '' for a
+        task with one file, else 'blind' (any level) or a standard deviation.
+    network: options of the published network that differ from Restormer's defaults.
+    shipped: file name of the weights in the repository; '': none.
     average: published means of the test sets' figures.
     """
 
@@ -124,7 +129,7 @@ class Task:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Of the input and of the result."""
+        """Channels of the input and of the result."""
         return self.network.get('inp_channels', 3), self.network.get('out_channels', 3)
 
     @property
@@ -147,7 +152,7 @@ def _release(name: str, size: int | None = None, sha256: str | None = None) -> R
     return RemoteFile(f'https://github.com/swz30/Restormer/releases/download/v1.0/{name}.pth', sha256, size)
 
 
-# Sizes of the published files; several networks have the same.
+# Sizes of the published files in bytes, by the network.
 RGB, RGB_BIAS_FREE, GREY_BIAS_FREE = 104_700_429, 104_611_957, 104_601_589
 
 MOTION_DEBLURRING = Task(
@@ -159,7 +164,7 @@ MOTION_DEBLURRING = Task(
         )
     },
     shipped='motion_deblurring_compact.pth',
-    # Published for networks trained on GoPro alone: arXiv 2111.09881; with the same weights and TLC, arXiv 2112.04491.
+    # Trained on GoPro alone: arXiv 2111.09881; the same weights with TLC: arXiv 2112.04491.
     test_sets=(
         TestSet(
             'GoPro',
@@ -206,8 +211,8 @@ DERAINING = Task(
 )
 
 
-# MAE agrees with what mmagic measured with the published weights (its configs/restormer/README.md): 0.0378 combined,
-# 0.0251 indoor, 0.0499 outdoor. Nothing confirms the dual-pixel one.
+# MAE as mmagic measured it with the published weights (its configs/restormer/README.md): 0.0378 combined, 0.0251
+# indoor, 0.0499 outdoor. The dual-pixel MAE is not confirmed, and is left out.
 def _defocus(psnr: float, ssim: float, lpips: float, **mae: float) -> Published:
     return {'Restormer': {'psnr': psnr, 'ssim_uniform': ssim, **mae, 'lpips': lpips}}
 
@@ -269,7 +274,7 @@ REAL_DENOISING = Task(
 
 
 def _noise(name: str, blind: tuple[float, ...], single: tuple[float, ...]) -> tuple[TestSet, ...]:
-    """The set with noise of three levels. `single`: of a network for each level."""
+    """A set with noise of three levels. Figures of the `blind` network, and of a `single` one for each level."""
     return tuple(
         TestSet(
             f'{name}_sigma{sigma}',
@@ -344,7 +349,7 @@ def _flat(key: str, folder: str = '') -> DataSet:
     return DataSet(key, parts=('*',), folder=folder)
 
 
-# Folder of the tasks → its data sets. Numbers are of the authors or of the set's own lists.
+# Folder of the tasks → its data sets. Numbers come from the authors or from the set's own lists.
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     'Motion_Deblurring': (
         Archive('1zgALzrLCC_tcXKu_iHQTHukKUVT1aodI', (DataSet('train/GoPro', 2103),)),

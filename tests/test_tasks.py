@@ -68,7 +68,7 @@ def train(task, name, data, total, *more):
 def make_test_set(task, folder):
     """The first test set of the task in `folder`, and its name on the command line."""
     one = TASKS[task].test_sets[0]
-    place = folder / (one.folder or one.name)
+    place = folder / one.place
     if one.layout == 'sidd':
         rng = np.random.default_rng(1)
         clean = rng.integers(60, 200, (2, 2, 1, 1, 3), np.uint8) + np.zeros((2, 2, 32, 32, 3), np.uint8)

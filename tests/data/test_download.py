@@ -136,7 +136,7 @@ def test_the_table_is_that_of_the_published_downloads():
         ('Denoising', 'test/DND'): 50,
     }
     for task in TASKS.values():  # evaluate.py finds what is downloaded
-        assert {f'test/{one.folder or one.name}' for one in task.test_sets} <= {
+        assert {f'test/{one.place}' for one in task.test_sets} <= {
             place for _, place, _, _ in SETS[task.folder].values()
         }
 
