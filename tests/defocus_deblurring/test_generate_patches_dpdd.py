@@ -93,7 +93,7 @@ def test_a_frame_of_full_size_gives_20_crops_of_16_bit(here, capsys):
         write(place / kind / '1P0A0917.png', frame)
     assert run('--data', 'train', small=['--workers', '0']) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f'{place}: the frames of inputC, inputL, inputR, target belong together by name',
+        f'{place}: the frames of inputC, inputL, inputR, target are matched by name',
         f'{here}/sets/train/DPDD: 20 sets of 4 crops, of 1 sets of 4 images',
     ]
     names = [f'1P0A0917-{n}.png' for n in range(1, 21)]
@@ -171,7 +171,7 @@ def test_other_names_of_targets_belong_together_by_natural_order(here, capsys):
     frames(here, '1P8', '1P11', kinds=KINDS[3:])
     frames(here, '5', group='val', shape=(256, 256))
     assert run() == 0
-    assert ' belong together by order\n' in capsys.readouterr().out
+    assert ' are matched by order\n' in capsys.readouterr().out
     place = here / 'sets/Downloads/DPDD/train'
     for source, target in (('1P9', '1P8'), ('1P10', '1P11')):
         for number in range(1, 6):
