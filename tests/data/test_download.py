@@ -29,6 +29,7 @@ CROPS = [f'{kind}_crops/{name}.png' for kind in ('input', 'target') for name in 
 BLOCKS = ['ValidationNoisyBlocksSrgb.mat', 'ValidationGtBlocksSrgb.mat']
 DND = ['info.mat', 'images_srgb/0001.mat', 'images_srgb/0002.mat']
 FLAT = ['2.png', '10.tif']
+LABELS = ['indoor_labels.npy', 'outdoor_labels.npy']
 
 # Folder → word on the command line → (id on Google Drive, place, files, number as printed)
 SETS = {
@@ -49,12 +50,7 @@ SETS = {
     'Defocus_Deblurring': {
         'train': ('1bl5i1cDQNvkgVA_x37QdhvvFk1R80kfe', 'Downloads/DPDD/train', VIEWS, '8 files'),
         'val/DPDD': ('1KRAmBzluu-IG9-BOsuakB5rjY5_f-kiR', 'Downloads/DPDD/val', VIEWS, '8 files'),
-        'DPDD': (
-            '1dDWUQ_D93XGtcywoUcZE1HOXCV4EuLyw',
-            'test/DPDD',
-            [*VIEWS, 'indoor_labels.npy', 'outdoor_labels.npy'],
-            '8 files',
-        ),
+        'DPDD': ('1dDWUQ_D93XGtcywoUcZE1HOXCV4EuLyw', 'test/DPDD', [*VIEWS, *LABELS], '8 files'),
     },
     'Denoising': {
         'train/SIDD': ('1UHjWZzLPGweA9ZczmV8lFSRcIxqiOVJw', 'Downloads/SIDD', SCENES, '2 pairs'),
@@ -118,6 +114,13 @@ def archive_of(folder, drive_id, top, but=None):
     )
 
 
+def serve(drive, folder, word, top='', names=None):
+    """Puts the archive of a set on the drive, with other `names` of its files; returns its place and usual files."""
+    drive_id, place, usual, _ = SETS[folder][word]
+    drive.archives[drive_id] = archive_of(folder, drive_id, top, {place: usual if names is None else names})
+    return place, usual
+
+
 def test_the_table_is_that_of_the_published_downloads():
     numbers = {
         (folder, one.key): one.number
@@ -142,10 +145,10 @@ def test_the_table_is_that_of_the_published_downloads():
 
 
 @pytest.mark.parametrize(('folder', 'word'), CASES)
-@pytest.mark.parametrize('top', ['', 'test/', 'some/where/else/'])
+@pytest.mark.parametrize('top', ['', 'some/where/else/'])
 def test_every_set_is_found_anywhere_in_its_archive(here, drive, capsys, folder, word, top):
-    drive_id, place, names, number = SETS[folder][word]
-    drive.archives[drive_id] = archive_of(folder, drive_id, top)
+    place, names = serve(drive, folder, word, top)
+    drive_id, *_, number = SETS[folder][word]
     assert run(folder, word) == 0
     expected = {f'out/{place}/{name}': content(place, name) for name in names}
     assert files(here) == expected
@@ -158,7 +161,6 @@ def test_every_set_is_found_anywhere_in_its_archive(here, drive, capsys, folder,
 @pytest.mark.parametrize(
     ('folder', 'word', 'there'),
     [
-        ('Deraining', 'Rain13K', ['input/1.png']),
         ('Defocus_Deblurring', 'DPDD', ['inputL/1.png']),
         ('Denoising', 'train/SIDD', ['scene/a_GT.png']),
         ('Denoising', 'SIDD', BLOCKS[:1]),
@@ -167,8 +169,7 @@ def test_every_set_is_found_anywhere_in_its_archive(here, drive, capsys, folder,
     ],
 )
 def test_a_wrong_set_is_replaced_by_force_alone(here, drive, capsys, folder, word, there):
-    drive_id, place, names, _ = SETS[folder][word]
-    drive.archives[drive_id] = archive_of(folder, drive_id, '')
+    place, names = serve(drive, folder, word)
     for name in there:
         path = here / 'out' / place / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,8 +227,7 @@ def test_words_choose_groups_and_sets(here, drive, folder, words, chosen):
     ],
 )  # fmt: skip
 def test_another_layout_is_described(here, drive, capsys, folder, word, names, words):
-    drive_id, place, *_ = SETS[folder][word]
-    drive.archives[drive_id] = archive_of(folder, drive_id, 'test/', {place: names})
+    serve(drive, folder, word, 'test/', names)
     assert run(folder, word) == 1
     (error,) = said(capsys)[0]
     assert words in error
@@ -236,33 +236,29 @@ def test_another_layout_is_described(here, drive, capsys, folder, word, names, w
 
 @pytest.mark.parametrize('names', [['a.png'], [f'{n}.bmp' for n in range(9)], ['1.png', '1.tif']])
 def test_a_number_that_is_not_established_is_never_refused(here, drive, capsys, names):
-    drive_id, place, *_ = SETS['Denoising']['Kodak']
-    drive.archives[drive_id] = archive_of('Denoising', drive_id, '', {place: names})
+    serve(drive, 'Denoising', 'Kodak', names=names)
     assert run('Denoising', 'Kodak') == 0
     assert said(capsys)[1] == f'{here}/out/test/Kodak is complete: {len(names)} images\n'
 
 
 def test_a_folder_of_the_name_of_the_set_decides_between_several(here, drive):
-    drive_id, place, *_ = SETS['Denoising']['DIV2K']
     names = ['preview.png', 'DIV2K/1.png', '__MACOSX/._1.png', 'DIV2K/.hidden.png', 'DIV2K/Thumbs.db']
-    drive.archives[drive_id] = archive_of('Denoising', drive_id, '', {place: names})
+    serve(drive, 'Denoising', 'DIV2K', names=names)
     assert run('Denoising', 'DIV2K') == 0
     assert files(here).keys() == {'out/Downloads/DIV2K/1.png'}
 
 
 def test_the_spurious_image_of_an_old_upload_is_left_out(here, drive, capsys):
-    drive_id, place, names, _ = SETS['Deraining']['Test2800']
-    drive.archives[drive_id] = archive_of('Deraining', drive_id, '', {place: [*names, 'input/926_10(1).jpg']})
+    serve(drive, 'Deraining', 'Test2800', names=[*PAIRS, 'input/926_10(1).jpg'])
     assert run('Deraining', 'Test2800') == 0
-    assert files(here).keys() == {f'out/{place}/{name}' for name in names}
+    assert files(here).keys() == {f'out/test/Test2800/{name}' for name in PAIRS}
     assert 'left out Test2800/input/926_10(1).jpg, which has no partner' in said(capsys)[1]
 
 
 @pytest.mark.parametrize('in_archive', [False, True])
 def test_labels_are_not_required_and_stay(here, drive, in_archive):
-    drive_id, place, names, _ = SETS['Defocus_Deblurring']['DPDD']
-    names = names if in_archive else VIEWS
-    drive.archives[drive_id] = archive_of('Defocus_Deblurring', drive_id, 'test/', {place: names})
+    names = [*VIEWS, *LABELS] if in_archive else VIEWS
+    place, _ = serve(drive, 'Defocus_Deblurring', 'DPDD', 'test/', names)
     label = f'out/{place}/indoor_labels.npy'
     (here / label).parent.mkdir(parents=True)
     (here / label).write_bytes(b'from elsewhere')
@@ -277,8 +273,7 @@ def test_labels_are_not_required_and_stay(here, drive, in_archive):
     ('Denoising', 'DND', 'out/test/DND/.unpacked'),
 ])  # fmt: skip
 def test_leftovers_of_a_kill_are_removed(here, drive, folder, word, scratch):
-    drive_id, place, names, _ = SETS[folder][word]
-    drive.archives[drive_id] = archive_of(folder, drive_id, '')
+    place, names = serve(drive, folder, word)
     (here / scratch / 'new').mkdir(parents=True)
     (here / scratch / 'new' / 'half.png').touch()
     assert run(folder, word) == 0
@@ -289,8 +284,7 @@ def test_leftovers_of_a_kill_are_removed(here, drive, folder, word, scratch):
     ('folder', 'word'), [('Denoising', 'DIV2K'), ('Denoising', 'DND'), ('Deraining', 'Rain13K')]
 )
 def test_a_link_to_another_folder_stays_one(here, drive, folder, word):
-    drive_id, place, names, _ = SETS[folder][word]
-    drive.archives[drive_id] = archive_of(folder, drive_id, '')
+    place, names = serve(drive, folder, word)
     disk, link = here / 'disk', here / 'out' / place
     disk.mkdir()
     link.parent.mkdir(parents=True)
