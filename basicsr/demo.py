@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--task',
         default='motion_deblurring',
-        help=f'what to restore: {", ".join(TASKS)} (in any letter case); default: %(default)s',
+        help=f'the task, in any letter case: {", ".join(TASKS)}; default: %(default)s',
     )
     p.add_argument(
         '--input_dir',

@@ -43,7 +43,7 @@ def shape_of(images: dict[str, np.ndarray]) -> tuple[int, int]:
 
 
 def parser(description: str, datasets: Path, size: int, stride: int) -> argparse.ArgumentParser:
-    """`datasets`: where the task has its data sets. `size`, `stride`: defaults of the training crops."""
+    """`datasets`: default folder of data sets. `size`, `stride`: defaults of the training crops."""
     p = argparse.ArgumentParser(description=description)
     p.add_argument(
         '--datasets',
@@ -65,7 +65,7 @@ def parser(description: str, datasets: Path, size: int, stride: int) -> argparse
 
 
 def cut(images: NamedImages, crops_of: CropsOf, folders: dict[str, Path], workers: int) -> None:
-    """`write_crops`, and prints how many."""
+    """Writes crops as `write_crops` does, and prints their number."""
     first = next(iter(folders.values()))
     place = first.parent if len(folders) > 1 else first
     count, written = write_crops(

@@ -193,7 +193,7 @@ class Download:
         self.path = datasets / archive.name
 
     def get(self, wanted: Sequence[DataSet], keep_archive: bool) -> None:
-        """Raises a UserError or OSError; the sets that are not complete are then as before."""
+        """Gets the sets that are not complete. After a UserError or OSError, the remaining ones are as before."""
         missing = []
         for one in wanted:
             place = self.datasets / one.place
@@ -217,7 +217,7 @@ class Download:
             raise DataError(f'{self.path}: {error}') from None
 
     def fetch_and_unpack(self, missing: Sequence[DataSet]) -> None:
-        """An archive that exists is used, so that it can be downloaded in a browser."""
+        """Uses an archive that exists, such as one downloaded in a browser."""
         new = not self.path.exists()
         if new:
             fetch_from_drive(self.archive.drive_id, self.path)

@@ -25,7 +25,7 @@ class NamedImages:
     Args:
         sources: kind → its images.
         filename_tmpl: name of the image of another kind, without suffix; `{}` stands for the name.
-        pairing: 'name'; or 'order': the n-th of each kind, in natural order, which takes equal counts.
+        pairing: 'name'; or 'order': the n-th image of each kind, in natural order, with equal counts.
         meta_info_file: text file with a file name at the start of each line: use only these.
         channels: 3 decodes to RGB, 1 to grey.
         bits: 8 keeps the high byte of 16-bit images; None keeps 16 bits.
