@@ -187,6 +187,8 @@ def test_a_wrong_set_is_replaced_by_force_alone(here, drive, capsys, folder, wor
 @pytest.mark.parametrize(
     ('folder', 'words', 'chosen'),
     [
+        ('Motion_Deblurring', ['HIDE', 'test', 'train'], SETS['Motion_Deblurring']),
+        ('Motion_Deblurring', ['GoPro', 'RealBlur_R', 'GoPro'], ['GoPro', 'RealBlur_R']),
         ('Deraining', ['test'], ['Test100', 'Rain100H', 'Rain100L', 'Test2800', 'Test1200']),
         ('Deraining', ['train', 'Rain100L'], ['Rain13K', 'Rain100L']),
         ('Defocus_Deblurring', ['val', 'train/DPDD', 'test'], ['train', 'val/DPDD', 'DPDD']),
@@ -349,19 +351,6 @@ def test_other_weights_are_refused(here, unchecked, capsys, network, size, leave
     assert run('Denoising', 'weights') == 1
     (error,) = said(capsys)[0]
     assert words in error and error.endswith('; move it, or replace it with --force')
-
-
-def test_a_pickle_that_would_run_code_is_refused(here, unchecked, capsys):
-    path = unchecked(GREY)
-
-    class Evil:
-        def __reduce__(self):
-            return print, ('evil',)
-
-    torch.save({'params': Evil()}, path)
-    assert run('Denoising', 'weights') == 1
-    errors, out = said(capsys)
-    assert len(errors) == 1 and 'evil' not in out and files(here / 'out') == {}
 
 
 def test_one_of_several_files_is_chosen_by_its_stem(here, monkeypatch):

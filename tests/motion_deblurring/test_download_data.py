@@ -28,7 +28,7 @@ from basicsr.data import download
 from basicsr.tasks import ARCHIVES, MOTION_DEBLURRING
 from basicsr.utils import cli
 from basicsr.utils.files import ROOT
-from basicsr.utils.remote import Archive, DataSet, RemoteFile
+from basicsr.utils.remote import RemoteFile
 
 SCRIPT = ROOT / 'Motion_Deblurring' / 'download_data.py'
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -50,10 +50,6 @@ def here(tmp_path, monkeypatch):
     # A signal may leave the lock of all progress bars taken, which a process forked by a later test would wait for.
     monkeypatch.setattr(tqdm, '_lock', threading.RLock(), raising=False)
     return tmp_path
-
-
-def with_archives(monkeypatch, *archives):
-    monkeypatch.setitem(ARCHIVES, 'Motion_Deblurring', archives)
 
 
 # Weights
@@ -157,7 +153,7 @@ def drive(monkeypatch):
         (one,) = archive.sets
         archives.append(archive._replace(sets=(one._replace(number=PAIRS),)))
         drive.archives[archive.drive_id] = archive_of([f'{one.place}/{kind}' for kind in ('input', 'target')])
-    with_archives(monkeypatch, *archives)
+    monkeypatch.setitem(ARCHIVES, 'Motion_Deblurring', tuple(archives))
     return drive
 
 
@@ -170,30 +166,6 @@ def unpacked(*places):
     return {
         f'out/{place}/{kind}/{name}.png' for place in places for kind in ('input', 'target') for name in 'abc'
     }
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'places'),
-    [
-        (['train'], PLACES[:1]),
-        (['HIDE', 'test', 'train'], PLACES),
-        (['GoPro', 'RealBlur_R', 'GoPro'], ['test/GoPro', 'test/RealBlur_R']),
-    ],
-)
-def test_sets_are_unpacked_where_they_belong(here, drive, capsys, arguments, places):
-    assert run(*arguments) == 0
-    assert files(here).keys() == unpacked(*places)
-    errors, out = said(capsys)
-    assert errors == []
-    assert out.splitlines() == [f'{here / "out" / place} is complete: 3 pairs' for place in places]
-    calls = list(drive.calls)
-    assert len(calls) == len(places)
-    before = files(here)
-    assert run(*arguments) == 0  # and what is there is kept
-    assert said(capsys)[1].splitlines() == [
-        f'{here / "out" / place} exists already: 3 pairs' for place in places
-    ]
-    assert drive.calls == calls and files(here) == before
 
 
 def test_weights_and_sets_together(here, drive, published):
@@ -451,14 +423,6 @@ def test_a_set_that_is_there_and_wrong_is_replaced_by_force_alone(here, drive, c
     assert files(here) == whole
 
 
-def test_leftovers_of_a_kill_are_removed(here, drive):
-    scratch = here / 'out' / 'test' / 'GoPro' / '.unpacked'
-    scratch.mkdir(parents=True)
-    (scratch / 'half.png').write_bytes(b'')
-    assert run('GoPro') == 0
-    assert files(here).keys() == unpacked('test/GoPro')
-
-
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_nothing_is_left_unpacked_by_a_command_that_is_ended(here, drive, monkeypatch, number, status):
     extract = zipfile.ZipFile.extract
@@ -472,25 +436,6 @@ def test_nothing_is_left_unpacked_by_a_command_that_is_ended(here, drive, monkey
     monkeypatch.setattr(zipfile.ZipFile, 'extract', extract_then_stop)
     assert run('GoPro') == status
     assert files(here).keys() == {'out/GoPro_test.zip'}
-
-
-def test_one_archive_of_several_sets(here, drive, monkeypatch):
-    """As of deraining; a set may have more than two folders."""
-    sets = (
-        DataSet('test/A', PAIRS),
-        DataSet('test/B', PAIRS),
-        DataSet('test/C', PAIRS, ('left/*', 'right/*', 'target/*')),
-    )
-    with_archives(monkeypatch, Archive(GOPRO, sets))
-    folders = [f'top/{one.name}/{part[:-2]}' for one in sets for part in one.parts]
-    drive.archives[GOPRO] = archive_of(folders)
-    assert download.choices_of('Motion_Deblurring')['test'] == ['A', 'B', 'C']
-    assert run('B', '--keep_archives') == 0
-    assert files(here).keys() == unpacked('test/B') | {'out/test.zip'}
-    assert run('test') == 0
-    found = {f'out/test/C/{kind}/{name}.png' for kind in ('left', 'right', 'target') for name in 'abc'}
-    assert files(here).keys() == unpacked('test/A', 'test/B') | found
-    assert drive.calls == [GOPRO]
 
 
 # Table, command line
