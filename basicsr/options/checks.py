@@ -177,10 +177,11 @@ def check_required(run: Run) -> None:
 
 def check_noise(run: Run) -> None:
     for phase, section in run.used_sets.items():
-        name, allowed = 'sigma_test', 'a number, for images at full size'
-        if phase == 'train':
-            name, allowed = 'sigma_range', 'a number or a list, to train'
+        name = 'sigma_range' if phase == 'train' else 'sigma_test'
         if section.type == 'Dataset_GaussianDenoising' and getattr(section, name) is None:
+            allowed = (
+                'a number or a list, to train' if phase == 'train' else 'a number, for images at full size'
+            )
             run.report(('datasets', phase, name), 'nothing', allowed)
 
 
