@@ -39,16 +39,16 @@ def list_images(file_or_folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def right_views(left: list[Path], right: list[Path]) -> tuple[dict[Path, Path], bool]:
-    """The right view of each left one, and whether they have the same names (without suffix). If no two names agree,
-    the views are paired in natural order, as the files of some cameras are numbered on. Raises ImageFileError."""
+    """The right view of each left one, and whether they are paired by name (without suffix). If no two names agree, the
+    pairing is by natural order: some cameras number both views in one series. Raises ImageFileError."""
     by_name = {path.stem: path for path in right}
-    lonely = [path for path in left if path.stem not in by_name]
-    if not lonely and len(left) == len(right) == len(by_name):
+    unpaired = [path for path in left if path.stem not in by_name]
+    if not unpaired and len(left) == len(right) == len(by_name):
         return {path: by_name[path.stem] for path in left}, True
-    if len(lonely) == len(left) == len(right):
+    if len(unpaired) == len(left) == len(right):
         return dict(zip(left, right, strict=True)), False
     others = [path for path in right if path.stem not in {each.stem for each in left}]
-    names = listed([path.name for path in (*lonely, *others)]) or 'names that occur twice'
+    names = listed([path.name for path in (*unpaired, *others)]) or 'names that occur twice'
     raise ImageFileError(
         f'found {len(left)} left and {len(right)} right views, not in pairs: {names}; allowed: two images of one name '
         'for each pair, or as many left as right ones'
