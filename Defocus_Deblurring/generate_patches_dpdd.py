@@ -37,8 +37,9 @@ import numpy as np
 from basicsr.data import crop_files
 from basicsr.data.crop_files import centre_crop, shape_of
 from basicsr.data.crops import Window, crop_windows, numbered
-from basicsr.data.named_images import NamedImages, pairing_of
+from basicsr.data.named_images import NamedImages
 from basicsr.data.sources import open_sources
+from basicsr.images.listing import pairing_of
 from basicsr.tasks import DUAL_PIXEL_DEFOCUS_DEBLURRING
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import absolute
@@ -69,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
         place = datasets / 'Downloads' / 'DPDD' / group
         try:
             sources = open_sources({kind: str(place / kind) for kind in KINDS}, {'type': 'disk'})
-            pairing = pairing_of(sources.values())
+            pairing = pairing_of(*(source.names for source in sources.values()))
             frames[group] = NamedImages(sources, pairing=pairing)
         except DataError as error:
             how = f'python Defocus_Deblurring/download_data.py --data {group}'

@@ -113,9 +113,9 @@ def main(args: argparse.Namespace) -> int:
         inputs = list_images(args.input_dir)
         right: dict[Path, Path] = {}
         if args.right_dir:
-            right, is_named = right_views(inputs, list_images(args.right_dir))
-            if not is_named:
-                print('no left and right view have the same name: paired in natural order', file=sys.stderr)
+            right, pairing = right_views(inputs, list_images(args.right_dir))
+            if pairing == 'order':
+                print('most left and right views have other names: paired in natural order', file=sys.stderr)
         path = args.weights or default_weights(task.name, args.sigma)
         weights = load_weights(path, args.param_key)
         check_weights_task(path, task, args.sigma)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +10,11 @@ import numpy as np
 from natsort import natsorted
 
 from basicsr.data.sources import Source, read_all, read_meta_info
+from basicsr.images.listing import Pairing
 from basicsr.images.reader import decode_image
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import resolve
 from basicsr.utils.text import listed
-
-Pairing = Literal['name', 'order']
 
 
 class NamedImages:
@@ -121,12 +120,6 @@ class NamedImages:
 
     def _where(self, kind: str, name: str) -> str:
         return self.sources[kind].where(self._own_names[kind][name])
-
-
-def pairing_of(sources: Collection[Source]) -> Pairing:
-    """'order' if most names are not in all sources, as in DPDD's original files."""
-    common = set.intersection(*({*source.names} for source in sources))
-    return 'name' if 2 * len(common) >= min(len(source.names) for source in sources) else 'order'
 
 
 def _chosen(names: list[str], meta_info_file: Path) -> list[str]:

@@ -11,11 +11,11 @@ import numpy as np
 
 from basicsr.data.dual_pixel_dataset import Dataset_DefocusDeblur_DualPixel_16bit
 from basicsr.data.gaussian_denoising_dataset import Dataset_GaussianDenoising
-from basicsr.data.named_images import Pairing, pairing_of
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sources import FolderSource
 from basicsr.evaluation.evaluate import ImageSet
 from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks, Uploads
+from basicsr.images.listing import Pairing, pairing_of
 from basicsr.metrics.metric import Metric
 from basicsr.tasks import PROTOCOLS, Figure, TestSet
 from basicsr.utils.errors import DataError
@@ -109,7 +109,7 @@ def open_images(test_set: TestSet, paths: dict[str, Path], channels: Literal[1, 
 
 
 def _pairing(test_set: TestSet, folders: dict[str, Path]) -> Pairing:
-    pairing = pairing_of([FolderSource(folder) for folder in folders.values()])
+    pairing = pairing_of(*(FolderSource(folder).names for folder in folders.values()))
     if pairing == 'order':
         print(f'{test_set.name}: paired in natural order, as most names are not in all folders', flush=True)
     return pairing
