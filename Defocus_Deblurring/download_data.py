@@ -1,4 +1,4 @@
-"""Gets the data set and the published weights of defocus deblurring, and checks them.
+"""Downloads the data set and the published weights of defocus deblurring, and checks them.
 
     python Defocus_Deblurring/download_data.py --data weights                           # 105 MB each, from GitHub
     python Defocus_Deblurring/download_data.py --data single_image_defocus_deblurring   # one of the two
@@ -12,9 +12,7 @@ The sets come from Google Drive as zip archives (`pip install 'gdown>=6.4'`), an
 Defocus_Deblurring/Datasets: Downloads/DPDD/{train,val} and test/DPDD, each with inputL, inputR, inputC and target. If
 Google Drive refuses, download the archive in a browser to the name given in the message, and repeat the command.
 
-Existing files that are right are kept; others are replaced with --force only. A file or a set gets its final name when
-it is complete; repeating the command continues with what is missing. Exit status: 0 if everything is complete, 1 if not
-(each failure is named), 2 on a wrong argument or without gdown, 130 after Ctrl-C.
+--force and the exit status are as in Motion_Deblurring/download_data.py.
 """
 
 from __future__ import annotations
@@ -31,14 +29,13 @@ if __name__ == '__main__':
 import argparse
 
 from basicsr.data import download
-from basicsr.tasks import ARCHIVES, published_files
 
 FOLDER = 'Defocus_Deblurring'
 
 
 def parser() -> argparse.ArgumentParser:
-    return download.parser(FOLDER, published_files(FOLDER), ARCHIVES[FOLDER])
+    return download.parser(FOLDER)
 
 
 def main(args: argparse.Namespace) -> int:
-    return download.main(args, FOLDER, published_files(FOLDER), ARCHIVES[FOLDER])
+    return download.main(args, FOLDER)

@@ -6,7 +6,7 @@
 
 PSNR, SSIM (7×7), MAE and, if the package lpips is installed, LPIPS, as published: in [0, 1], not rounded. The task
 single_image takes the high byte of 16-bit files, also of the sharp images; dual_pixel takes all 16 bits. Pairs are
-matched by name, or, if no name is in all folders, as in DPDD's original files, by natural order.
+matched by name, or, if most names are not in all folders, as in DPDD's original files, in natural order.
 
 The figures of indoor and outdoor scenes need indoor_labels.npy and outdoor_labels.npy in DPDD's folder: positions in
 the natural order of the images, from 1.

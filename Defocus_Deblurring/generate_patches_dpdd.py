@@ -9,8 +9,8 @@ crops go to {train,val}/DPDD/{inputL,inputR,inputC,target}_crops.
 Training frames are cut into 512×512 pixels every 204 (an overlap of 60 %) and along the last row and column, row by
 row. Of a frame's crops the 30 % whose target is least sharp are left out (see `sharpest`), so that 20 of the 28 crops
 of 1680×1120 pixels stay: <frame>-<n>.png, n from 1 over those. A validation frame gives <frame>.png: the 256×256 pixels
-in its centre. <frame> is the name in inputC. The frames of the four folders belong together by name or, if most names
-differ, as in the original set, in natural order.
+in its centre. <frame> is the name in inputC. The frames of the four folders are matched by name or, if most names
+differ, as in the original set, by natural order.
 
 Repeating the command writes what is missing; another image with the name of a crop is never replaced. Exit status: 0 if
 the folders hold exactly these crops, 1 if not, 2 on a wrong argument, 130 after Ctrl-C.
@@ -37,8 +37,9 @@ import numpy as np
 from basicsr.data import crop_files
 from basicsr.data.crop_files import centre_crop, shape_of
 from basicsr.data.crops import Window, crop_windows, numbered
-from basicsr.data.named_images import NamedImages, pairing_of
+from basicsr.data.named_images import NamedImages
 from basicsr.data.sources import open_sources
+from basicsr.images.listing import pairing_of
 from basicsr.tasks import DUAL_PIXEL_DEFOCUS_DEBLURRING
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import absolute
@@ -65,16 +66,16 @@ def main(args: argparse.Namespace) -> None:
         'val': partial(centre_crop, size=CENTRE),
     }
     frames = {}
-    for group in dict.fromkeys(args.data):  # all of them, before any work
+    for group in dict.fromkeys(args.data):  # open all before any work
         place = datasets / 'Downloads' / 'DPDD' / group
         try:
             sources = open_sources({kind: str(place / kind) for kind in KINDS}, {'type': 'disk'})
-            pairing = pairing_of(sources.values())
+            pairing = pairing_of(*(source.names for source in sources.values()))
             frames[group] = NamedImages(sources, pairing=pairing)
         except DataError as error:
             how = f'python Defocus_Deblurring/download_data.py --data {group}'
             raise DataError(f'{error}; {how} gets the frames') from None
-        print(f'{place}: the frames of {", ".join(KINDS)} belong together by {pairing}', flush=True)
+        print(f'{place}: the frames of {", ".join(KINDS)} are matched by {pairing}', flush=True)
     for group, images in frames.items():
         folders = {kind: datasets / group / 'DPDD' / f'{kind}_crops' for kind in KINDS}
         crop_files.cut(images, crops_of[group], folders, args.workers)
@@ -90,14 +91,14 @@ def sharp_crops(
 
 
 def sharpest(crops: Sequence[np.ndarray]) -> list[int]:
-    """Indices of the crops, (H, W), without int(0.3 · number) that are least sharp, in order.
+    """Indices of the crops, (H, W), without the int(0.3 · number) least sharp, in order.
 
-    For each of four sizes of the Sobel filter, a crop has the sum of its gradients' lengths, which is scaled to 0 … 1
-    over the crops; their product is the sharpness (the rule of DPDNet, Abuolaim and Brown, ECCV 2020).
+    Sharpness is the product over four sizes of Sobel's filter of the sum of gradient lengths, scaled to 0 … 1 over the
+    crops (the rule of DPDNet, Abuolaim and Brown, ECCV 2020).
     """
     gradients = np.array([[gradient(crop, size) for crop in crops] for size in SOBEL_SIZES])
     least, most = gradients.min(axis=1, keepdims=True), gradients.max(axis=1, keepdims=True)
-    # A size for which all crops are equal, as for flat images, tells nothing.
+    # Skip a size for which all crops are equal, as for flat images.
     scaled = np.divide(gradients - least, most - least, out=np.ones_like(gradients), where=most > least)
     order = np.argsort(scaled.prod(axis=0), kind='stable')
     return sorted(order[int(LEFT_OUT * len(crops)) :].tolist())

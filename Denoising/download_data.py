@@ -1,4 +1,4 @@
-"""Gets the data sets and the published weights of real and of Gaussian denoising, and checks them.
+"""Downloads the data sets and the published weights of real and of Gaussian denoising, and checks them.
 
     python Denoising/download_data.py --data weights                                # all nine files, 105 MB each
     python Denoising/download_data.py --data real_denoising gaussian_color_denoising_blind     # some of them
@@ -13,9 +13,7 @@ The sets come from Google Drive as zip archives (`pip install 'gdown>=6.4'`), an
 Denoising/Datasets: Downloads/{SIDD,DIV2K,Flickr2K,WaterlooED,BSD400}, val/SIDD and test/<set>. If Google Drive refuses,
 download the archive in a browser to the name given in the message, and repeat the command.
 
-Existing files that are right are kept; others are replaced with --force only. A file or a set gets its final name when
-it is complete; repeating the command continues with what is missing. Exit status: 0 if everything is complete, 1 if not
-(each failure is named), 2 on a wrong argument or without gdown, 130 after Ctrl-C.
+--force and the exit status are as in Motion_Deblurring/download_data.py.
 """
 
 from __future__ import annotations
@@ -32,14 +30,13 @@ if __name__ == '__main__':
 import argparse
 
 from basicsr.data import download
-from basicsr.tasks import ARCHIVES, published_files
 
 FOLDER = 'Denoising'
 
 
 def parser() -> argparse.ArgumentParser:
-    return download.parser(FOLDER, published_files(FOLDER), ARCHIVES[FOLDER])
+    return download.parser(FOLDER)
 
 
 def main(args: argparse.Namespace) -> int:
-    return download.main(args, FOLDER, published_files(FOLDER), ARCHIVES[FOLDER])
+    return download.main(args, FOLDER)

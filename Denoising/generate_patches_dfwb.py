@@ -5,7 +5,7 @@
 
 All paths are in Denoising/Datasets, where download_data.py puts the images: Downloads/<set>. An image whose sides are
 both longer than 800 pixels is cut into 512×512 pixels every 416 and along the last row and column, row by row:
-<set>-<image>-<n>.png, n from 1. Others stay whole: <set>-<image>.png.
+<set>-<image>-<n>.png, n from 1. Others are not cut: <set>-<image>.png.
 
 Repeating the command writes what is missing; another image with the name of a crop is never replaced. Exit status: 0 if
 the folder holds exactly the crops of these sets, 1 if not, 2 on a wrong argument, 130 after Ctrl-C.
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         type=at_least(0),
         default=800,
         metavar='N',
-        help='images with a side of N pixels or fewer stay whole; default: %(default)s',
+        help='do not cut images with a side of N pixels or fewer; default: %(default)s',
     )
     return p
 

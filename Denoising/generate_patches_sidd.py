@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def photographs(folder: Path) -> dict[str, FileSource]:
-    """The noisy and the clean ones, both under the names of the noisy ones. Raises DataError."""
+    """The noisy and the clean photographs, both by the names of the noisy ones. Raises DataError."""
     found = {kind: files_of(folder, part) for kind, part in PARTS.items()}
     names = {texts: path.stem for texts, path in found['input']}
     if not names:

@@ -1,4 +1,4 @@
-"""Gets the data sets and the published weights of deraining, and checks them.
+"""Downloads the data sets and the published weights of deraining, and checks them.
 
     python Deraining/download_data.py --data weights            # 105 MB, from GitHub
     python Deraining/download_data.py --data train              # Rain13K, to train on
@@ -9,9 +9,7 @@ The sets come from Google Drive as zip archives (`pip install 'gdown>=6.4'`), an
 Deraining/Datasets: train/Rain13K/{input,target}, test/<set>/{input,target}. If Google Drive refuses, download the
 archive in a browser to the name given in the message, and repeat the command.
 
-Existing files that are right are kept; others are replaced with --force only. A file or a set gets its final name when
-it is complete; repeating the command continues with what is missing. Exit status: 0 if everything is complete, 1 if not
-(each failure is named), 2 on a wrong argument or without gdown, 130 after Ctrl-C.
+--force and the exit status are as in Motion_Deblurring/download_data.py.
 """
 
 from __future__ import annotations
@@ -28,14 +26,13 @@ if __name__ == '__main__':
 import argparse
 
 from basicsr.data import download
-from basicsr.tasks import ARCHIVES, published_files
 
 FOLDER = 'Deraining'
 
 
 def parser() -> argparse.ArgumentParser:
-    return download.parser(FOLDER, published_files(FOLDER), ARCHIVES[FOLDER])
+    return download.parser(FOLDER)
 
 
 def main(args: argparse.Namespace) -> int:
-    return download.main(args, FOLDER, published_files(FOLDER), ARCHIVES[FOLDER])
+    return download.main(args, FOLDER)

@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     train = 'train', 'train', partial(grid_crops, size=args.crop_size, stride=args.stride)
     val = 'test', 'val', partial(centre_crop, size=CENTRE)
     chosen = [val] if args.only_val else [train, val] if args.val else [train]
-    frames = [frames_of(datasets / source / 'GoPro') for source, _, _ in chosen]  # all of them, before any work
+    frames = [frames_of(datasets / source / 'GoPro') for source, _, _ in chosen]  # open all before any work
     for pairs, (_, group, crops_of) in zip(frames, chosen, strict=True):
         folders = {kind: datasets / group / 'GoPro' / f'{folder}_crops' for kind, folder in KINDS.items()}
         crop_files.cut(pairs, crops_of, folders, args.workers)

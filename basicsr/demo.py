@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--task',
         default='motion_deblurring',
-        help=f'what to restore: {", ".join(TASKS)} (in any letter case); default: %(default)s',
+        help=f'the task, in any letter case: {", ".join(TASKS)}; default: %(default)s',
     )
     p.add_argument(
         '--input_dir',
@@ -113,9 +113,9 @@ def main(args: argparse.Namespace) -> int:
         inputs = list_images(args.input_dir)
         right: dict[Path, Path] = {}
         if args.right_dir:
-            right, is_named = right_views(inputs, list_images(args.right_dir))
-            if not is_named:
-                print('left and right views have other names: paired in their order', file=sys.stderr)
+            right, pairing = right_views(inputs, list_images(args.right_dir))
+            if pairing == 'order':
+                print('most left and right views have other names: paired in natural order', file=sys.stderr)
         path = args.weights or default_weights(task.name, args.sigma)
         weights = load_weights(path, args.param_key)
         check_weights_task(path, task, args.sigma)

@@ -1,4 +1,4 @@
-"""The table of tasks: weights, data sets, test sets, and the figures that were published for them.
+"""The table of tasks: weights, data sets, test sets and published figures.
 
 A new task is a row in `TASKS`, its data in `ARCHIVES`, a folder with programs of a few lines (see Motion_Deblurring),
 and its option files.
@@ -31,7 +31,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a test set is measured. `rounded`: after rounding to the levels of the file; else in [0, 1]."""
+    """How a test set is measured. `rounded`: round to the levels of the file first; else measure in [0, 1]."""
 
     figures: tuple[Figure, ...]
     rounded: bool = True
@@ -80,8 +80,8 @@ Published = Mapping[str, Mapping[str, float]]  # method → key of a figure → 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Images in Datasets/test/<folder>, or <name> if that is empty.
-
+    """
+    folder: below Datasets/test; '': the name.
     layout: 'pairs': folders input and target; 'noise': clean images, to which noise of `sigma` (of 255) is added;
         'defocus': inputC and target; 'dual_pixel': inputL, inputR and target; 'sidd', 'dnd': the files of these sets.
     parts: name of a part of the set → its published figures.
@@ -95,14 +95,19 @@ class TestSet:
     sigma: int | None = None
     parts: Mapping[str, Published] = field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """The folder below Datasets/test, and the word on the command line: one for all noise levels of a set."""
+        return self.folder or self.name
+
 
 @dataclass(frozen=True)
 class Task:
     """
-    weights: what they were trained for → the published file; the first is the default. Tasks with one file have the
-        key ''; the others 'blind' (any noise level) and the standard deviations of the noise they were trained for.
-    network: the options of the published network that differ from Restormer's defaults.
-    shipped: file name of the weights that come with the repository, if there are any.
+    weights: noise level they were trained for → the published file; the first is the default. The key is '' for a
+        task with one file, else 'blind' (any level) or a standard deviation.
+    network: options of the published network that differ from Restormer's defaults.
+    shipped: file name of the weights in the repository; '': none.
     average: published means of the test sets' figures.
     """
 
@@ -124,7 +129,7 @@ class Task:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Of the input and of the result."""
+        """Channels of the input and of the result."""
         return self.network.get('inp_channels', 3), self.network.get('out_channels', 3)
 
     @property
@@ -147,8 +152,21 @@ def _release(name: str, size: int | None = None, sha256: str | None = None) -> R
     return RemoteFile(f'https://github.com/swz30/Restormer/releases/download/v1.0/{name}.pth', sha256, size)
 
 
-# Sizes of the published files; several networks have the same.
+# Sizes of the published files in bytes, by the network.
 RGB, RGB_BIAS_FREE, GREY_BIAS_FREE = 104_700_429, 104_611_957, 104_601_589
+
+
+# Trained on GoPro alone: arXiv 2111.09881; the same weights with TLC: arXiv 2112.04491.
+def _gopro(name: str, psnr: float, ssim: float, tlc: float) -> TestSet:
+    published = {'Restormer': {'psnr': psnr, 'ssim_3d': ssim}, 'Restormer + TLC': {'psnr': tlc}}
+    return TestSet(name, 'gopro', published)
+
+
+def _realblur(name: str, psnr: float, ssim: float, luma: float) -> TestSet:
+    """`luma`: PSNR of luma, without alignment."""
+    published = {'psnr_aligned': psnr, 'ssim_aligned': ssim, 'psnr_y': luma}
+    return TestSet(name, 'realblur', {'Restormer': published})
+
 
 MOTION_DEBLURRING = Task(
     name='motion_deblurring',
@@ -159,28 +177,11 @@ MOTION_DEBLURRING = Task(
         )
     },
     shipped='motion_deblurring_compact.pth',
-    # Published for networks trained on GoPro alone: arXiv 2111.09881; with the same weights and TLC, arXiv 2112.04491.
     test_sets=(
-        TestSet(
-            'GoPro',
-            'gopro',
-            {'Restormer': {'psnr': 32.92, 'ssim_3d': 0.961}, 'Restormer + TLC': {'psnr': 33.57}},
-        ),
-        TestSet(
-            'HIDE',
-            'gopro',
-            {'Restormer': {'psnr': 31.22, 'ssim_3d': 0.942}, 'Restormer + TLC': {'psnr': 31.49}},
-        ),
-        TestSet(
-            'RealBlur_J',
-            'realblur',
-            {'Restormer': {'psnr_aligned': 28.96, 'ssim_aligned': 0.879, 'psnr_y': 28.44}},
-        ),
-        TestSet(
-            'RealBlur_R',
-            'realblur',
-            {'Restormer': {'psnr_aligned': 36.19, 'ssim_aligned': 0.957, 'psnr_y': 35.91}},
-        ),
+        _gopro('GoPro', 32.92, 0.961, tlc=33.57),
+        _gopro('HIDE', 31.22, 0.942, tlc=31.49),
+        _realblur('RealBlur_J', 28.96, 0.879, luma=28.44),
+        _realblur('RealBlur_R', 36.19, 0.957, luma=35.91),
     ),
 )
 
@@ -206,8 +207,8 @@ DERAINING = Task(
 )
 
 
-# MAE agrees with what mmagic measured with the published weights (its configs/restormer/README.md): 0.0378 combined,
-# 0.0251 indoor, 0.0499 outdoor. Nothing confirms the dual-pixel one.
+# MAE as mmagic measured it with the published weights (its configs/restormer/README.md): 0.0378 combined, 0.0251
+# indoor, 0.0499 outdoor. The dual-pixel MAE is not confirmed, and is left out.
 def _defocus(psnr: float, ssim: float, lpips: float, **mae: float) -> Published:
     return {'Restormer': {'psnr': psnr, 'ssim_uniform': ssim, **mae, 'lpips': lpips}}
 
@@ -269,7 +270,7 @@ REAL_DENOISING = Task(
 
 
 def _noise(name: str, blind: tuple[float, ...], single: tuple[float, ...]) -> tuple[TestSet, ...]:
-    """The set with noise of three levels. `single`: of a network for each level."""
+    """A set with noise of three levels. Figures of the `blind` network, and of a `single` one for each level."""
     return tuple(
         TestSet(
             f'{name}_sigma{sigma}',
@@ -335,8 +336,9 @@ TASKS = {
     )
 }
 
-DUAL_PIXEL = ('inputL/*', 'inputR/*', 'inputC/*', 'target/*')
-LABELS = ('indoor_labels.npy', 'outdoor_labels.npy')
+
+def _archive(drive_id: str, *sets: DataSet) -> Archive:
+    return Archive(drive_id, sets)
 
 
 def _flat(key: str, folder: str = '') -> DataSet:
@@ -344,68 +346,61 @@ def _flat(key: str, folder: str = '') -> DataSet:
     return DataSet(key, parts=('*',), folder=folder)
 
 
-# Folder of the tasks → its data sets. Numbers are of the authors or of the set's own lists.
+def _dpdd(key: str, number: int, folder: str = '', optional: tuple[str, ...] = ()) -> DataSet:
+    parts = ('inputL/*', 'inputR/*', 'inputC/*', 'target/*')
+    return DataSet(key, number, parts, same_names=False, folder=folder, optional=optional)
+
+
+# Folder of the tasks → its data sets. Numbers come from the authors or from the set's own lists.
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
     'Motion_Deblurring': (
-        Archive('1zgALzrLCC_tcXKu_iHQTHukKUVT1aodI', (DataSet('train/GoPro', 2103),)),
-        Archive('1k6DTSHu4saUgrGTYkkZXTptILyG9RRll', (DataSet('test/GoPro', 1111),)),
-        Archive('1XRomKYJF1H92g1EuD06pCQe4o6HlwB7A', (DataSet('test/HIDE', 2025),)),
-        Archive('1Rb1DhhXmX7IXfilQ-zL9aGjQfAAvQTrW', (DataSet('test/RealBlur_J', 980),)),
-        Archive('1glgeWXCy7Y0qWDc0MXBTUlZYJf8984hS', (DataSet('test/RealBlur_R', 980),)),
+        _archive('1zgALzrLCC_tcXKu_iHQTHukKUVT1aodI', DataSet('train/GoPro', 2103)),
+        _archive('1k6DTSHu4saUgrGTYkkZXTptILyG9RRll', DataSet('test/GoPro', 1111)),
+        _archive('1XRomKYJF1H92g1EuD06pCQe4o6HlwB7A', DataSet('test/HIDE', 2025)),
+        _archive('1Rb1DhhXmX7IXfilQ-zL9aGjQfAAvQTrW', DataSet('test/RealBlur_J', 980)),
+        _archive('1glgeWXCy7Y0qWDc0MXBTUlZYJf8984hS', DataSet('test/RealBlur_R', 980)),
     ),
     'Deraining': (
-        Archive('14BidJeG4nSNuFNFDf99K-7eErCq4i47t', (DataSet('train/Rain13K'),)),
-        Archive(
+        _archive('14BidJeG4nSNuFNFDf99K-7eErCq4i47t', DataSet('train/Rain13K')),
+        _archive(
             '1P_-RAvltEoEhfT-9GrWRdpEi6NSswTs8',
-            (
-                DataSet('test/Test100', 98),
-                DataSet('test/Rain100H'),
-                DataSet('test/Rain100L'),
-                DataSet('test/Test2800', 2800, excess=('926_10(1).jpg',)),
-                DataSet('test/Test1200'),
-            ),
+            DataSet('test/Test100', 98),
+            DataSet('test/Rain100H'),
+            DataSet('test/Rain100L'),
+            DataSet('test/Test2800', 2800, excess=('926_10(1).jpg',)),
+            DataSet('test/Test1200'),
         ),
     ),
     'Defocus_Deblurring': (
-        Archive(
-            '1bl5i1cDQNvkgVA_x37QdhvvFk1R80kfe',
-            (DataSet('train/DPDD', 350, DUAL_PIXEL, same_names=False, folder='Downloads/DPDD/train'),),
-        ),
-        Archive(
-            '1KRAmBzluu-IG9-BOsuakB5rjY5_f-kiR',
-            (DataSet('val/DPDD', 74, DUAL_PIXEL, same_names=False, folder='Downloads/DPDD/val'),),
-        ),
-        Archive(
+        _archive('1bl5i1cDQNvkgVA_x37QdhvvFk1R80kfe', _dpdd('train/DPDD', 350, 'Downloads/DPDD/train')),
+        _archive('1KRAmBzluu-IG9-BOsuakB5rjY5_f-kiR', _dpdd('val/DPDD', 74, 'Downloads/DPDD/val')),
+        _archive(
             '1dDWUQ_D93XGtcywoUcZE1HOXCV4EuLyw',
-            (DataSet('test/DPDD', 76, DUAL_PIXEL, same_names=False, optional=LABELS),),
+            _dpdd('test/DPDD', 76, optional=('indoor_labels.npy', 'outdoor_labels.npy')),
         ),
     ),
     'Denoising': (
-        Archive(
+        _archive(
             '1UHjWZzLPGweA9ZczmV8lFSRcIxqiOVJw',
-            (DataSet('train/SIDD', parts=('*/*NOISY*', '*/*GT*'), folder='Downloads/SIDD'),),
+            DataSet('train/SIDD', parts=('*/*NOISY*', '*/*GT*'), folder='Downloads/SIDD'),
         ),
-        Archive(
-            '1Fw6Ey1R-nCHN9WEpxv0MnMqxij-ECQYJ',
-            (DataSet('val/SIDD', parts=('input_crops/*', 'target_crops/*')),),
+        _archive(
+            '1Fw6Ey1R-nCHN9WEpxv0MnMqxij-ECQYJ', DataSet('val/SIDD', parts=('input_crops/*', 'target_crops/*'))
         ),
-        Archive(
+        _archive(
             '11vfqV-lqousZTuAit1Qkqghiv_taY0KZ',
-            (DataSet('test/SIDD', parts=('ValidationNoisyBlocksSrgb.mat', 'ValidationGtBlocksSrgb.mat')),),
+            DataSet('test/SIDD', parts=('ValidationNoisyBlocksSrgb.mat', 'ValidationGtBlocksSrgb.mat')),
         ),
-        Archive(
-            '1CYCDhaVxYYcXhSfEVDUwkvJDtGxeQ10G',
-            (DataSet('test/DND', 50, ('info.mat', 'images_srgb/*.mat')),),
+        _archive(
+            '1CYCDhaVxYYcXhSfEVDUwkvJDtGxeQ10G', DataSet('test/DND', 50, ('info.mat', 'images_srgb/*.mat'))
         ),
-        Archive('1idKFDkAHJGAFDn1OyXZxsTbOSBx9GS8N', (_flat('train/BSD400', 'Downloads/BSD400'),)),
-        Archive('13wLWWXvFkuYYVZMMAYiMVdSA7iVEf2fM', (_flat('train/DIV2K', 'Downloads/DIV2K'),)),
-        Archive('1J8xjFCrVzeYccD-LF08H7HiIsmi8l2Wn', (_flat('train/Flickr2K', 'Downloads/Flickr2K'),)),
-        Archive('19_mCE_GXfmE5yYsm-HEzuZQqmwMjPpJr', (_flat('train/WaterlooED', 'Downloads/WaterlooED'),)),
-        Archive(
+        _archive('1idKFDkAHJGAFDn1OyXZxsTbOSBx9GS8N', _flat('train/BSD400', 'Downloads/BSD400')),
+        _archive('13wLWWXvFkuYYVZMMAYiMVdSA7iVEf2fM', _flat('train/DIV2K', 'Downloads/DIV2K')),
+        _archive('1J8xjFCrVzeYccD-LF08H7HiIsmi8l2Wn', _flat('train/Flickr2K', 'Downloads/Flickr2K')),
+        _archive('19_mCE_GXfmE5yYsm-HEzuZQqmwMjPpJr', _flat('train/WaterlooED', 'Downloads/WaterlooED')),
+        _archive(
             '1mwMLt-niNqcQpfN_ZduG9j4k6P_ZkOl0',
-            tuple(
-                _flat(f'test/{name}') for name in ('CBSD68', 'BSD68', 'Kodak', 'McMaster', 'Set12', 'Urban100')
-            ),
+            *(_flat(f'test/{name}') for name in ('CBSD68', 'BSD68', 'Kodak', 'McMaster', 'Set12', 'Urban100')),
         ),
     ),
 }

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from basicsr.tasks import TASKS
+from basicsr.tasks import PROTOCOLS, TASKS
 from basicsr.utils.files import ROOT
 
 FOLDERS = sorted({task.folder for task in TASKS.values()})
@@ -29,3 +29,20 @@ def test_every_command_in_the_documentation_is_valid(folder):
                 parser.parse_args(shlex.split(arguments, comments=True))
                 used.add(program)
     assert used == {path.stem for path in (ROOT / folder).glob('*.py')}  # and no program is left out
+
+
+@pytest.mark.parametrize('task', TASKS.values(), ids=lambda task: task.name)
+def test_published_figures_and_checksums_are_those_of_the_table(task):
+    """Of each figure in the README of the task's folder; motion deblurring's weights have a page of their own."""
+    readme = (ROOT / task.folder / 'README.md').read_text(encoding='utf-8')
+    figures = readme.partition('Published figures\n')[2]
+    published = [task.average]
+    for one in task.test_sets:
+        published += [one.published, *one.parts.values()]
+        digits = {figure.key: figure.digits for figure in PROTOCOLS[one.protocol].figures}
+        for method in (method for each in published for method in each.values()):
+            for key, value in method.items():
+                assert re.search(rf'\b{value:.{digits[key]}f}\b', figures), (one.name, key, value)
+    pages = [readme, *(path.read_text(encoding='utf-8') for path in (ROOT / task.folder).glob('*/README.md'))]
+    for remote in task.weights.values():
+        assert any((remote.sha256 or remote.stem.rpartition('_')[2]) in page for page in pages), remote.name

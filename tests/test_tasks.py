@@ -18,15 +18,12 @@ SIDE = 40
 NAMES = ('1', '2', '10')
 
 # Task → option file, kind of data set → its folder, from `train` or `val`.
-PAIRS = {'lq': 'input', 'gt': 'target'}
+PAIRS, CENTRE = {'lq': 'input', 'gt': 'target'}, {'lq': 'inputC', 'gt': 'target'}
 VIEWS = {'lqL': 'inputL', 'lqR': 'inputR', 'gt': 'target'}
 RECIPES = {
     'motion_deblurring': ('Deblurring_Restormer', PAIRS),
     'deraining': ('Deraining_Restormer', PAIRS),
-    'single_image_defocus_deblurring': (
-        'DefocusDeblur_Single_8bit_Restormer',
-        {'lq': 'inputC', 'gt': 'target'},
-    ),
+    'single_image_defocus_deblurring': ('DefocusDeblur_Single_8bit_Restormer', CENTRE),
     'dual_pixel_defocus_deblurring': ('DefocusDeblur_DualPixel_16bit_Restormer', VIEWS),
     'real_denoising': ('RealDenoising_Restormer', PAIRS),
     'gaussian_color_denoising': ('GaussianColorDenoising_Restormer', {'gt': ''}),
@@ -38,9 +35,8 @@ def make_images(folder, kinds, deep):
     """Images of every kind, and the place of each kind."""
     rng = np.random.default_rng(0)
     for name in NAMES:
-        clean = rng.uniform(0.2, 0.8, 3) + 0.2 * np.sin(np.arange(SIDE) / 5)[:, None, None] * np.ones(
-            (1, SIDE, 1)
-        )
+        waves = 0.2 * np.sin(np.arange(SIDE) / 5)[:, None, None] * np.ones((1, SIDE, 1))
+        clean = rng.uniform(0.2, 0.8, 3) + waves
         for kind in kinds:
             (folder / kind).mkdir(parents=True, exist_ok=True)
             image = clean if kind in ('target', '') else clean + rng.normal(0, 0.1, clean.shape)
@@ -68,7 +64,7 @@ def train(task, name, data, total, *more):
 def make_test_set(task, folder):
     """The first test set of the task in `folder`, and its name on the command line."""
     one = TASKS[task].test_sets[0]
-    place = folder / (one.folder or one.name)
+    place = folder / one.place
     if one.layout == 'sidd':
         rng = np.random.default_rng(1)
         clean = rng.integers(60, 200, (2, 2, 1, 1, 3), np.uint8) + np.zeros((2, 2, 32, 32, 3), np.uint8)
@@ -96,9 +92,8 @@ def test_from_data_to_restored_images(task, runs, tmp_path, capsys):
     history = (ROOT / 'experiments' / name / 'history.jsonl').read_text().splitlines()
     records = [json.loads(line) for line in history]
     assert max(record['iter'] for record in records) == 10
-    assert all(
-        math.isfinite(value) for record in records for value in record.values() if isinstance(value, float)
-    )
+    values = [value for record in records for value in record.values() if isinstance(value, float)]
+    assert values and all(map(math.isfinite, values))
     capsys.readouterr()
 
     # Evaluate. The figures of one image, measured again from what was written.
@@ -118,16 +113,15 @@ def test_from_data_to_restored_images(task, runs, tmp_path, capsys):
     saved = tmp_path / 'saved' / one.name
 
     # The demo restores what the test set has as its input, to the same pixels.
+    source = data / 'test' / set_name / kinds.get('lq', 'inputL')
     if one.layout in ('sidd', 'noise'):  # their input is in no image file
-        images, source = NAMES, data / 'train' / kinds['gt']
-    else:
-        images, source = NAMES, data / 'test' / set_name / kinds.get('lq', 'inputL')
+        source = data / 'train' / kinds['gt']
     given = ['--task', task.title(), '--input_dir', str(source), '--result_dir', str(tmp_path / 'out')]
     given += ['--weights', weights, '--device', 'cpu', '--precision', 'fp32']
     if task == 'dual_pixel_defocus_deblurring':
         given += ['--right_dir', str(source.parent / 'inputR')]
     assert run('basicsr.demo', given) == 0
-    for image in images:
+    for image in NAMES:
         found = read_image(tmp_path / 'out' / task / f'{image}.png').pixels
         assert found.dtype == (np.uint16 if deep else np.uint8)
         if one.layout in ('pairs', 'dual_pixel'):

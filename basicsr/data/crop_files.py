@@ -1,4 +1,4 @@
-"""Cuts images into crops, as PNG files; what the generate_patches_*.py of the task folders share."""
+"""Cuts images into crops, as PNG files: the common part of the generate_patches_*.py of the task folders."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from basicsr.data.crops import Window, centre_window, crop_windows, numbered
+from basicsr.data.named_images import NamedImages
 from basicsr.data.sources import FolderSource
 from basicsr.images.reader import decode_image
 from basicsr.images.writer import write_png
@@ -21,17 +21,6 @@ from basicsr.utils.files import ROOT, lock_file, remove_leftovers
 from basicsr.utils.parallel import in_parallel, processors
 from basicsr.utils.text import listed
 
-
-class Images(Protocol):
-    """`read(i)`: the images of `names[i]` by kind, all of one size, (H, W, 3). Raises DataError."""
-
-    names: list[str]
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> dict[str, np.ndarray]: ...
-
-
 # (name of the images, images by kind) → the names and windows of their crops
 CropsOf = Callable[[str, dict[str, np.ndarray]], Iterable[tuple[str, Window]]]
 
@@ -39,7 +28,7 @@ CropsOf = Callable[[str, dict[str, np.ndarray]], Iterable[tuple[str, Window]]]
 def grid_crops(
     name: str, images: dict[str, np.ndarray], size: int, stride: int
 ) -> Iterable[tuple[str, Window]]:
-    """See `crop_windows`."""
+    """The windows of `crop_windows`, numbered."""
     return numbered(name, crop_windows(*shape_of(images), size, stride))
 
 
@@ -54,7 +43,7 @@ def shape_of(images: dict[str, np.ndarray]) -> tuple[int, int]:
 
 
 def parser(description: str, datasets: Path, size: int, stride: int) -> argparse.ArgumentParser:
-    """`datasets`: where the task has its data sets. `size`, `stride`: defaults of the training crops."""
+    """`datasets`: default folder of data sets. `size`, `stride`: defaults of the training crops."""
     p = argparse.ArgumentParser(description=description)
     p.add_argument(
         '--datasets',
@@ -70,13 +59,13 @@ def parser(description: str, datasets: Path, size: int, stride: int) -> argparse
         '--workers',
         type=at_least(0),
         default=processors(),
-        help='processes that cut; 0: none but this one; default: one for each processor',
+        help='processes that cut; 0: cut in this one; default: one for each processor',
     )
     return p
 
 
-def cut(images: Images, crops_of: CropsOf, folders: dict[str, Path], workers: int) -> None:
-    """`write_crops`, and prints how many."""
+def cut(images: NamedImages, crops_of: CropsOf, folders: dict[str, Path], workers: int) -> None:
+    """Writes crops as `write_crops` does, and prints their number."""
     first = next(iter(folders.values()))
     place = first.parent if len(folders) > 1 else first
     count, written = write_crops(
@@ -84,18 +73,15 @@ def cut(images: Images, crops_of: CropsOf, folders: dict[str, Path], workers: in
     )
     files = len(folders) * count
     kept = '' if written == files else f' ({files - written:,} of the {files:,} files existed already)'
-    crops, frames = 'crops', 'images'
-    if len(folders) > 1:
-        groups = 'pairs of' if len(folders) == 2 else f'sets of {len(folders)}'
-        crops, frames = f'{groups} crops', f'{groups} frames'
-    print(f'{place}: {count:,} {crops}, of {len(images):,} {frames}{kept}', flush=True)
+    each = {1: '', 2: 'pairs of '}.get(len(folders), f'sets of {len(folders)} ')
+    print(f'{place}: {count:,} {each}crops, of {len(images):,} {each}images{kept}', flush=True)
 
 
 def write_crops(
-    images: Images, crops_of: CropsOf, folders: dict[str, Path], workers: int, title: str
+    images: NamedImages, crops_of: CropsOf, folders: dict[str, Path], workers: int, title: str
 ) -> tuple[int, int]:
-    """Writes the crops of all images to the folder of their kind; several folders stand beside each other. Returns the
-    number of crops of a kind, and of files written: existing crops are kept.
+    """Writes the crops of all images to the folder of their kind; all folders have the same parent. Returns the number
+    of crops of a kind, and of files written: existing crops are kept.
 
     Raises DataError on unreadable images, on another image with the name of a crop, and on images in the folders that
     are no crops; UserError if a worker process dies.
@@ -133,7 +119,7 @@ class Cutter:
     """`cutter[i]` writes the crops of the images `i`, and returns their names and the number of files written, or the
     DataError of images that cannot be read."""
 
-    def __init__(self, images: Images, crops_of: CropsOf, folders: dict[str, Path]) -> None:
+    def __init__(self, images: NamedImages, crops_of: CropsOf, folders: dict[str, Path]) -> None:
         self.images, self.crops_of, self.folders = images, crops_of, folders
 
     def __len__(self) -> int:

@@ -31,11 +31,6 @@ def crop_windows(height: int, width: int, size: int, stride: int) -> list[Window
     ]
 
 
-def named_crops(name: str, height: int, width: int, size: int, stride: int) -> Iterator[tuple[str, Window]]:
-    """The windows of an image with the names they have as files."""
-    return numbered(name, crop_windows(height, width, size, stride))
-
-
 def numbered(name: str, windows: Iterable[Window]) -> Iterator[tuple[str, Window]]:
     """Windows of an image with the names they have as files: `<name>-<n>`, n from 1."""
     for number, window in enumerate(windows, 1):

@@ -1,7 +1,7 @@
 """The download_data.py of a task: its published weights and its data sets, checked.
 
-Existing files that are right are kept; others are replaced with --force only. A file or a set gets its final name when
-it is complete.
+Valid files are kept; invalid ones are replaced only with --force. A file or a set gets its final name when it is
+complete.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from basicsr.archs.from_weights import build_network, network_options
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.data.layout import contents, find_set, match, problem_of
+from basicsr.tasks import ARCHIVES, published_files
 from basicsr.utils.archive import list_files, unpack
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import file_or_folder, report
@@ -47,13 +48,9 @@ except ImportError:
 TIMEOUT = 60  # seconds without a byte
 
 
-# Published weights, with the options of their networks that differ from Restormer's defaults.
-PublishedWeights = Mapping[RemoteFile, Mapping[str, object]]
-
-
-def parser(folder: str, weights: PublishedWeights, archives: Sequence[Archive]) -> argparse.ArgumentParser:
+def parser(folder: str) -> argparse.ArgumentParser:
     """`folder`: of the task, below the repository root."""
-    choices = choices_of(weights, archives)
+    choices = choices_of(folder)
     table = '\n'.join(f'  {group:9} {" ".join(names)}'.rstrip() for group, names in choices.items())
     p = argparse.ArgumentParser(
         description='Get the data sets and the published weights, and check them.',
@@ -75,14 +72,14 @@ def parser(folder: str, weights: PublishedWeights, archives: Sequence[Archive]) 
         help=f'another folder; default: {folder}/Datasets of the repository, or {folder}/pretrained_models '
         'for the weights, where option files and demo.py look',
     )
-    p.add_argument('--force', action='store_true', help='replace existing files that are wrong')
+    p.add_argument('--force', action='store_true', help='replace invalid files')
     p.add_argument('--keep_archives', action='store_true', help='keep the zip archives after unpacking')
     return p
 
 
-def choices_of(weights: PublishedWeights, archives: Sequence[Archive]) -> dict[str, list[str]]:
+def choices_of(folder: str) -> dict[str, list[str]]:
     """The words that stand for several files or sets, and the words for each of these."""
-    sets = [one for archive in archives for one in archive.sets]
+    weights, sets = published_files(folder), [one for archive in ARCHIVES[folder] for one in archive.sets]
     choices = {'weights': [remote.stem for remote in weights] if len(weights) > 1 else []}
     for group in ('train', 'val', 'test'):
         if names := [name_of(one, sets) for one in sets if one.group == group]:
@@ -96,16 +93,16 @@ def name_of(one: DataSet, sets: Sequence[DataSet]) -> str:
     return one.name if is_clear else one.key
 
 
-def main(args: argparse.Namespace, folder: str, weights: PublishedWeights, archives: Sequence[Archive]) -> int:
+def main(args: argparse.Namespace, folder: str) -> int:
     output = absolute(args.output) if args.output else None
     jobs: list[Callable[[], None]] = []
-    for remote, network in weights.items():
+    for remote, network in published_files(folder).items():
         if 'weights' in args.data or remote.stem in args.data:
             place = output or ROOT / folder / 'pretrained_models'
             jobs.append(partial(get_weights, remote, network, place, args.force))
-    sets = [one for archive in archives for one in archive.sets]
+    sets = [one for archive in ARCHIVES[folder] for one in archive.sets]
     names = {one.name.casefold() for one in sets}
-    for archive in archives:
+    for archive in ARCHIVES[folder]:
         wanted = [one for one in archive.sets if {one.group, name_of(one, sets)} & {*args.data}]
         if wanted:
             download = Download(archive, output or ROOT / folder / 'Datasets', names, args.force)
@@ -150,7 +147,7 @@ def get_weights(remote: RemoteFile, network: Mapping[str, object], folder: Path,
     finally:
         socket.setdefaulttimeout(before)
     if problem:
-        raise DownloadError(f'{remote.url}: the download failed: {problem}; nothing of it was kept')
+        raise DownloadError(f'{remote.url}: the download failed: {problem}; nothing was kept')
     print(
         f'{path} is complete{_unverified(remote, digest)}; its terms: https://github.com/swz30/Restormer',
         flush=True,
@@ -158,7 +155,7 @@ def get_weights(remote: RemoteFile, network: Mapping[str, object], folder: Path,
 
 
 def _unverified(remote: RemoteFile, digest: str) -> str:
-    return '' if remote.sha256 else f' as far as can be told: its SHA-256 is {digest}; none is published'
+    return '' if remote.sha256 else f', but not verified: its SHA-256 is {digest}; none is published'
 
 
 def check_weights(path: Path, remote: RemoteFile, network: Mapping[str, object]) -> tuple[str, str]:
@@ -189,14 +186,14 @@ def check_weights(path: Path, remote: RemoteFile, network: Mapping[str, object])
 
 
 class Download:
-    """Gets sets of an archive into a folder. `names`: of all sets of the task, in lower case."""
+    """Downloads sets of an archive into a folder. `names`: of all sets of the task, in lower case."""
 
     def __init__(self, archive: Archive, datasets: Path, names: set[str], force: bool) -> None:
         self.archive, self.datasets, self.names, self.force = archive, datasets, names, force
         self.path = datasets / archive.name
 
     def get(self, wanted: Sequence[DataSet], keep_archive: bool) -> None:
-        """Raises a UserError or OSError; the sets that are not complete are then as before."""
+        """Gets the sets that are not complete. After a UserError or OSError, the remaining ones are as before."""
         missing = []
         for one in wanted:
             place = self.datasets / one.place
@@ -205,7 +202,7 @@ class Download:
                 kept = f'; {self.path} is not needed for it any more' if self.path.exists() else ''
                 print(f'{place} exists already: {contents(place, one)}{kept}', flush=True)
             elif not self.force and any(map(_is_occupied, places_of(place, one))):
-                raise DataError(f'{place}: {problem}; move what is there, or replace it with --force')
+                raise DataError(f'{place}: {problem}; move the existing files, or replace them with --force')
             else:
                 missing.append(one)
         if not missing:
@@ -220,7 +217,7 @@ class Download:
             raise DataError(f'{self.path}: {error}') from None
 
     def fetch_and_unpack(self, missing: Sequence[DataSet]) -> None:
-        """An archive that exists is used, so that it can be downloaded in a browser."""
+        """Uses an archive that exists, such as one downloaded in a browser."""
         new = not self.path.exists()
         if new:
             fetch_from_drive(self.archive.drive_id, self.path)
@@ -282,14 +279,14 @@ class Download:
 
 
 def places_of(place: Path, one: DataSet) -> list[Path]:
-    """What is renamed to its final name: the files and folders in the set's folder, or that folder itself if their
+    """The files and folders to rename when the set is complete: those in its folder, or that folder itself if their
     names are not known."""
     names = [*dict.fromkeys(part.split('/')[0] for part in one.parts)]
     return [place] if any('*' in name for name in names) else [place / name for name in names]
 
 
 def _is_occupied(place: Path) -> bool:
-    """Whether a folder has something in it, or its name is that of a file."""
+    """Whether the place is a folder that is not empty, or a file."""
     return any(place.iterdir()) if place.is_dir() else os.path.lexists(place)
 
 
@@ -316,7 +313,5 @@ def fetch_from_drive(file_id: str, path: Path) -> None:
         ) from None
     if not zipfile.is_zipfile(part):
         part.unlink(missing_ok=True)
-        raise DownloadError(
-            f'{path}: found no zip archive in the answer of Google Drive; nothing of it was kept'
-        )
+        raise DownloadError(f'{path}: Google Drive answered without a zip archive; nothing was kept')
     part.replace(path)

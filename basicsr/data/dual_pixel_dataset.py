@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from basicsr.data.named_images import NamedImages, Pairing
 from basicsr.data.sampler import SampleKey
 from basicsr.data.sources import IOBackend, open_sources
-from basicsr.data.transforms import augmented, to_sample
+from basicsr.data.transforms import augmented, to_float, to_sample, to_tensor
 from basicsr.data.types import Sample
-from basicsr.utils.errors import DataError
 from basicsr.utils.registry import DATASET_REGISTRY
 
 
@@ -31,7 +30,7 @@ class Dataset_DefocusDeblur_DualPixel_16bit(NamedImages, Dataset[Sample]):
         in_memory: decode all images once, at the start, and keep them (small sets).
         pairing: name; or order: the n-th image of each folder, in natural order, as many in each.
 
-    Raises DataError as Dataset_PairedImage does, and on two views of different depths.
+    Raises DataError as Dataset_PairedImage does.
     """
 
     channels, lq_channels = 3, 6
@@ -58,21 +57,12 @@ class Dataset_DefocusDeblur_DualPixel_16bit(NamedImages, Dataset[Sample]):
         )
         self.geometric_augs = geometric_augs
 
-    def _read(self, name: str) -> dict[str, np.ndarray]:
-        images = super()._read(name)
-        left, right = (8 * images[kind].itemsize for kind in ('lqL', 'lqR'))
-        if left != right:  # stacked, 8 bits would be the lowest of 16
-            raise DataError(
-                f'{self._where("lqR", name)}: found {right} bits; allowed: {left}, as in the left view '
-                f'{self._where("lqL", name)}'
-            )
-        return images
-
     def __getitem__(self, key: int | SampleKey) -> Sample:
         index = key.index if isinstance(key, SampleKey) else key
-        images = self.read(index)
+        images = dict(self.read(index))
         if isinstance(key, SampleKey):
             images = augmented(images, key.patch, key.generator(), self.geometric_augs)
-        views = np.concatenate([images['lqL'], images['lqR']], axis=2)
-        clean = {'gt': images['gt']} if 'gt' in images else {}
-        return to_sample({'lq': views, **clean}, self.names[index])
+        views = [to_tensor(images.pop(kind)) for kind in ('lqL', 'lqR')]
+        if views[0].dtype != views[1].dtype:  # one of 8 bits, one of 16
+            views = [to_float(view) for view in views]
+        return {**to_sample(images, self.names[index]), 'lq': torch.cat(views)}

@@ -26,10 +26,10 @@ Sigma = Annotated[float, Field(ge=0, le=255)]
 class Dataset_GaussianDenoising(Dataset[Sample]):
     """Clean images, with new Gaussian noise for every sample.
 
-    `lq` is `gt` and noise, independent in every pixel and channel: float32, neither clipped nor rounded. Standard
+    `lq` is `gt` plus noise, independent in every pixel and channel: float32, neither clipped nor rounded. Standard
     deviations are in levels of 8 bits, 0 to 255. `dataset[SampleKey]` is a training sample that depends only on the
-    key. `dataset[i]` is an image at full size, whose noise is the published one of testing: the start of NumPy's
-    legacy stream of seed 0, (H, W, C), for every image.
+    key. `dataset[i]` is an image at full size with the published test noise: the start of NumPy's legacy stream of
+    seed 0, (H, W, C), for every image.
 
     Args:
         dataroot_gt: folder of the clean images, or an LMDB, or a pack (`scripts/prepare_data.py` without --input_dir).

@@ -40,8 +40,8 @@ def files_of(folder: Path, part: str) -> list[tuple[Texts, Path]]:
 
 
 def problem_of(place: Path, one: DataSet) -> str:
-    """Describes what is wrong with the files of a set; '' if there are as many of each part as there should be, with
-    the same names. (The archives have no published checksum.)"""
+    """Describes the mistake in the files of a set; '' if each part has the right number, with the same names. (The
+    archives have no published checksum.)"""
     found = {part: sorted(texts for texts, _ in files_of(place, part)) for part in one.parts}
     several = [texts for part, texts in found.items() if '*' in part]
     count = one.number or max([1, *map(len, several)])
@@ -65,8 +65,8 @@ def contents(place: Path, one: DataSet) -> str:
 
 
 def find_set(paths: Sequence[PurePosixPath], one: DataSet, named: bool) -> PurePosixPath:
-    """The folder of an archive that holds all parts of a set. `named`: it must be in a folder of the set's name; else
-    that only decides between several. Raises ValueError, which says what was found."""
+    """The folder of an archive that holds all parts of a set. `named`: it must be in a folder of the set's name, which
+    otherwise only decides between several. Raises ValueError that names the folders found."""
     places: dict[PurePosixPath, set[str]] = defaultdict(set)
     for path in paths:
         for part in one.parts:

@@ -1,8 +1,8 @@
-"""Images that belong together, as a degraded and a clean one, from a folder or an LMDB for each kind."""
+"""Pairs, or larger groups, of images: a folder or an LMDB for each kind, such as degraded and clean."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +10,11 @@ import numpy as np
 from natsort import natsorted
 
 from basicsr.data.sources import Source, read_all, read_meta_info
+from basicsr.images.listing import Pairing
 from basicsr.images.reader import decode_image
 from basicsr.utils.errors import DataError
 from basicsr.utils.files import resolve
 from basicsr.utils.text import listed
-
-Pairing = Literal['name', 'order']
 
 
 class NamedImages:
@@ -25,7 +24,7 @@ class NamedImages:
     Args:
         sources: kind → its images.
         filename_tmpl: name of the image of another kind, without suffix; `{}` stands for the name.
-        pairing: 'name'; or 'order': the n-th of each kind, in natural order, which takes equal counts.
+        pairing: 'name'; or 'order': the n-th image of each kind, in natural order, with equal counts.
         meta_info_file: text file with a file name at the start of each line: use only these.
         channels: 3 decodes to RGB, 1 to grey.
         bits: 8 keeps the high byte of 16-bit images; None keeps 16 bits.
@@ -71,16 +70,16 @@ class NamedImages:
             self._kept = read_all(self._read, self.names)
 
     def _check_partners(self, first: str, restricted: bool) -> None:
-        lonely: dict[str, set[str]] = {kind: set() for kind in self.sources}
+        unpaired: dict[str, set[str]] = {kind: set() for kind in self.sources}
         for kind, source in self.sources.items():
             existing, own = set(source.names), self._own_names[kind]
             if not restricted:
-                lonely[kind].update(source.where(name) for name in existing - {*own.values()})
-            lonely[first].update(self._where(first, name) for name in own if own[name] not in existing)
+                unpaired[kind].update(source.where(name) for name in existing - {*own.values()})
+            unpaired[first].update(self._where(first, name) for name in own if own[name] not in existing)
         problems = [
             f'{len(files)} image{"s have" if len(files) > 1 else " has"} no partner of the same name: '
             f'{listed(natsorted(files))}'
-            for files in lonely.values()
+            for files in unpaired.values()
             if files
         ]
         if problems:
@@ -121,12 +120,6 @@ class NamedImages:
 
     def _where(self, kind: str, name: str) -> str:
         return self.sources[kind].where(self._own_names[kind][name])
-
-
-def pairing_of(sources: Collection[Source]) -> Pairing:
-    """By order if most names are not in all sources, as in DPDD's original files."""
-    common = set.intersection(*({*source.names} for source in sources))
-    return 'name' if 2 * len(common) >= min(len(source.names) for source in sources) else 'order'
 
 
 def _chosen(names: list[str], meta_info_file: Path) -> list[str]:

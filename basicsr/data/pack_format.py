@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from natsort import natsorted
 
-from basicsr.data.crops import Window, named_crops
+from basicsr.data.crops import Window, crop_windows, numbered
 from basicsr.utils.errors import DataError
 
 MAKER = 'python scripts/prepare_data.py'
@@ -75,7 +75,8 @@ class PackIndex:
         if self.crop_size is None or self.stride is None:
             yield Crop(pair.name, pair, Window(0, 0, height, width))
             return
-        for name, window in named_crops(pair.name, height, width, self.crop_size, self.stride):
+        windows = crop_windows(height, width, self.crop_size, self.stride)
+        for name, window in numbered(pair.name, windows):
             yield Crop(name, pair, window)
 
     def summary(self) -> str:

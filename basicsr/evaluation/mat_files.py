@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ class MatBlocks:
     `0001_02`.
 
     Args:
-        variables: 'lq' and what else an image has → a file of MATLAB 7 or older, and the array's name.
+        variables: kind of image ('lq', 'gt') → a file of MATLAB 7 or older, and the array's name.
 
     Raises DataError on a file without this array, or arrays of different shapes.
     """
@@ -55,7 +54,11 @@ class MatBlocks:
 
     def uploads(self, folder: Path) -> Uploads:
         """Idenoised.mat: float32, in the shape of the blocks. Raises OSError, before hours of work."""
-        uploads = Uploads([folder / 'Idenoised.mat'], len(self), partial(_all_blocks, self.shape))
+
+        def content(images_HWC: Sequence[np.ndarray]) -> dict[str, object]:
+            return {'Idenoised': np.stack(images_HWC).reshape(self.shape)}
+
+        uploads = Uploads([folder / 'Idenoised.mat'], len(self), content)
         check_room(folder, 4 * self.arrays['lq'].size)
         return uploads
 
@@ -80,12 +83,8 @@ def _array(path: Path, name: str) -> np.ndarray:
     return array
 
 
-def _all_blocks(shape: tuple[int, ...], images_HWC: Sequence[np.ndarray]) -> dict[str, object]:
-    return {'Idenoised': np.stack(images_HWC).reshape(shape)}
-
-
 class DNDBoxes:
-    """DND's boxes, without ground truth, as this is not public. Box 2 of image 1 is the image `0001_02`.
+    """DND's boxes; their ground truth is not public. Box 2 of image 1 is the image `0001_02`.
 
     Args:
         info: info.mat, whose boxes (y1, x1, y2, x2) count from 1 and include their ends.
@@ -127,7 +126,7 @@ class DNDBoxes:
         return f'{self.paths[index // self.count]}, box {1 + index % self.count}'
 
     def uploads(self, folder: Path) -> Uploads:
-        """mat/0001.mat and so on, of the boxes of an image each. Raises OSError."""
+        """mat/0001.mat and so on, each with the boxes of an image. Raises OSError."""
         return Uploads([folder / 'mat' / path.name for path in self.paths], self.count, _boxes)
 
 
@@ -155,11 +154,11 @@ def _hdf5(path: Path) -> Iterator[Any]:
 
 
 class Uploads:
-    """Files of results. Each is written as soon as all of its results are there.
+    """Writes results to files, each as soon as all of its results are known.
 
     Args:
-        files: each is for the next `count` results.
-        content: results of a file, (H, W, 3) float32 → its variables.
+        files: each takes the next `count` results.
+        content: results of a file, (H, W, 3) float32 → its MATLAB variables.
 
     Raises OSError if their folders cannot be written.
     """

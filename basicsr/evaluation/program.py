@@ -1,4 +1,4 @@
-"""The evaluate.py of a folder: a network, or images restored elsewhere, on test sets, beside published figures."""
+"""The evaluate.py of a task folder: measures a network, or images restored elsewhere, beside published figures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from basicsr.utils.text import listed
 
 def parser(tasks: Sequence[Task]) -> argparse.ArgumentParser:
     test_sets = [one for task in tasks for one in task.test_sets]
-    names = list(dict.fromkeys(_place(one) for one in test_sets))
+    names = list(dict.fromkeys(one.place for one in test_sets))
     protocols = list(dict.fromkeys(one.protocol for one in test_sets))
     sigmas = list(dict.fromkeys(sigma for task in tasks for sigma in task.sigmas))
     p = argparse.ArgumentParser(
@@ -99,11 +99,6 @@ def absolute_path(text: str) -> Path:
     return absolute(file_or_folder(text))
 
 
-def _place(test_set: TestSet) -> str:
-    """Name on the command line, and folder in --data_dir; the same for all noise levels of a set."""
-    return test_set.folder or test_set.name
-
-
 def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
     task = find_task(args.task) if len(tasks) > 1 else tasks[0]
     sigmas = chosen_sigmas(args, task)
@@ -131,6 +126,7 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
             about |= network.about
 
     results: dict[str, object] = {}
+    content = {**about, 'datasets': results}
     complete: dict[str, dict[str, float]] = {}
     failed = bool(args.datasets and missing)
     for one in chosen:
@@ -160,21 +156,22 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
                 results[one.name] = as_data(one, result) | (
                     used.about if used and 'weights' not in about else {}
                 )
-                if args.json:
-                    atomic_write(args.json, as_json({**about, 'datasets': results}).encode())
+                write_json(args.json, content)
             if uploads and uploads.unfinished:
-                print(
-                    f'{one.name}: not written, as results of them are missing: {listed(map(str, uploads.unfinished))}',
-                    flush=True,
-                )
+                files = listed(map(str, uploads.unfinished))
+                print(f'{one.name}: not written, as some of their results are missing: {files}', flush=True)
         if len(result.images) == len(one.images):
             complete[one.name] = result.means
     if task.average and len(complete) > 1:
-        text, data = average(task, complete, chosen[0].figures)
+        text, content['average'] = average(task, complete, chosen[0].figures)
         print(text, flush=True)
-        if args.json:
-            atomic_write(args.json, as_json({**about, 'datasets': results, 'average': data}).encode())
+        write_json(args.json, content)
     return 1 if failed else 0
+
+
+def write_json(path: Path | None, content: dict[str, object]) -> None:
+    if path:
+        atomic_write(path, as_json(content).encode())
 
 
 def chosen_sigmas(args: argparse.Namespace, task: Task) -> list[str]:
@@ -195,7 +192,7 @@ def chosen_sigmas(args: argparse.Namespace, task: Task) -> list[str]:
 
 def check_args(args: argparse.Namespace, task: Task) -> None:
     """Raises UsageError on arguments that do not fit each other, or a file that cannot be written."""
-    places = list(dict.fromkeys(_place(one) for one in task.test_sets))
+    places = list(dict.fromkeys(one.place for one in task.test_sets))
     if others := [name for name in args.datasets or () if name not in [place.lower() for place in places]]:
         raise UsageError(
             f'--datasets: found {", ".join(others)}; allowed: {", ".join(places)}, for {task.name}'
@@ -228,7 +225,7 @@ def check_args(args: argparse.Namespace, task: Task) -> None:
 
 
 def chosen_sets(args: argparse.Namespace, task: Task, sigmas: list[str]) -> tuple[list[ChosenSet], list[str]]:
-    """The sets with all their files, and a sentence about each other set."""
+    """The sets whose files exist, and a sentence about each set that is skipped."""
     chosen, missing = [], []
     channels = cast(Literal[1, 3], task.channels[1])
     if args.input_dir:
@@ -238,13 +235,13 @@ def chosen_sets(args: argparse.Namespace, task: Task, sigmas: list[str]) -> tupl
     else:
         for one in task.test_sets:
             level = str(one.sigma) if one.sigma and 'blind' not in sigmas else sigmas[0]
-            if level not in sigmas or (args.datasets and _place(one).lower() not in args.datasets):
+            if level not in sigmas or (args.datasets and one.place.lower() not in args.datasets):
                 continue
-            paths = {kind: args.data_dir / _place(one) / path for kind, path in PATHS[one.layout].items()}
+            paths = {kind: args.data_dir / one.place / path for kind, path in PATHS[one.layout].items()}
             absent = [path for path in paths.values() if not path.exists()]
             if absent:
-                get = f'python {task.folder}/download_data.py --data {_place(one)}'
-                missing.append(f'{_place(one)}: skipped, as {absent[0]} does not exist; {get} downloads it')
+                get = f'python {task.folder}/download_data.py --data {one.place}'
+                missing.append(f'{one.place}: skipped, as {absent[0]} does not exist; {get} downloads it')
             elif one.layout == 'dnd' and not args.save_dir:
                 missing.append(
                     f'{one.name}: skipped, as its ground truth is not public; --save_dir FOLDER writes files to upload'
@@ -264,7 +261,7 @@ def chosen_sets(args: argparse.Namespace, task: Task, sigmas: list[str]) -> tupl
 
 
 def leave_out_figures(chosen: list[ChosenSet]) -> None:
-    """Leaves out the optional figures whose package is not installed or does not work, and says so."""
+    """Leaves out and names the optional figures whose package is not installed or does not work."""
     black = np.zeros((64, 64, 3), np.uint8)
     for figure in {figure.key: figure for one in chosen for figure in one.figures if figure.optional}.values():
         try:

@@ -36,7 +36,7 @@ def title(name: str, result: Evaluation, available: int, published: Published) -
 
 
 def table(figures: Sequence[Figure], result: Evaluation, published: Published) -> str:
-    """A line for each figure: of the degraded images, of the results, and as published. '' without ground truth."""
+    """A row for each figure: of the degraded images, of the results, and as published. '' without ground truth."""
     counts = count_false(figures, result)
     rows = _rows(figures, result.means, published)
     for row, figure in zip(rows[1:], figures, strict=True):
@@ -59,7 +59,7 @@ def _rows(figures: Sequence[Figure], means: Mapping[str, float], published: Publ
 
 
 def count_false(figures: Sequence[Figure], result: Evaluation) -> dict[str, dict[str, int]]:
-    """For each metric that tells whether something holds, for how many images it does not."""
+    """Key of each yes-or-no metric → number of images for which it is False, by kind."""
     return {
         figure.key: {
             kind: sum(image.get(start + figure.key) is False for image in result.images)

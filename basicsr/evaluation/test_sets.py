@@ -11,18 +11,18 @@ import numpy as np
 
 from basicsr.data.dual_pixel_dataset import Dataset_DefocusDeblur_DualPixel_16bit
 from basicsr.data.gaussian_denoising_dataset import Dataset_GaussianDenoising
-from basicsr.data.named_images import Pairing, pairing_of
 from basicsr.data.paired_image_dataset import Dataset_PairedImage
 from basicsr.data.sources import FolderSource
 from basicsr.evaluation.evaluate import ImageSet
 from basicsr.evaluation.mat_files import DNDBoxes, MatBlocks, Uploads
+from basicsr.images.listing import Pairing, pairing_of
 from basicsr.metrics.metric import Metric
 from basicsr.tasks import PROTOCOLS, Figure, TestSet
 from basicsr.utils.errors import DataError
 from basicsr.utils.registry import METRIC_REGISTRY
 from basicsr.utils.text import listed
 
-# Layout → what is there → its place in the folder of the set.
+# Layout → kind of images → their place in the folder of the set.
 PATHS: dict[str, dict[str, str]] = {
     'pairs': {'input': 'input', 'target': 'target'},
     'noise': {'target': ''},
@@ -41,11 +41,12 @@ class TestImages(ImageSet, Protocol):
 
 @dataclass(eq=False)
 class ChosenSet:
-    """
-    paths: as in PATHS.
+    """A test set to measure on.
+
+    paths: kind of images → their place, as in PATHS.
     channels: of the clean images.
-    sigma: key of the network that restores it.
-    restored: folder of its restored images; None: a network restores them.
+    sigma: key of the network, as in `Task.weights`.
+    restored: folder of images restored elsewhere; None: a network restores them.
     """
 
     test_set: TestSet
@@ -69,7 +70,7 @@ class ChosenSet:
         return {one.key: Metric(METRIC_REGISTRY.get(one.metric), one.settings) for one in self.figures}
 
     def open(self, save_dir: Path | None, limit: int | None) -> None:
-        """Raises DataError on images without a partner, or that the results would replace."""
+        """Opens the images. Raises DataError on images without a partner, or that the results would replace."""
         self.images = open_images(self.test_set, self.paths, self.channels)
         save = save_dir / self.name if save_dir else None
         folders = [path for path in self.paths.values() if path.is_dir()]
@@ -82,7 +83,7 @@ class ChosenSet:
             self.images = RestoredPairs(self.images, restored, self.restored, limit)
 
     def uploads(self, folder: Path) -> Uploads | None:
-        """Writes results of SIDD and DND; None for sets whose results are PNG files. Raises OSError."""
+        """The writer of MATLAB files for SIDD and DND; None for other sets. Raises OSError."""
         return self.images.uploads(folder) if isinstance(self.images, MatBlocks | DNDBoxes) else None
 
 
@@ -101,29 +102,29 @@ def open_images(test_set: TestSet, paths: dict[str, Path], channels: Literal[1, 
         return MatBlocks({key: (paths[name], paths[name].stem) for key, name in names.items()})
     if test_set.layout == 'dnd':
         return DNDBoxes(paths['info'], paths['input'])
-    # Published for one image: against the high byte, also of the clean images.
+    # As published for single images: the high byte, also of the clean images.
     bits: Literal[8] | None = 8 if test_set.protocol == 'defocus' else None
     pairing = _pairing(test_set, paths) if test_set.layout == 'defocus' else 'name'
     return Dataset_PairedImage(kind['input'], kind['target'], channels=channels, pairing=pairing, bits=bits)
 
 
 def _pairing(test_set: TestSet, folders: dict[str, Path]) -> Pairing:
-    pairing = pairing_of([FolderSource(folder) for folder in folders.values()])
+    pairing = pairing_of(*(FolderSource(folder).names for folder in folders.values()))
     if pairing == 'order':
         print(f'{test_set.name}: paired in natural order, as most names are not in all folders', flush=True)
     return pairing
 
 
 def open_restored(test_set: TestSet, folder: Path, channels: Literal[1, 3]) -> TestImages:
-    """Images of a set restored elsewhere, as 'lq'. Raises DataError."""
+    """Images restored elsewhere, as 'lq'. Raises DataError."""
     if test_set.layout == 'sidd':
         return MatBlocks({'lq': (folder / 'Idenoised.mat', 'Idenoised')})
     return Dataset_PairedImage(str(folder), channels=channels)
 
 
 class RestoredPairs:
-    """Pairs, and as 'restored' the image of the same name among others. Raises DataError unless the first `limit` pairs
-    have one, and every such image is of a pair."""
+    """Pairs with their images restored elsewhere, matched by name, as 'restored'. Raises DataError if one of the first
+    `limit` pairs has none, or an image has no pair."""
 
     def __init__(self, pairs: TestImages, restored: TestImages, folder: Path, limit: int | None) -> None:
         self.pairs, self.restored = pairs, restored

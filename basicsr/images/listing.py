@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Literal
 
 from natsort import natsorted
 
@@ -38,17 +39,27 @@ def list_images(file_or_folder: str | os.PathLike[str]) -> list[Path]:
     return natsorted(found, key=lambda file: file.name)
 
 
-def right_views(left: list[Path], right: list[Path]) -> tuple[dict[Path, Path], bool]:
-    """The right view of each left one, and whether they have the same names (without suffix). If no two names agree,
-    the views are paired in natural order, as the files of some cameras are numbered on. Raises ImageFileError."""
+Pairing = Literal['name', 'order']
+
+
+def pairing_of(*names: Collection[str]) -> Pairing:
+    """How to match the images of several folders: by natural order if most names are not in all folders, as in DPDD's
+    original files, whose camera numbers both views in one series."""
+    common = set(names[0]).intersection(*names)
+    return 'name' if 2 * len(common) >= min(map(len, names)) else 'order'
+
+
+def right_views(left: list[Path], right: list[Path]) -> tuple[dict[Path, Path], Pairing]:
+    """The right view of each left one, and how they are matched; names count without suffix. Raises ImageFileError."""
     by_name = {path.stem: path for path in right}
-    lonely = [path for path in left if path.stem not in by_name]
-    if not lonely and len(left) == len(right) == len(by_name):
-        return {path: by_name[path.stem] for path in left}, True
-    if len(lonely) == len(left) == len(right):
-        return dict(zip(left, right, strict=True)), False
+    pairing = pairing_of([path.stem for path in left], by_name)
+    if pairing == 'order' and len(left) == len(right):
+        return dict(zip(left, right, strict=True)), pairing
+    unpaired = [path for path in left if path.stem not in by_name]
+    if not unpaired and len(left) == len(right) == len(by_name):
+        return {path: by_name[path.stem] for path in left}, pairing
     others = [path for path in right if path.stem not in {each.stem for each in left}]
-    names = listed([path.name for path in (*lonely, *others)]) or 'names that occur twice'
+    names = listed([path.name for path in (*unpaired, *others)]) or 'names that occur twice'
     raise ImageFileError(
         f'found {len(left)} left and {len(right)} right views, not in pairs: {names}; allowed: two images of one name '
         'for each pair, or as many left as right ones'

@@ -170,13 +170,13 @@ class Restorer:
         """Restore an array (H, W), or (H, W, C) with 1 to 4 channels, of uint8 or uint16 in any byte order; returns the
         same shape and type.
 
-        `right`: for a dual-pixel network, whose left view is `image`: the right view, of the same shape and type.
-        Raises ValueError on other shapes and types, and on a network that is not for images of 1 or 3 channels, or for
-        two views; RestoreError if memory is too small or the result is not finite.
+        `right`: for a dual-pixel network, the right view, of the shape and type of the left view `image`. Raises
+        ValueError on other shapes and types, and on a network that is not for images of 1 or 3 channels, or for two
+        views; RestoreError if memory is too small or the result is not finite.
         """
         self.check_channels(1 if right is None else 2)
         given = np.asarray(image)
-        views = [_native(given)] if right is None else [_native(given), _native(np.asarray(right))]
+        views = [_native(np.asarray(view)) for view in (given, right) if view is not None]
         for view in views[1:]:
             if view.shape != views[0].shape or view.dtype != views[0].dtype:
                 raise ValueError(
@@ -328,7 +328,7 @@ class Restorer:
 
 
 def _native(image: np.ndarray) -> np.ndarray:
-    """In the processor's byte order, without an axis of 1. Raises ValueError on other shapes and types than images'."""
+    """The image in the processor's byte order, without an axis of 1. Raises ValueError on other shapes and types."""
     image = image[..., 0] if image.shape[2:] == (1,) else image
     image = image.astype(image.dtype.newbyteorder('='), copy=False)
     check_pixels(image)

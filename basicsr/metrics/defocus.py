@@ -9,10 +9,10 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 from basicsr.metrics.metric import lower_is_better
-from basicsr.metrics.psnr_ssim import K1, K2, prepare
+from basicsr.metrics.psnr_ssim import check_window, prepare
 from basicsr.utils.registry import METRIC_REGISTRY
 
-WINDOW = 7
+WINDOW = 7  # scikit-image's default
 
 
 @METRIC_REGISTRY.register()
@@ -34,21 +34,9 @@ def calculate_ssim_uniform(img1: np.ndarray, img2: np.ndarray, data_range: float
     0.0248
     """
     img1, img2, data_range = prepare(img1, img2, data_range=data_range)
-    if min(img1.shape[:2]) < WINDOW:
-        raise ValueError(
-            f'img1: found {img1.shape[1]}×{img1.shape[0]} pixels; allowed: at least {WINDOW}, the width of the window'
-        )
-    similarity = structural_similarity(
-        img1,
-        img2,
-        win_size=WINDOW,
-        channel_axis=-1 if img1.ndim == 3 else None,
-        use_sample_covariance=True,
-        data_range=data_range,
-        K1=K1,
-        K2=K2,
-    )
-    return float(similarity)
+    check_window(img1, WINDOW)
+    channel_axis = -1 if img1.ndim == 3 else None
+    return float(structural_similarity(img1, img2, channel_axis=channel_axis, data_range=data_range))
 
 
 @METRIC_REGISTRY.register()

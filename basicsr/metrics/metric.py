@@ -13,7 +13,7 @@ Function = TypeVar('Function', bound=Callable[..., Any])
 
 
 def lower_is_better(function: Function) -> Function:
-    """Decorator of metrics, which `val.metrics.<name>.better` can overrule."""
+    """Marks a metric of which lower values are better; `val.metrics.<name>.better` overrules it."""
     function.better = 'lower'  # type: ignore[attr-defined]
     return function
 

@@ -1,4 +1,4 @@
-"""LPIPS, a distance between the features that a network for recognition finds in two images."""
+"""LPIPS: the distance between two images' features in a recognition network."""
 
 from __future__ import annotations
 

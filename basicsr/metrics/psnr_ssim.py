@@ -80,11 +80,11 @@ def prepare(
     return img1, img2, data_range
 
 
-def _check_window(img: np.ndarray) -> None:
-    if min(img.shape[:2]) < 2 * RADIUS + 1:
+def check_window(img: np.ndarray, width: int = 2 * RADIUS + 1) -> None:
+    if min(img.shape[:2]) < width:
         raise ValueError(
             f'img1: found {img.shape[1]}×{img.shape[0]} pixels after the crop; '
-            f'allowed: at least {2 * RADIUS + 1}, the width of the window'
+            f'allowed: at least {width}, the width of the window'
         )
 
 
@@ -143,7 +143,7 @@ def calculate_ssim(
     0.0248
     """
     img1, img2, data_range = prepare(img1, img2, crop_border, test_y_channel, data_range, input_order)
-    _check_window(img1)
+    check_window(img1)
     similarity = structural_similarity(
         img1,
         img2,
@@ -185,7 +185,7 @@ def calculate_ssim_3d(
     0.0248
     """
     img1, img2, data_range = prepare(img1, img2, crop_border, test_y_channel, data_range, input_order)
-    _check_window(img1)
+    check_window(img1)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     mean1, mean2 = _window_mean(img1), _window_mean(img2)
     mean_product, mean_squares = mean1 * mean2, mean1**2 + mean2**2

@@ -30,7 +30,7 @@ WITHOUT_EFFECT = ('scale', 'datasets.*.prefetch_mode', 'val.rgb2bgr', 'val.max_m
 
 
 def without_effect(section: Component) -> tuple[str, ...]:
-    """The keys without effect of a dataset of this type."""
+    """The keys that have no effect for a dataset of this type."""
     return getattr(DATASET_REGISTRY.get(section.type), 'without_effect', ())
 
 

@@ -1,4 +1,4 @@
-"""Files and archives that a task can download, and how to recognise them."""
+"""Files and archives to download, and the files they must hold."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class DataSet(NamedTuple):
 
     Args:
         key: <train, val or test>/<name>.
-        number: of files of each part with a `*`; None: not established, any number above 0.
+        number: of files of each part with a `*`; None: unknown, any number above 0.
         parts: the files, below the folder of the set. `*` stands for any text; without a suffix, for images only.
-        same_names: whether the texts of `*` are the same in all parts; else only their number is.
+        same_names: the texts of `*` must be the same in all parts; else only their number.
         folder: below the task's Datasets; '': the key.
         optional: further files, if the archive has them.
         excess: names of images in the archive that do not belong to the set.

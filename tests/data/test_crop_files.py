@@ -1,10 +1,9 @@
-"""What the programs that cut crops have in common."""
+"""The programs that cut crops write what is missing; tests/motion_deblurring has the refusals that they share."""
 
 import sys
 
 import numpy as np
 import pytest
-import written_images
 from written_images import files, image, write
 
 from basicsr.utils import cli
@@ -26,7 +25,7 @@ ARGUMENTS = {
 
 @pytest.fixture(params=PROGRAMS)
 def program(request, tmp_path, monkeypatch):
-    """`program(*arguments)` runs it on images of 16 bit; `program.files`: those."""
+    """`program(*arguments)` runs it on images of 16 bit."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['cut.py'])
 
@@ -34,9 +33,8 @@ def program(request, tmp_path, monkeypatch):
         small = ['--datasets', 'sets', '--crop_size', '8', '--stride', '5', '--workers', '0']
         return cli.run(request.param, [*small, *ARGUMENTS.get(request.param, []), *arguments])
 
-    run.files = [tmp_path / 'sets/Downloads' / name for name in PROGRAMS[request.param]]
-    for path in run.files:
-        write(path, image(13, 18, np.uint16))
+    for name in PROGRAMS[request.param]:
+        write(tmp_path / 'sets/Downloads' / name, image(13, 18, np.uint16))
     run.folder = tmp_path / 'sets/train'
     return run
 
@@ -56,31 +54,3 @@ def test_repeating_writes_what_is_missing(program, capsys):
     assert files(program.folder) == whole
     assert {path: path.stat().st_ino for path in others} == before
     assert f' ({number - 2} of the {number} files existed already)\n' in capsys.readouterr().out
-
-
-def test_another_image_under_the_name_of_a_crop_stays(program, capsys):
-    assert program() == 0
-    path = next(program.folder.rglob('*.png'))
-    write(path, image(8, 8))
-    before = files(program.folder)
-    assert written_images.refusal(capsys, program).startswith(f'{path}: differs from this crop of the frame; ')
-    assert files(program.folder) == before
-
-
-def test_all_damaged_images_are_named(program, capsys):
-    for path in (program.files[0], program.files[-1]):
-        path.write_bytes(path.read_bytes()[:-20])
-    assert program() == 1
-    error = capsys.readouterr().err
-    assert 'Traceback' not in error
-    for path in (program.files[0], program.files[-1]):
-        assert f'{path}: is damaged or cut short' in error
-
-
-@pytest.mark.parametrize('program', [*PROGRAMS][:2], indirect=True)
-def test_partners_of_another_size_are_refused(program, capsys):
-    first, _, other, *_ = program.files
-    write(other, image(13, 17, np.uint16))
-    assert written_images.refusal(capsys, program) == (
-        f'{other}: found 17x13; allowed: the size of its partner {first}, 18x13'
-    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from basicsr.data.crops import centre_window, crop_windows, named_crops
+from basicsr.data.crops import centre_window, crop_windows, numbered
 
 
 def test_the_papers_crops_of_a_720p_frame():
@@ -54,7 +54,7 @@ def test_sizes_and_strides_below_1_are_refused(size, stride):
 
 
 def test_names_count_row_by_row():
-    assert list(named_crops('a-1', 5, 6, size=4, stride=2)) == [
+    assert list(numbered('a-1', crop_windows(5, 6, size=4, stride=2))) == [
         ('a-1-1', (0, 0, 4, 4)),
         ('a-1-2', (0, 2, 4, 4)),
         ('a-1-3', (1, 0, 4, 4)),

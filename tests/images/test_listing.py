@@ -25,19 +25,22 @@ def test_images_are_listed_in_natural_order(tmp_path):
         (['3.png', '10.png'], ['4.png', '11.png'], {'3.png': '4.png', '10.png': '11.png'}),
         (['a.png', 'b.png'], ['a.png', 'c.png'], '2 left and 2 right views, not in pairs: b.png, c.png; allowed'),
         (['a.png'], ['a.png', 'b.png'], '1 left and 2 right views, not in pairs: b.png; allowed'),
+        (['3.png', '4.png', '9.png'], ['2.png', '3.png', '8.png'],
+         {'3.png': '2.png', '4.png': '3.png', '9.png': '8.png'}),
         (['a.png'], ['b.png', 'c.png'], 'not in pairs: a.png, b.png, c.png'),
         (['a.png', 'a.tif'], ['a.png', 'a.bmp'], 'names that occur twice'),
     ],
-    ids=['by name', 'by order', 'one missing in each', 'one too many', 'other counts', 'twice'],
+    ids=['by name', 'by order', 'one missing', 'one too many', 'one name in both', 'other counts', 'twice'],
 )  # fmt: skip
 def test_right_views(left, right, paired):
     lefts, rights = ([Path(folder, name) for name in names] for folder, names in (('l', left), ('r', right)))
     if isinstance(paired, str):
         assert paired in refusal(lambda: right_views(lefts, rights))
     else:
-        found, is_named = right_views(lefts, rights)
+        found, pairing = right_views(lefts, rights)
         assert {one.name: other.name for one, other in found.items()} == paired
-        assert is_named == (left[0][:-4] == right[1][:-4])
+        by_name = all(Path(one).stem == Path(other).stem for one, other in paired.items())
+        assert pairing == ('name' if by_name else 'order')
 
 
 def test_other_files_are_counted_by_kind(tmp_path, monkeypatch):

@@ -28,8 +28,7 @@ from basicsr.data import download
 from basicsr.tasks import ARCHIVES, MOTION_DEBLURRING
 from basicsr.utils import cli
 from basicsr.utils.files import ROOT
-from basicsr.utils.remote import Archive, DataSet, RemoteFile
-from Motion_Deblurring import download_data
+from basicsr.utils.remote import RemoteFile
 
 SCRIPT = ROOT / 'Motion_Deblurring' / 'download_data.py'
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -53,10 +52,6 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def with_archives(monkeypatch, *archives):
-    monkeypatch.setitem(ARCHIVES, 'Motion_Deblurring', archives)
-
-
 # Weights
 
 WEIGHTS = 'out/motion_deblurring.pth'
@@ -68,7 +63,7 @@ def published(tmp_path_factory, monkeypatch):
     path = tmp_path_factory.mktemp('server') / 'motion_deblurring.pth'
     path.write_bytes(CONTENT)
     remote = RemoteFile(path.as_uri(), sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(download_data, 'published_files', lambda folder: {remote: {}})
+    monkeypatch.setattr(download, 'published_files', lambda folder: {remote: {}})
     return path
 
 
@@ -132,7 +127,7 @@ def test_a_full_disk_leaves_no_part(here, published, capsys, small_files):
     with small_files(100_000):
         assert run('weights') == 1
     (error,) = said(capsys)[0]
-    assert error.endswith(': the download failed: [Errno 27] File too large; nothing of it was kept')
+    assert error.endswith(': the download failed: [Errno 27] File too large; nothing was kept')
     assert files(here) == {}
 
 
@@ -158,7 +153,7 @@ def drive(monkeypatch):
         (one,) = archive.sets
         archives.append(archive._replace(sets=(one._replace(number=PAIRS),)))
         drive.archives[archive.drive_id] = archive_of([f'{one.place}/{kind}' for kind in ('input', 'target')])
-    with_archives(monkeypatch, *archives)
+    monkeypatch.setitem(ARCHIVES, 'Motion_Deblurring', tuple(archives))
     return drive
 
 
@@ -171,30 +166,6 @@ def unpacked(*places):
     return {
         f'out/{place}/{kind}/{name}.png' for place in places for kind in ('input', 'target') for name in 'abc'
     }
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'places'),
-    [
-        (['train'], PLACES[:1]),
-        (['HIDE', 'test', 'train'], PLACES),
-        (['GoPro', 'RealBlur_R', 'GoPro'], ['test/GoPro', 'test/RealBlur_R']),
-    ],
-)
-def test_sets_are_unpacked_where_they_belong(here, drive, capsys, arguments, places):
-    assert run(*arguments) == 0
-    assert files(here).keys() == unpacked(*places)
-    errors, out = said(capsys)
-    assert errors == []
-    assert out.splitlines() == [f'{here / "out" / place} is complete: 3 pairs' for place in places]
-    calls = list(drive.calls)
-    assert len(calls) == len(places)
-    before = files(here)
-    assert run(*arguments) == 0  # and what is there is kept
-    assert said(capsys)[1].splitlines() == [
-        f'{here / "out" / place} exists already: 3 pairs' for place in places
-    ]
-    assert drive.calls == calls and files(here) == before
 
 
 def test_weights_and_sets_together(here, drive, published):
@@ -282,7 +253,7 @@ def test_one_that_fails_does_not_keep_the_others(here, drive, capsys):
     assert files(here).keys() == unpacked('test/GoPro', 'test/RealBlur_J', 'test/RealBlur_R')
     (error,) = said(capsys)[0]
     assert error == (
-        f'{here / "out" / "HIDE_test.zip"}: found no zip archive in the answer of Google Drive; nothing of it was kept'
+        f'{here / "out" / "HIDE_test.zip"}: Google Drive answered without a zip archive; nothing was kept'
     )
 
 
@@ -445,19 +416,11 @@ def test_a_set_that_is_there_and_wrong_is_replaced_by_force_alone(here, drive, c
     (error,) = said(capsys)[0]
     assert error == (
         f'{here / "out" / "test" / "GoPro"}: found 2 (input/*) and 4 (target/*) files; allowed: 3 of each, with '
-        'the same names; move what is there, or replace it with --force'
+        'the same names; move the existing files, or replace them with --force'
     )
     assert files(here) == before and len(drive.calls) == 1
     assert run('GoPro', '--force') == 0
     assert files(here) == whole
-
-
-def test_leftovers_of_a_kill_are_removed(here, drive):
-    scratch = here / 'out' / 'test' / 'GoPro' / '.unpacked'
-    scratch.mkdir(parents=True)
-    (scratch / 'half.png').write_bytes(b'')
-    assert run('GoPro') == 0
-    assert files(here).keys() == unpacked('test/GoPro')
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -473,25 +436,6 @@ def test_nothing_is_left_unpacked_by_a_command_that_is_ended(here, drive, monkey
     monkeypatch.setattr(zipfile.ZipFile, 'extract', extract_then_stop)
     assert run('GoPro') == status
     assert files(here).keys() == {'out/GoPro_test.zip'}
-
-
-def test_one_archive_of_several_sets(here, drive, monkeypatch):
-    """As of deraining; a set may have more than two folders."""
-    sets = (
-        DataSet('test/A', PAIRS),
-        DataSet('test/B', PAIRS),
-        DataSet('test/C', PAIRS, ('left/*', 'right/*', 'target/*')),
-    )
-    with_archives(monkeypatch, Archive(GOPRO, sets))
-    folders = [f'top/{one.name}/{part[:-2]}' for one in sets for part in one.parts]
-    drive.archives[GOPRO] = archive_of(folders)
-    assert download.choices_of({}, [Archive(GOPRO, sets)]) == {'weights': [], 'test': ['A', 'B', 'C']}
-    assert run('B', '--keep_archives') == 0
-    assert files(here).keys() == unpacked('test/B') | {'out/test.zip'}
-    assert run('test') == 0
-    found = {f'out/test/C/{kind}/{name}.png' for kind in ('left', 'right', 'target') for name in 'abc'}
-    assert files(here).keys() == unpacked('test/A', 'test/B') | found
-    assert drive.calls == [GOPRO]
 
 
 # Table, command line

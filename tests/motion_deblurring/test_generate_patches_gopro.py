@@ -109,7 +109,7 @@ def test_crops_equal_those_of_a_pack(here, capsys):
     """The pack is made by the command that the program prints."""
     assert run() == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == f'{here}/sets/train/GoPro: 24 pairs of crops, of 3 pairs of frames'
+    assert out.splitlines()[0] == f'{here}/sets/train/GoPro: 24 pairs of crops, of 3 pairs of images'
     python, script, *arguments = shlex.split(out.splitlines()[1].rpartition(': ')[2])
     assert (python, script) == ('python', 'scripts/prepare_data.py')
     assert cli.run('scripts.prepare_data', [*arguments, '--workers', '0']) == 0
@@ -160,7 +160,7 @@ def test_existing_crops_are_not_written_again(here, capsys):
     assert run() == 0
     assert crops(here) == whole
     assert {path: path.stat().st_ino for path in others} == before
-    said = '24 pairs of crops, of 3 pairs of frames (45 of the 48 files existed already)'
+    said = '24 pairs of crops, of 3 pairs of images (45 of the 48 files existed already)'
     assert said in capsys.readouterr().out
 
     mine = folder / '.mine.tmp'  # is not taken for a leftover
