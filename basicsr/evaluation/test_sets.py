@@ -158,7 +158,7 @@ def part_indices(test_set: TestSet, folder: Path, count: int) -> dict[str, list[
     files = {part: folder / f'{part}_labels.npy' for part in test_set.parts}
     absent = [str(path) for path in files.values() if not path.is_file()]
     if absent:
-        print(f'{test_set.name}: measured without its parts, as {listed(absent)} does not exist', flush=True)
+        print(f'{test_set.name}: measured without its parts; found no {listed(absent)}', flush=True)
         return {}
     return {part: [int(position) - 1 for position in _positions(path, count)] for part, path in files.items()}
 
