@@ -7,8 +7,8 @@ All paths are in Defocus_Deblurring/Datasets. download_data.py puts the frames i
 crops go to {train,val}/DPDD/{inputL,inputR,inputC,target}_crops.
 
 Training frames are cut into 512×512 pixels every 204 (an overlap of 60 %) and along the last row and column, row by
-row. Of a frame's crops the 30 % whose target is least sharp are left out (see `sharpest`), so that 20 of the 28 crops
-of 1680×1120 pixels stay: <frame>-<n>.png, n from 1 over those. A validation frame gives <frame>.png: the 256×256 pixels
+row. The 30 % of a frame's crops whose target is least sharp (see `sharpest`) are left out: 1680×1120 pixels give 28
+crops, of which 20 stay, <frame>-<n>.png, n from 1 over those. A validation frame gives <frame>.png: the 256×256 pixels
 in its centre. <frame> is the name in inputC. The frames of the four folders are matched by name or, if most names
 differ, as in the original set, by natural order.
 

@@ -33,7 +33,7 @@ def test_every_command_in_the_documentation_is_valid(folder):
 
 @pytest.mark.parametrize('task', TASKS.values(), ids=lambda task: task.name)
 def test_published_figures_and_checksums_are_those_of_the_table(task):
-    """Of each figure in the README of the task's folder; motion deblurring's weights have a page of their own."""
+    """Figures stand in the README of the task's folder; motion deblurring's weights have a page of their own."""
     readme = (ROOT / task.folder / 'README.md').read_text(encoding='utf-8')
     figures = readme.partition('Published figures\n')[2]
     published = [task.average]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,49 +116,27 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
     if args.restored_dir:
         about['restored_dir'] = str(args.restored_dir)
     else:
-        with usage_errors():
-            loaded = [build_restorer(args, task, sigma) for sigma in (sigmas[:1] if args.weights else sigmas)]
-        networks = dict(zip(sigmas, itertools.cycle(loaded), strict=False))
-        for network in loaded:
-            print(network, flush=True)
-        if len(loaded) == 1:
-            about |= network.about
+        networks = build_networks(args, task, sigmas)
+    is_shared = len({*networks.values()}) == 1
+    if is_shared:
+        about |= networks[sigmas[0]].about
 
     results: dict[str, object] = {}
     content = {**about, 'datasets': results}
     complete: dict[str, dict[str, float]] = {}
     failed = bool(args.datasets and missing)
     for one in chosen:
-        used = networks.get(one.sigma)
+        network = networks.get(one.sigma)
         result = Evaluation()
-        folder = args.save_dir and args.save_dir / one.name
-        uploads = one.uploads(folder) if folder else None
         try:
-            evaluate(
-                used.restorer.restore if used else None,
-                one.images,
-                one.metrics,
-                device=used.restorer.device if used else torch.device('cpu'),
-                rounded=PROTOCOLS[one.test_set.protocol].rounded,
-                folder=None if uploads else folder,
-                save=uploads,
-                title=one.name,
-                measure_input=True,
-                limit=args.limit,
-                workers=args.workers,
-                result=result,
-            )
+            measure(one, network, args, result)
         finally:  # an exception must not lose figures that may have taken hours
             failed |= bool(result.failed)
             if result.images:
                 print(report(one, result), flush=True)
-                results[one.name] = as_data(one, result) | (
-                    used.about if used and 'weights' not in about else {}
-                )
+                own = network.about if network and not is_shared else {}
+                results[one.name] = as_data(one, result) | own
                 write_json(args.json, content)
-            if uploads and uploads.unfinished:
-                files = listed(map(str, uploads.unfinished))
-                print(f'{one.name}: not written, as some of their results are missing: {files}', flush=True)
         if len(result.images) == len(one.images):
             complete[one.name] = result.means
     if task.average and len(complete) > 1:
@@ -167,6 +144,31 @@ def main(args: argparse.Namespace, tasks: Sequence[Task]) -> int:
         print(text, flush=True)
         write_json(args.json, content)
     return 1 if failed else 0
+
+
+def measure(one: ChosenSet, network: Network | None, args: argparse.Namespace, result: Evaluation) -> None:
+    """Restores a set, or takes its restored images, measures it, and writes what --save_dir asks for."""
+    folder = args.save_dir and args.save_dir / one.name
+    uploads = one.uploads(folder) if folder else None
+    try:
+        evaluate(
+            network.restorer.restore if network else None,
+            one.images,
+            one.metrics,
+            device=network.restorer.device if network else torch.device('cpu'),
+            rounded=PROTOCOLS[one.test_set.protocol].rounded,
+            folder=None if uploads else folder,
+            save=uploads,
+            title=one.name,
+            measure_input=True,
+            limit=args.limit,
+            workers=args.workers,
+            result=result,
+        )
+    finally:
+        if uploads and uploads.unfinished:
+            files = listed(map(str, uploads.unfinished))
+            print(f'{one.name}: not written, as some of their results are missing: {files}', flush=True)
 
 
 def write_json(path: Path | None, content: dict[str, object]) -> None:
@@ -275,7 +277,7 @@ def leave_out_figures(chosen: list[ChosenSet]) -> None:
 # --- network ------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Network:
     restorer: Restorer
     weights: str
@@ -289,6 +291,18 @@ class Network:
     def __str__(self) -> str:
         restorer = self.restorer
         return f'weights: {self.weights}\ndevice: {restorer.device}, {restorer.precision}{", TLC" if self.tlc else ""}'
+
+
+def build_networks(args: argparse.Namespace, task: Task, sigmas: list[str]) -> dict[str, Network]:
+    """Noise level → its network, the same for all levels with --weights; prints each. Raises UsageError."""
+    with usage_errors():
+        if args.weights:
+            networks = dict.fromkeys(sigmas, build_restorer(args, task, sigmas[0]))
+        else:
+            networks = {sigma: build_restorer(args, task, sigma) for sigma in sigmas}
+    for network in dict.fromkeys(networks.values()):
+        print(network, flush=True)
+    return networks
 
 
 def build_restorer(args: argparse.Namespace, task: Task, sigma: str) -> Network:

@@ -129,7 +129,7 @@ def test_the_table_is_that_of_the_published_downloads():
         for one in archive.sets
     }
     assert len(numbers) == len(CASES)
-    # Of the authors, or of the original lists of files; no other number may lead to a refusal.
+    # The numbers of the authors or the original lists of files; no other number may lead to a refusal.
     assert {key: count for key, count in numbers.items() if key[0] != 'Motion_Deblurring' and count} == {
         ('Deraining', 'test/Test100'): 98,
         ('Deraining', 'test/Test2800'): 2800,

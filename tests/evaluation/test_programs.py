@@ -91,7 +91,7 @@ def rows(out, title):
 
 
 def psnr(a, b):
-    """Of arrays in [0, 1]."""
+    """PSNR of arrays in [0, 1]."""
     return -10 * np.log10(np.mean((np.float64(a) - b) ** 2))
 
 
