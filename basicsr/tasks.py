@@ -433,19 +433,23 @@ def default_weights(task: str, sigma: str | None = None) -> Path:
 def check_weights_task(path: Path, task: Task, sigma: str | None = None) -> None:
     """Raises CheckpointError if a file holds published weights for another task, or for another noise level than
     `sigma`: such files have the same tensors, and only the checksum tells them apart."""
-    digest = ''
-    for other in TASKS.values():
-        for level, remote in other.weights.items():
-            if remote.sha256 is None or path.stat().st_size != remote.size:
-                continue
-            digest = digest or hashlib.sha256(path.read_bytes()).hexdigest()
-            if digest == remote.sha256 and (other is not task or sigma not in (None, level)):
-                allowed = f'those for {task.name}' + (f', sigma {sigma}' if sigma else '')
-                raise CheckpointError(
-                    f'{path}: found the published weights for {other.name}'
-                    + (f', sigma {level}' if level else '')
-                    + f' ({remote.name}); allowed: {allowed}'
-                )
+    size = path.stat().st_size
+    candidates = [
+        (other, level, remote)
+        for other in TASKS.values()
+        for level, remote in other.weights.items()
+        if remote.sha256 and remote.size == size
+    ]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if candidates else ''
+    for other, level, remote in candidates:
+        if digest == remote.sha256 and (other is not task or sigma not in (None, level)):
+            found, allowed = (
+                f'{name}, sigma {which}' if which else name
+                for name, which in ((other.name, level), (task.name, sigma))
+            )
+            raise CheckpointError(
+                f'{path}: found the published weights for {found} ({remote.name}); allowed: those for {allowed}'
+            )
 
 
 def how_to_get(task: Task, sigma: str | None = None) -> str:

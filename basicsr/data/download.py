@@ -63,7 +63,7 @@ def parser(folder: str) -> argparse.ArgumentParser:
         required=True,
         choices=[*dict.fromkeys(name for group, names in choices.items() for name in (group, *names))],
         metavar='WHAT',
-        help='what to get: see below',
+        help='data sets or weights: see below',
     )
     p.add_argument(
         '--output',
@@ -159,8 +159,8 @@ def _unverified(remote: RemoteFile, digest: str) -> str:
 
 
 def check_weights(path: Path, remote: RemoteFile, network: Mapping[str, object]) -> tuple[str, str]:
-    """The SHA-256 of a file, and what is wrong with it. If none is published to compare with, the file must have the
-    published size, and all weights of the published network."""
+    """The SHA-256 of a file, and a description of its mistake, or ''. If no SHA-256 is published, the file must have
+    the published size and all weights of the published network."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if remote.sha256:
         return digest, '' if digest == remote.sha256 else 'its SHA-256 is not that of the published weights'

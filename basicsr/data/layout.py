@@ -13,7 +13,7 @@ from basicsr.images.reader import IMAGE_SUFFIXES
 from basicsr.utils.remote import DataSet
 from basicsr.utils.text import listed
 
-Texts = tuple[str, ...]  # what stands for each `*`
+Texts = tuple[str, ...]  # in place of each `*`
 
 
 def match(part: str, path: PurePath) -> Texts | None:

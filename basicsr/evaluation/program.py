@@ -297,16 +297,17 @@ def build_networks(args: argparse.Namespace, task: Task, sigmas: list[str]) -> d
     """Noise level → its network, the same for all levels with --weights; prints each. Raises UsageError."""
     with usage_errors():
         if args.weights:
-            networks = dict.fromkeys(sigmas, build_restorer(args, task, sigmas[0]))
+            networks = dict.fromkeys(sigmas, load_network(args, task, sigmas[0]))
         else:
-            networks = {sigma: build_restorer(args, task, sigma) for sigma in sigmas}
+            networks = {sigma: load_network(args, task, sigma) for sigma in sigmas}
     for network in dict.fromkeys(networks.values()):
         print(network, flush=True)
     return networks
 
 
-def build_restorer(args: argparse.Namespace, task: Task, sigma: str) -> Network:
-    """Raises CheckpointError, DeviceError, RestoreError or ValueError."""
+def load_network(args: argparse.Namespace, task: Task, sigma: str) -> Network:
+    """The network of --weights, or the published one for a noise level. Raises CheckpointError, DeviceError,
+    RestoreError or ValueError."""
     published = task.published_file(sigma)
     path = args.weights or (default_weights(task.name, sigma) if args.input_dir else published)
     if path == published and not path.is_file():

@@ -15,6 +15,8 @@ from basicsr.images.reader import IMAGE_SUFFIXES, KINDS
 from basicsr.utils.errors import ImageFileError
 from basicsr.utils.text import listed
 
+Pairing = Literal['name', 'order']
+
 LISTED = 8  # kinds of files in a message
 LONGEST_NAME = 255  # bytes of a file name
 _NEEDS_PLUGIN = tuple(suffix for suffix in ('.heic', '.heif') if suffix not in IMAGE_SUFFIXES)
@@ -37,9 +39,6 @@ def list_images(file_or_folder: str | os.PathLike[str]) -> list[Path]:
         others = left_alone(path)
         raise ImageFileError(f'{path}: contains no images{others and f" (but {others})"}; allowed: {KINDS}')
     return natsorted(found, key=lambda file: file.name)
-
-
-Pairing = Literal['name', 'order']
 
 
 def pairing_of(*names: Collection[str]) -> Pairing:

@@ -26,8 +26,8 @@ def matlab_luma(image_HWC: np.ndarray) -> np.ndarray:
 
 @METRIC_REGISTRY.register()
 def calculate_psnr_y(img1: np.ndarray, img2: np.ndarray, data_range: float = 255) -> float:
-    """PSNR in dB of `matlab_luma`, 10·log10(255² / mean((Y₁ − Y₂)²)); inf for identical luma. Rounding the luma lowers
-    it by up to 0.1 dB against `calculate_psnr(…, test_y_channel=True)`.
+    """PSNR in dB of `matlab_luma`, 10·log10(255² / mean((Y₁ − Y₂)²)); inf for identical luma. Rounding both
+    lumas adds about 1/6 to the mean square error of `calculate_psnr(…, test_y_channel=True)`: 0.09 dB at 39 dB.
 
     Args:
         img1, img2: (H, W, 3) RGB of one shape, uint8.
