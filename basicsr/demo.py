@@ -26,7 +26,7 @@ from basicsr.tasks import TASKS, Task, check_weights_task, default_weights, find
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_param_key, add_tlc, file_or_folder, usage_errors
 from basicsr.utils.errors import ImageFileError, UsageError, UserError
-from basicsr.utils.files import ROOT, check_writable
+from basicsr.utils.files import ROOT, SHIPPED, check_writable
 from basicsr.utils.parallel import in_stages
 
 
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--input_dir',
         type=file_or_folder,
-        default=ROOT / 'demo' / 'degraded',
+        default=SHIPPED / 'demo' / 'degraded',
         metavar='FILE_OR_FOLDER',
         help='an image, or a folder of images (png, jpg, bmp, tif, webp; without subfolders); default: %(default)s',
     )

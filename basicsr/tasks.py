@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from basicsr.utils.errors import CheckpointError, UsageError
-from basicsr.utils.files import ROOT
+from basicsr.utils.files import IS_WHEEL, ROOT, SHIPPED
 from basicsr.utils.remote import Archive, DataSet, RemoteFile
 
 
@@ -145,7 +145,7 @@ class Task:
 
     @property
     def shipped_file(self) -> Path | None:
-        return self.pretrained_models / self.shipped if self.shipped else None
+        return SHIPPED / self.folder / 'pretrained_models' / self.shipped if self.shipped else None
 
 
 def _release(name: str, size: int | None = None, sha256: str | None = None) -> RemoteFile:
@@ -453,8 +453,10 @@ def check_weights_task(path: Path, task: Task, sigma: str | None = None) -> None
 
 
 def how_to_get(task: Task, sigma: str | None = None) -> str:
-    """The command that downloads the published weights."""
+    """What downloads the published weights."""
     remote = task.published_weights(sigma)
+    if IS_WHEEL:
+        return f'download {remote.url} to that place, or name another file with --weights'
     what = remote.stem if len(published_files(task.folder)) > 1 else 'weights'
     return f'python {task.folder}/download_data.py --data {what} downloads {remote.url} to that place'
 

@@ -21,7 +21,14 @@ from basicsr.utils.text import show
 if sys.platform != 'win32':
     import fcntl
 
-ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_WHEEL = _PACKAGE / 'shipped'  # setup.py makes it, in wheels alone
+IS_WHEEL = _IN_WHEEL.is_dir()
+# The base of relative paths in option files, and of experiments/ and results/: the repository or, for a package that
+# was installed without it, the working directory.
+ROOT = Path() if IS_WHEEL else _PACKAGE.parent
+# The repository or, in a wheel, the copy of those of its files that the package needs.
+SHIPPED = _IN_WHEEL if IS_WHEEL else ROOT
 
 # -------------------------------------------------------------- paths
 
@@ -32,8 +39,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """A path in an option file: `~`, `$NAME` and `${NAME}` are expanded, and the repository root is the base of
-    relative paths. A path that exists as it is written keeps its `$`. Raises OptionError if a variable is not set."""
+    """A path in an option file: `~`, `$NAME` and `${NAME}` are expanded, and `ROOT` is the base of relative
+    paths. A path that exists as it is written keeps its `$`. Raises OptionError if a variable is not set."""
     written = ROOT / expanded(path)
     if '$' not in str(path) or os.path.lexists(written):
         return written
