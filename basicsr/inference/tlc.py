@@ -30,6 +30,24 @@ def windows(length: int, window: int) -> list[tuple[int, int]]:
     return [(start, start + size) for start in starts]
 
 
+def window_indices(length: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`windows` as tensors, for an export: a length that is traced is a tensor itself.
+
+    Returns the pixels of each window, (windows, size), and the places among them, counted window after window, where
+    each pixel is in the first and in the last window that covers it, both (length,). No pixel is in more than two.
+    """
+    end = torch.as_tensor(length)
+    size = end.clamp(max=window)
+    last_start, steps = end - size, (end - 1) // size
+    step = ((last_start + steps - 1) // steps.clamp(min=1)).clamp(min=1)
+    starts = torch.cat([torch.arange(0, last_start, step), last_start[None]])
+    pixels = torch.arange(end)
+    first = (starts + size <= pixels[:, None]).sum(1)
+    last = (starts <= pixels[:, None]).sum(1) - 1
+    first, last = (index * size + pixels - starts[index] for index in (first, last))
+    return starts[:, None] + torch.arange(size), first, last
+
+
 @dataclass(frozen=True)
 class Cells:
     """The plane cut into `rows` × `columns` of rectangles, numbered row by row; windows likewise.
