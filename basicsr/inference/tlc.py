@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def window_indices(length: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns the pixels of each window, (windows, size), and the places among them, counted window after window, where
     each pixel is in the first and in the last window that covers it, both (length,). No pixel is in more than two.
     """
-    end = torch.as_tensor(length)
+    end: Any = torch.as_tensor(length)  # `torch.arange` takes tensors, but its type hints do not say so
     size = end.clamp(max=window)
     last_start, steps = end - size, (end - 1) // size
     step = ((last_start + steps - 1) // steps.clamp(min=1)).clamp(min=1)
