@@ -169,7 +169,7 @@ class AnySize(nn.Module):
 
 class LocalAttention(nn.Module):
     """MDTA in TLC's windows, whose number and size depend on the image. As all have the same size, they are gathered
-    into a batch. Where they overlap, the result is their mean."""
+    into a batch of P windows, (P, C, h, w). Where they overlap, the result is their mean."""
 
     def __init__(self, attn: MDTA, window: int) -> None:
         super().__init__()
