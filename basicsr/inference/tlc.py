@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,24 @@ def windows(length: int, window: int) -> list[tuple[int, int]]:
     step = size if count == 1 else ceil((length - size) / (count - 1) - 1e-8)
     starts = [*range(0, length - size, step), length - size]
     return [(start, start + size) for start in starts]
+
+
+def window_indices(length: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`windows` as tensors, for an export: a length that is traced is a tensor itself.
+
+    Returns the pixels of each window, (windows, size), and the places among them, counted window after window, where
+    each pixel is in the first and in the last window that covers it, both (length,). No pixel is in more than two.
+    """
+    end: Any = torch.as_tensor(length)  # `torch.arange` takes tensors, but its type hints do not say so
+    size = end.clamp(max=window)
+    last_start, steps = end - size, (end - 1) // size
+    step = ((last_start + steps - 1) // steps.clamp(min=1)).clamp(min=1)
+    starts = torch.cat([torch.arange(0, last_start, step), last_start[None]])
+    pixels = torch.arange(end)
+    first = (starts + size <= pixels[:, None]).sum(1)
+    last = (starts <= pixels[:, None]).sum(1) - 1
+    first, last = (index * size + pixels - starts[index] for index in (first, last))
+    return starts[:, None] + torch.arange(size), first, last
 
 
 @dataclass(frozen=True)

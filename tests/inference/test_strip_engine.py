@@ -19,7 +19,7 @@ from basicsr.archs import restormer_reference as reference
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.strip_engine import StripEngine, _Recorded, runs_in_strips
 from basicsr.inference.strip_layers import Strip, Workspace
-from basicsr.inference.tlc import Cells
+from basicsr.inference.tlc import Cells, window_indices
 from basicsr.utils.files import ROOT
 
 SMALL = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
@@ -97,6 +97,21 @@ def test_tlc_equals_window_by_window(options, strip_bytes, size, window):
     assert relative(found, expected) <= 1e-9
     with torch.no_grad():
         assert relative(net(x), expected) > 1e-4  # TLC has an effect
+
+
+@pytest.mark.parametrize('window', [1, 2, 3, 8, 48])
+def test_window_indices_are_the_windows_of_the_definition(window):
+    for length in range(1, 6 * window + 30):
+        inside, *places = window_indices(length, window)
+        starts, size = reference.window_starts(length, window), min(length, window)
+        assert inside.tolist() == [[*range(start, start + size)] for start in starts]
+        pixels = torch.arange(length)
+        assert all(torch.equal(inside.flatten()[place], pixels) for place in places)
+        covers = torch.stack([(pixels >= start) & (pixels < start + size) for start in starts])
+        found = torch.zeros_like(covers)
+        for place in places:
+            found[place // size, pixels] = True
+        assert torch.equal(found, covers)
 
 
 @pytest.mark.parametrize(
