@@ -1,4 +1,4 @@
-"""Everything else is declared in pyproject.toml: this file adds files to wheels, and keeps `setup.py develop` working."""
+"""Adds files to wheels, and keeps `setup.py develop` working; pyproject.toml declares everything else."""
 
 import shutil
 import subprocess

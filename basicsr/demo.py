@@ -103,6 +103,19 @@ def parser() -> argparse.ArgumentParser:
         action='store_true',
         help='also write before | after, side by side, to <FOLDER>/<task>/compare/',
     )
+    web = p.add_argument_group('a page in the browser')
+    web.add_argument(
+        '--web',
+        action='store_true',
+        help='serve a page where photographs are dropped, compared and downloaded, instead of restoring '
+        "--input_dir; needs pip install 'gradio>=6'",
+    )
+    web.add_argument(
+        '--host',
+        default='127.0.0.1',
+        help='the address to serve at: by default for this computer alone; 0.0.0.0: for everybody on its networks',
+    )
+    web.add_argument('--port', type=int, help='default: a free one from 7860 on')
     return p
 
 
@@ -110,6 +123,9 @@ def main(args: argparse.Namespace) -> int:
     with usage_errors():
         task = find_task(args.task)
         check_args(args, task)
+    if args.web:
+        return serve_page(args, task)
+    with usage_errors():
         inputs = list_images(args.input_dir)
         right: dict[Path, Path] = {}
         if args.right_dir:
@@ -186,9 +202,27 @@ def main(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def serve_page(args: argparse.Namespace, task: Task) -> int:
+    """--web. Raises UsageError without gradio."""
+    try:
+        from basicsr.web import serve
+    except ModuleNotFoundError as error:
+        if error.name != 'gradio':
+            raise
+        raise UsageError("--web: the package gradio is required; pip install 'gradio>=6'") from None
+    return serve(args, task)
+
+
 def check_args(args: argparse.Namespace, task: Task) -> None:
     """Raises UsageError on arguments that are not for this task."""
+    defaults = parser()
+    for name in ('input_dir', 'right_dir', 'result_dir', 'compare') if args.web else ('host', 'port'):
+        if getattr(args, name) != defaults.get_default(name):
+            found, allowed = ('with', 'without') if args.web else ('without', 'with')
+            raise UsageError(f'--{name}: found {found} --web; allowed: {allowed} it')
     is_dual = 'dual_pixel_task' in task.network
+    if is_dual and args.web:
+        raise UsageError(f'--task: found {task.name} with --web; allowed: a task that restores one photograph')
     if is_dual and args.right_dir is None:
         raise UsageError(f'--right_dir: found nothing; allowed: the right views, for {task.name}')
     if not is_dual and args.right_dir is not None:

@@ -93,10 +93,14 @@ class Restorer:
     6-channel network restores one image of two, the left and the right view of a dual-pixel sensor. Alpha is copied.
     Results are rounded half to even.
 
-    Several threads may call one Restorer; each call takes memory of its own.
+    Several threads may call one Restorer; each call takes memory of its own. `progress`, if set, is called with the
+    part that is done, up to 1, while a Restormer restores an image (each tile, or each channel one by one); an
+    exception that it raises ends the call.
 
     Raises DeviceError; ValueError on invalid arguments; RestoreError if the network does not fit in memory.
     """
+
+    progress: Callable[[float], None] | None = None
 
     def __init__(
         self,
@@ -302,7 +306,7 @@ class Restorer:
         RestoreError, naming `what`, if no strips do."""
         engine = copy.copy(engine)
         padded = H + -H % self.multiple, W + -W % self.multiple
-        engine.strip_bytes = self.strip_bytes
+        engine.strip_bytes, engine.progress = self.strip_bytes, self.progress
         limit = self.memory_limit if self.memory_limit is not None else free_memory(self.device)
         if limit is None or engine.memory(*padded) <= limit - beside:
             return engine

@@ -46,6 +46,10 @@ _SLACK = 96_000_000  # bytes that the libraries and the allocator keep
 # and a graph has memory of its own.
 _RECORDED_PIXELS = 2**21
 
+Advance = Callable[
+    [Attention | FeedForward, int], None
+]  # takes each half of a block that is done, and its level
+
 
 def runs_in_strips(net: nn.Module) -> TypeGuard[Restormer]:
     """Whether `StripEngine` computes what the network does: true for a Restormer, and for a subclass that inherits its
@@ -75,9 +79,13 @@ class StripEngine:
         window: side of TLC's windows at full resolution, a multiple of 8; None for plain inference.
         strip_bytes: size of the largest temporary; None for a size that is fast on the network's device. A strip has
             at least one row. May change between calls.
+
+    `progress`, if set, is called after each half of a block with the part of the work that is done, up to 1. An
+    exception that it raises ends the call. A recorded CUDA graph does not call it.
     """
 
     multiple = Restormer.multiple
+    progress: Callable[[float], None] | None = None
 
     def __init__(
         self,
@@ -171,8 +179,28 @@ class StripEngine:
 
     def _restore_all(self, x_BCHW: Tensor, y_BHWC: Tensor) -> None:
         workspace = Workspace(self.dtype, self.device)  # one per call: several threads may restore at once
+        advance = self._counter(len(x_BCHW))
         for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: each image has its own statistics
-            self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace)
+            self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace, advance)
+
+    def _counter(self, images: int) -> Advance:
+        """Returns a function that counts the work of a half of a block at a level, and calls `progress`."""
+        progress = self.progress
+        if progress is None:
+            return lambda half, level: None
+
+        def work(half: Attention | FeedForward, level: int) -> int:
+            return (half.channels >> level) ** 2  # a level has 1/4^level of the pixels
+
+        total = images * sum(work(half, level) for level, halves in self.levels for half in halves)
+        done = 0
+
+        def advance(half: Attention | FeedForward, level: int) -> None:
+            nonlocal done
+            done += work(half, level)
+            progress(done / total)
+
+        return advance
 
     def memory(self, H: int, W: int) -> int:
         """Upper bound of the bytes that a call needs for each image, with input and output, without the weights."""
@@ -212,7 +240,7 @@ class StripEngine:
     def _row_bytes(self, W: int) -> int:
         return W * self.widest * self.dtype.itemsize
 
-    def _restore(self, image_HWC: Tensor, result_HWC: Tensor, workspace: Workspace) -> None:
+    def _restore(self, image_HWC: Tensor, result_HWC: Tensor, workspace: Workspace, advance: Advance) -> None:
         H, W, _ = image_HWC.shape
         C = self.dim
         # The decoder's first level holds the encoder's features beside the upsampled ones. So the encoder works in the
@@ -222,20 +250,20 @@ class StripEngine:
         for top, bottom in self._strips(H, W * C):
             levels[0][top:bottom] = self.embed(image_HWC, top, bottom)
         for level in range(3):
-            self._run(self.encoder[level], levels[level], level, workspace)
+            self._run(self.encoder[level], levels[level], level, workspace, advance)
             levels.append(self._downsample(self.down[level], levels[level]))
         x_HWC = levels.pop()
-        self._run(self.encoder[3], x_HWC, 3, workspace)
+        self._run(self.encoder[3], x_HWC, 3, workspace, advance)
         for level in (2, 1):
             skip_HWC = levels.pop()
             self._upsample(level, x_HWC, skip_HWC)
             x_HWC = skip_HWC
-            self._run(self.decoder[level], x_HWC, level, workspace)
+            self._run(self.decoder[level], x_HWC, level, workspace, advance)
         wide_HWC = memory.view(H, W, 2 * C)
         self._widen(levels.pop(), wide_HWC)
         self._upsample(0, x_HWC, wide_HWC)
         del x_HWC, skip_HWC
-        self._run(self.decoder[0], wide_HWC, 0, workspace)
+        self._run(self.decoder[0], wide_HWC, 0, workspace, advance)
         for top, bottom in self._strips(H, W * C * 2):
             result_HWC[top:bottom] = self._output(image_HWC, wide_HWC, top, bottom)
 
@@ -247,7 +275,12 @@ class StripEngine:
         return max(1, self.strip_bytes // (row_numel * self.dtype.itemsize))
 
     def _run(
-        self, halves: list[Attention | FeedForward], x_HWC: Tensor, level: int, workspace: Workspace
+        self,
+        halves: list[Attention | FeedForward],
+        x_HWC: Tensor,
+        level: int,
+        workspace: Workspace,
+        advance: Advance,
     ) -> None:
         """In place."""
         H, W, _ = x_HWC.shape
@@ -263,6 +296,7 @@ class StripEngine:
 
         for half in halves:
             half.run(x_HWC, cells, cut, workspace)
+            advance(half, level)
 
     def _grid(self, H: int, W: int, window: int | None) -> Cells:
         """Made once for each size: copying its matrices to a GPU waits for the GPU. Kept for good, as a recorded graph
