@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py inference
     python scripts/benchmark.py inference --sizes 256x256 1280x720 --modes fp32 bf16 fp32+tlc --repeats 5
+    python scripts/benchmark.py inference --modes fp32 bf16 --peers openvino onnxruntime
     python scripts/benchmark.py inference --device cuda --modes fp32 bf16 plain+bf16 --json > inference.json
     python scripts/benchmark.py train --network full --stages paper --modes fp32 bf16 bf16+checkpointing
     python scripts/benchmark.py train --device cuda --network full --modes bf16 bf16+compile plain+bf16+compile
@@ -9,10 +10,15 @@
 
 *Plain* is the network as it is usually written, in fp32 (basicsr/archs/restormer_reference.py): channels first,
 normalised copies of queries and keys, no strips. Ratios compare with that row. The modes `plain+bf16` (autocast),
-`plain+compile` and `plain+bf16+compile` take one or two lines more. On a CPU, a process of its own measures each row.
-*Working memory* is the peak of that process above its size once imports are done and the weights are loaded (`train`:
-and the optimizer exists). *Of the machine* compares the network's operations per second with a large matrix product of
-the same precision on the same device.
+`plain+compile` and `plain+bf16+compile` take one or two lines more. On a CPU, a process of its own measures each row,
+after an image that is not timed. *Peak* is that process's largest size, *working memory* the peak above its size once
+imports are done and the weights are loaded (`train`: and the optimizer exists). *Of the machine* compares the network's
+operations per second with a large matrix product of the same precision on the same device.
+
+`--peers` also measures OpenVINO and ONNX Runtime on the CPU (`pip install -e '.[peers]'`), with the same network as
+scripts/export_onnx.py writes it and as many threads as PyTorch uses. Their processes do not import PyTorch; *peak*
+includes loading and compiling, where they allocate. Rows take turns: in each of `--rounds`, each row's process runs
+once, and shown are the medians over the rounds and the range of all runs.
 
 On a GPU, times are those between events on the GPU, one recorded before each step or image; nothing waits for the GPU
 in between. *Launch s* is the time that the CPU takes to launch one. The CPU waits while the GPU's queue is full, so it
@@ -44,7 +50,7 @@ from itertools import product
 
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.utils.cli import at_least, file_or_folder
-from scripts.benchmarks import inference, training
+from scripts.benchmarks import inference, peers, training
 from scripts.benchmarks.measuring import PLAIN_MODES, PRECISIONS, attempt
 
 INFERENCE_MODES = [*PLAIN_MODES, *map(''.join, product(PRECISIONS, ('', '+tlc')))]
@@ -59,11 +65,23 @@ def parser() -> argparse.ArgumentParser:
     option = restore.add_argument
     option('--sizes', nargs='+', type=size, default=['256x256'], metavar='WxH', help='default: 256x256')
     add_modes(restore, INFERENCE_MODES, ['fp32', 'bf16', 'fp32+tlc'])
-    option('--repeats', type=at_least(1), help='timed runs of each of --modes; default: 3, on a GPU 10')
+    option(
+        '--peers', nargs='+', choices=list(peers.MODES), default=[], metavar='PEER',
+        help=f'other runtimes beside ours, on a CPU, in fp32 (openvino: also in bf16): {", ".join(peers.MODES)}',
+    )  # fmt: skip
+    option(
+        '--rounds', type=at_least(1),
+        help='how often each row is measured, rows taking turns; medians are shown; default: 1, with --peers 3',
+    )  # fmt: skip
+    option(
+        '--repeats',
+        type=at_least(1),
+        help='timed runs of each of --modes and --peers in a round; default: 3, on a GPU 10',
+    )
     option(
         '--plain_repeats',
         type=at_least(0),
-        help='timed runs of plain; 0: leave it out; default: 1, on a GPU 10',
+        help='timed runs of plain in a round; 0: leave it out; default: 1, on a GPU 10',
     )
     restore.set_defaults(network='full', compare=inference.compare, measure_row=inference.measure)
 

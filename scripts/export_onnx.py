@@ -162,7 +162,8 @@ class AnySize(nn.Module):
         """Returns the index that each row (column) of the padded image is copied from."""
         last = size - 1
         index = torch.arange(size + -size % getattr(self.net, 'multiple', 8))
-        reflected = last - (last - index).abs()
+        # Not by abs(), which OpenVINO computes wrong for these integers in a model of a fixed size.
+        reflected = torch.minimum(index, 2 * last - index)
         # A side of n has n − 1 pixels to reflect. If that is too few, repeat the last one.
         return torch.where(reflected[-1] >= 0, reflected, index.clamp(max=last))
 

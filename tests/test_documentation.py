@@ -1,13 +1,15 @@
-"""The commands of the documentation."""
+"""The commands, links and versions of the documentation."""
 
 import importlib
 import re
 import shlex
 
 import pytest
+import yaml
 
 from basicsr.tasks import PROTOCOLS, TASKS
 from basicsr.utils.files import ROOT
+from basicsr.version import __version__
 
 FOLDERS = sorted({task.folder for task in TASKS.values()})
 COMMAND = re.compile(rf'^\s*python ({"|".join(FOLDERS)})/(\w+)\.py\b(.*)', re.MULTILINE)
@@ -16,6 +18,29 @@ PLACES = [
     *ROOT.glob('docs/*.md'),
     *(path for folder in FOLDERS for kind in ('*.py', '*.md', '*/*.md') for path in (ROOT / folder).glob(kind)),
 ]
+PAGES = [path for path in (*PLACES, *ROOT.glob('demo/*.md')) if path.suffix == '.md']
+
+
+def anchors(page):
+    """The anchors that GitHub makes of the headings of a page."""
+    text = re.sub(r'```.*?```', '', page.read_text(encoding='utf-8'), flags=re.DOTALL)
+    titles = re.findall(r'^#+ (.*)', text, re.MULTILINE)
+    return {re.sub(r'[^\w -]', '', title.strip().lower()).replace(' ', '-') for title in titles}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_within_the_repository_lead_somewhere(page):
+    for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text(encoding='utf-8')):
+        if '://' not in link:
+            path, _, anchor = link.partition('#')
+            target = page.parent / path if path else page
+            assert target.exists() and (not anchor or anchor in anchors(target)), link
+
+
+def test_the_version_is_stated_alike():
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    newest = re.search(r'^## \[(.+?)\]', (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8'), re.MULTILINE)
+    assert citation['version'] == newest[1] == __version__
 
 
 @pytest.mark.parametrize('folder', FOLDERS)

@@ -178,6 +178,7 @@ def test_what_cannot_be_restored_is_refused_in_a_sentence(page, tmp_path, make, 
         page.get_by_role('button', name='Restore').click()
     page.get_by_text(says).wait_for()
     assert page.get_by_text('Traceback').count() == 0
+    page.get_by_role('button', name='Stop').wait_for(state='hidden')
     keep_screenshot(page, 'refused')
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference import Restorer
 from basicsr.utils.device import without_tf32
-from scripts.benchmarks import measuring
+from basicsr.utils.errors import UsageError
+from scripts.benchmarks import measuring, peers
 from scripts.benchmarks.measuring import Memory, Row, Task
 
 COLUMNS = ['size', 'mode', 'seconds', 'range', 'launch_seconds', 'of_plain_time']
@@ -22,8 +26,40 @@ COLUMNS += ['working_MB', 'of_plain_memory', 'peak_MB', 'gflops', 'of_machine']
 def compare(args: argparse.Namespace) -> None:
     measuring.check(args)
     modes = [*(['plain'] if args.plain_repeats != 0 else []), *args.modes]
-    tasks = [{'size': size, 'mode': mode} for size in args.sizes for mode in modes]
-    measuring.compare(args, tasks, COLUMNS, exact=True)
+    if args.peers:
+        check_peers(args)
+    rounds = args.rounds or (3 if args.peers else 1)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [*({'mode': mode} for mode in modes), *(peer_tasks(args, Path(folder)) if args.peers else [])]
+        tasks = [{'size': size, **row} for size in args.sizes for row in rows]
+        measuring.compare(args, tasks, COLUMNS, exact=True, rounds=rounds)
+
+
+def check_peers(args: argparse.Namespace) -> None:
+    """Raises UsageError if the peers cannot be measured."""
+    missing = [name for name in ('onnx', *args.peers) if find_spec(name) is None]
+    if missing:
+        raise UsageError(f'--peers: found no {" or ".join(missing)}; pip install {" ".join(missing)}')
+    device = measuring.device_of(args)
+    if device.type != 'cpu':
+        raise UsageError(f'--peers: found the device {device}; allowed: --device cpu')
+
+
+def peer_tasks(args: argparse.Namespace, folder: Path) -> list[Task]:
+    """Exports the network to ONNX into `folder`, and returns what peers.measure needs for each mode of the peers."""
+    from scripts.export_onnx import AnySize, to_onnx  # here: the memory of onnx is not to count in our rows
+
+    network, device = measuring.load_network(args), torch.device('cpu')
+    channels = network.patch_embed.proj.in_channels
+    model = folder / 'network.onnx'
+    model.write_bytes(to_onnx(AnySize(network).eval(), channels, {}))
+    common = {
+        'model': str(model),
+        'channels': channels,
+        'threads': torch.get_num_threads(),
+        'repeats': measuring.repeats(args.repeats, device, 3),
+    }
+    return [{'mode': mode, **common} for peer in args.peers for mode in peers.MODES[peer]]
 
 
 def measure(args: argparse.Namespace, task: Task) -> Row:
@@ -45,10 +81,8 @@ def measure(args: argparse.Namespace, task: Task) -> Row:
         work = partial(restore, torch.rand(1, channels, height, width, device=device))
         if device.type == 'cuda':
             measuring.warm_up_gpu(work, forget)
-        elif 'compile' in mode:  # for this size
+        else:  # libraries and compilers choose for this size, and allocate
             work()
-        else:  # the libraries
-            restore(torch.rand(1, channels, 64, 64))
         row = measuring.timed(work, measuring.repeats(asked, device, on_a_cpu), device)
     return {**row, **memory.read(), 'flops': arithmetic(network, channels, height, width)}
 

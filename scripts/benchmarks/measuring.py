@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from basicsr.utils.device import resolve_device, resolve_precision
 from basicsr.utils.errors import CheckpointError, UsageError
 from basicsr.utils.files import ROOT
 from basicsr.utils.memory import is_out_of_memory
+from scripts.benchmarks import peers
 
 Task = dict[str, Any]  # what to measure for one row: first its size or stage, then its mode
 Row = dict[str, Any]
@@ -103,25 +104,50 @@ def precision_of(mode: str) -> str:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-def compare(args: argparse.Namespace, tasks: list[Task], columns: list[str], exact: bool = False) -> None:
+def compare(
+    args: argparse.Namespace, tasks: list[Task], columns: list[str], exact: bool = False, rounds: int = 1
+) -> None:
     """Measures and reports the tasks.
 
     Args:
         exact: they are measured without TF32.
+        rounds: how often the tasks of a size or a stage take turns.
     """
     device = resolve_device(args.device)
-    computer = machine(device, args.modes, exact)
+    computer = machine(device, [task['mode'] for task in tasks], exact)
     absent = 'data_wait' if device.type == 'cuda' else 'launch_seconds'
     shown = [key for key in columns if key != absent]
     run = partial(run_here, args) if device.type == 'cuda' else run_alone
-    report(title(computer), computer, shown, measured(tasks, computer, run), args.json)
+    report(title(computer), computer, shown, measured(in_rounds(tasks, run, rounds), computer), args.json)
 
 
-def measured(tasks: Iterable[Task], machine: Row, run: Callable[[Task], Row]) -> Iterator[Row]:
-    """Yields the row of each task as soon as it is measured, with ratios to the last row of mode `plain`."""
+def in_rounds(tasks: list[Task], run: Callable[[Task], Row], rounds: int) -> Iterator[tuple[Task, Row]]:
+    """Yields each task with its row as soon as that is known. The tasks of a size or a stage take turns, so that a
+    machine that slows down slows all of them; rows have the medians over the rounds. A failed task is not repeated."""
+    for _, group in groupby(tasks, lambda task: task.get('size') or task.get('stage')):
+        rows: list[tuple[Task, list[Row]]] = [(task, []) for task in group]
+        for number in range(rounds):
+            for task, seen in rows:
+                if not seen or 'failed' not in seen[-1]:
+                    seen.append(run(task))
+                if number == rounds - 1:
+                    yield task, together(seen)
+
+
+def together(rows: list[Row]) -> Row:
+    """Returns the medians of a task's rows, and the range of all."""
+    if 'failed' in rows[-1]:
+        return rows[-1]
+    ends = [end for row in rows for end in row['range']]
+    medians = {key: statistics.median(row[key] for row in rows) for key in rows[0] if key != 'range'}
+    return {**medians, 'range': [min(ends), max(ends)]}
+
+
+def measured(results: Iterable[tuple[Task, Row]], machine: Row) -> Iterator[Row]:
+    """Yields the row of each task, with ratios to the last row of mode `plain`."""
     baseline: Row = {}
-    for task in tasks:
-        mode, row = task['mode'], run(task)
+    for task, row in results:
+        mode = task['mode']
         if mode == 'plain':
             baseline = row
         if 'flops' in row:
@@ -130,16 +156,19 @@ def measured(tasks: Iterable[Task], machine: Row, run: Callable[[Task], Row]) ->
         if 'seconds' in row and 'seconds' in baseline:
             row['of_plain_time'] = row['seconds'] / baseline['seconds']
             row['of_plain_speed'] = 1 / row['of_plain_time']
-            if min(row['working_MB'], baseline['working_MB']) > 0:  # 0: a small image needs no fresh memory
+            # Peers do not state theirs; 0: a small image needs no fresh memory
+            if min(row.get('working_MB', 0), baseline['working_MB']) > 0:
                 row['of_plain_memory'] = row['working_MB'] / baseline['working_MB']
         yield {key: task[key] for key in ('size', 'stage', 'mode') if key in task} | row
 
 
 def run_alone(task: Task) -> Row:
     """Returns the row of a task, measured by another process with this program's command line, whose peak memory
-    nothing else has raised. If the process dies, the row is {'failed': why}."""
-    command = [sys.executable, str(SCRIPT), *sys.argv[1:], '--measure', json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    nothing else has raised, or for a peer by peers.py. If the process dies, the row is {'failed': why}."""
+    command = [str(SCRIPT), *sys.argv[1:], '--measure', json.dumps(task)]
+    if 'model' in task:
+        command = [str(peers.__file__), json.dumps(task)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)  # noqa: S603
     if done.returncode == 0:
         return json.loads(done.stdout)
     if done.returncode == -signal.SIGKILL:
@@ -214,26 +243,23 @@ def warm_up_gpu(work: Callable[[], object], forget: Callable[[], object]) -> Non
 
 
 class Memory:
-    """Peak memory from construction to `read`: of the process, or allocated on a GPU."""
+    """Peak memory until `read`: of the process since its start, or allocated on a GPU since construction. Working
+    memory is the peak since construction, less what is in use then."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(device)
-            self.before = torch.cuda.memory_allocated(device)
+            self.earlier, self.before = 0, torch.cuda.memory_allocated(device)
         else:
+            self.earlier = peers.of_process('VmHWM')
             Path('/proc/self/clear_refs').write_text('5')  # resets the peak
-            self.before = self._of_process('VmRSS')
+            self.before = peers.of_process('VmRSS')
 
     def read(self) -> dict[str, float]:
         on_gpu = self.device.type == 'cuda'
-        peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else self._of_process('VmHWM')
-        return {'peak_MB': peak / 1e6, 'working_MB': (peak - self.before) / 1e6}
-
-    @staticmethod
-    def _of_process(name: str) -> int:
-        lines = Path('/proc/self/status').read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+        peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else peers.of_process('VmHWM')
+        return {'peak_MB': max(peak, self.earlier) / 1e6, 'working_MB': (peak - self.before) / 1e6}
 
 
 def machine(device: torch.device, modes: Iterable[str], exact: bool = False) -> Row:

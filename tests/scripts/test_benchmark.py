@@ -9,7 +9,9 @@ import mmap
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -19,7 +21,7 @@ from basicsr.utils import cli
 from basicsr.utils.checkpoint import save_checkpoint
 from basicsr.utils.files import ROOT
 from scripts import benchmark
-from scripts.benchmarks import inference, measuring, training
+from scripts.benchmarks import inference, measuring, peers, training
 
 TINY = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 1, 2, 2]}
 MACHINE = {'device': 'cpu', 'threads': 1, 'torch': '2', 'gflops': {'fp32': 100.0, 'bf16': 200.0}}
@@ -53,12 +55,17 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture
 def in_process(monkeypatch, capsys):
-    """`in_process(arguments)`: the rows, measured in this process; the machine is not measured."""
+    """`in_process(arguments)`: the rows, measured in this process, but for the peers; the machine is not measured."""
+    alone = measuring.run_alone
 
     def rows(*arguments):
         args = parsed(*arguments, '--json')
+
+        def run(task):
+            return alone(task) if 'model' in task else args.measure_row(args, task)
+
         monkeypatch.setattr(measuring, 'machine', lambda *_: MACHINE)
-        monkeypatch.setattr(measuring, 'run_alone', lambda task: args.measure_row(args, task))
+        monkeypatch.setattr(measuring, 'run_alone', run)
         monkeypatch.setattr(training, 'keep_all_memory', lambda: None)  # it would last for all tests
         args.compare(args)
         return json.loads(capsys.readouterr().out)['rows']
@@ -124,6 +131,8 @@ def test_memory_includes_a_peak_in_the_past():
     with mmap.mmap(-1, 50_000_000) as fresh:  # other allocations may reuse memory that the process has
         fresh.write(b'a' * len(fresh))
     assert 49 <= memory.read()['working_MB'] < 140
+    later = measuring.Memory(torch.device('cpu')).read()
+    assert later['working_MB'] < 10 and later['peak_MB'] >= memory.read()['peak_MB']
 
 
 COMPILED = [pytest.param(mode, marks=pytest.mark.slow) for mode in ('plain+compile', 'plain+bf16+compile')]
@@ -141,6 +150,78 @@ def test_plain_modes_equal_the_network_and_compile_each_kind_of_block_once(monke
     assert counter.frame_count == (5 if 'compile' in mode else 0)
     error = (found - expected).norm() / (expected - image).norm()
     assert (1e-4 < error < 0.05) if 'bf16' in mode else error < 1e-4
+
+
+# --- other runtimes -----------------------------------------------------------------------------------------
+
+
+def test_peers_are_rows_beside_ours_and_take_turns_with_them(in_process, weights):
+    pytest.importorskip('onnxruntime')
+    settings = ['--weights', weights, '--repeats', 2, '--rounds', 2]
+    rows = in_process('inference', '--sizes', '40x24', '--modes', 'fp32', '--peers', 'onnxruntime', *settings)
+    assert [(row['size'], row['mode']) for row in rows] == [
+        ('40x24', mode) for mode in ('plain', 'fp32', 'onnxruntime')
+    ]
+    peer = rows[-1]
+    assert 0 < peer['range'][0] <= peer['seconds'] <= peer['range'][1]
+    assert peer['of_plain_time'] == peer['seconds'] / rows[0]['seconds']
+    assert (
+        peer['peak_MB'] < 250
+    )  # importing PyTorch takes more; no working memory, as peers allocate while they load
+    assert not peer.keys() & {'working_MB', 'of_plain_memory'}
+
+
+@pytest.mark.parametrize('mode', [mode for modes in peers.MODES.values() for mode in modes])
+def test_peers_compute_the_network(tmp_path, weights, mode):
+    for package in ('onnx', mode.partition('+')[0]):
+        pytest.importorskip(package)
+    args = parsed('inference', '--peers', mode.partition('+')[0], '--weights', weights)
+    task = next(task for task in inference.peer_tasks(args, tmp_path) if task['mode'] == mode)
+    image = np.random.default_rng(0).random((1, 3, 21, 43), np.float32)
+    try:
+        found = peers.load(mode, task['model'], image.shape, 1)(image)
+    except SystemExit as lacking:
+        pytest.skip(str(lacking))
+    with torch.inference_mode():
+        expected = measuring.plain(measuring.load_network(args))(torch.nn.ReflectionPad2d((0, 5, 0, 3))(
+            torch.from_numpy(image)))[..., :21, :43].numpy()  # fmt: skip
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected - image)
+    assert (1e-4 < error < 0.05) if 'bf16' in mode else error < 1e-4
+
+
+def test_peer_says_which_precision_the_processor_lacks(monkeypatch):
+    core = SimpleNamespace(get_property=lambda *_: ['FP32', 'INT8'])
+    monkeypatch.setitem(sys.modules, 'openvino', SimpleNamespace(Core=lambda: core))
+    monkeypatch.setitem(sys.modules, 'openvino_telemetry', None)
+    with pytest.raises(SystemExit, match='this processor does not compute in bf16'):
+        peers.load('openvino+bf16', 'net.onnx', (1, 3, 8, 8), 1)
+
+
+def test_missing_runtimes_are_named_with_how_to_install_them(monkeypatch, capsys):
+    monkeypatch.setattr(inference, 'find_spec', lambda name: None if name == 'openvino' else name)
+    run('inference', '--device', 'cpu', '--peers', 'onnxruntime', 'openvino', status=2)
+    assert '--peers: found no openvino; pip install openvino' in capsys.readouterr().err
+
+
+def test_rows_take_turns_and_have_the_medians_of_the_rounds():
+    tasks = [{'size': size, 'mode': mode} for size in ('8x8', '16x8') for mode in ('plain', 'fp32', 'bf16')]
+    seconds, asked = iter([4, 1, 6, 3, 5, 2, *[1] * 6]), []
+
+    def measured(task):
+        asked.append((task['size'], task['mode']))
+        if task['mode'] == 'bf16':
+            return {'failed': 'killed'}
+        value = next(seconds)
+        return {'seconds': value, 'range': [value - 1, value + 1]}
+
+    rows = [(task['mode'], row) for task, row in measuring.in_rounds(tasks, measured, 3)]
+    turns = [('8x8', mode) for mode in ('plain', 'fp32', 'bf16', 'plain', 'fp32', 'plain', 'fp32')]
+    assert asked == [*turns, *[('16x8', mode) for _, mode in turns]]
+    assert rows[:3] == [
+        ('plain', {'seconds': 5, 'range': [3, 7]}),
+        ('fp32', {'seconds': 2, 'range': [0, 4]}),
+        ('bf16', {'failed': 'killed'}),
+    ]
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -367,6 +448,7 @@ def test_json_is_printed_even_after_ctrl_c(measured, monkeypatch, capsys):
         ('inference', ['--sizes', '0x16'], 'found 0x16; allowed: WIDTHxHEIGHT'),
         ('inference', ['--modes', 'fp8'], "'fp8'"),
         ('inference', ['--repeats', '0'], '--repeats'),
+        ('inference', ['--peers', 'tensorrt'], "'tensorrt'"),
         ('inference', ['--modes', 'fp16', '--plain_repeats', '0'], 'fp16 on a CPU'),
         ('inference', ['--weights', 'none.pth'], 'none.pth'),
         ('train', ['--modes', 'plain'], "'plain'"),
