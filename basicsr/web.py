@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
+import secrets
 import shutil
 import socket
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,25 +103,27 @@ class OwnServerOnly:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def with_headers(message: Any) -> None:
             if message['type'] == 'http.response.start':
-                message['headers'] = [*message.get('headers', ()), *self.HEADERS]
+                headers = [*message.get('headers', ()), *self.HEADERS]
+                if '/file=' in scope['path']:  # a photograph: the browser must not keep it either
+                    headers = [each for each in headers if each[0] != b'cache-control']
+                    headers.append((b'cache-control', b'no-store'))
+                message['headers'] = headers
             await send(message)
 
         await self.app(scope, receive, with_headers)
 
 
 def weights_choices(args: argparse.Namespace, task: Task) -> dict[str, Path]:
-    """Weights for single images that exist, by what the page calls them; those of the command line first. Raises
-    UserError if those are missing, or are for another task."""
+    """Files of weights for single images, by the names that the page shows; those of the command line first. Raises
+    UserError if these are missing, or are for another task."""
     first = args.weights or default_weights(task.name, args.sigma)
     check_weights_task(first, task, args.sigma)
-    found = {f'{task.name}: {first.name}': first}
+    found = {first.name: first}
     for other in TASKS.values():
-        files = [other.published_file(sigma) for sigma in other.weights]
-        if other.shipped_file is not None:
-            files.append(other.shipped_file)
+        files = [*map(other.published_file, other.weights), other.shipped_file]
         for path in files if other.channels[0] != 6 else ():
-            if path.is_file():
-                found.setdefault(f'{other.name}: {path.name}', path)
+            if path is not None and path.is_file():
+                found.setdefault(path.name, path)
     return found
 
 
@@ -127,13 +132,20 @@ class StoppedError(Exception):
 
 
 class Page:
-    """The files of one open page."""
+    """The files of one open page. Every picture has a path of its own, as browsers keep what they have seen."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.photograph: Path | None = None
+        self.before: Path | None = None  # its preview
         self.lock = threading.Lock()  # of the files
         self.stop = threading.Event()
+
+    def new(self, name: str) -> Path:
+        """A path for a new file."""
+        folder = self.folder / secrets.token_hex(8)
+        folder.mkdir(parents=True)
+        return folder / name
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -165,60 +177,46 @@ class Pages:
     def stop(self, request: gr.Request) -> None:
         self.page(request).stop.set()
 
-    def upload(self, path: str, request: gr.Request) -> tuple[Path, str]:
-        return self.open(self.page(request), Path(path), shutil.move)
-
     def open(self, page: Page, source: Path, take: Callable[[Path, Path], object]) -> tuple[Path, str]:
-        """Makes a file the page's photograph. Returns a preview and a caption."""
+        """Makes a file the page's photograph. Returns its preview and a caption. Raises ImageFileError, OSError."""
         with page.lock:
             page.clear()
-            page.folder.mkdir(parents=True)
-            photograph = page.folder / source.name
+            photograph = page.new(source.name)
             take(source, photograph)
             try:
                 image = read_image(photograph)
-                preview = write_preview(page.folder / 'before', image)
-            except (UserError, OSError, MemoryError) as error:
+                page.before = write_preview(page.new('before.png'), image)
+            except BaseException:
                 page.clear()
-                raise refusal(error, photograph) from None
+                raise
             page.photograph = photograph
-            return preview, f'{photograph.name}: {described(image)}'
+            return page.before, f'{photograph.name}: {described(image)}'
 
     def restore(
-        self, weights: str, device: str, precision: str, tlc: str, tile: int | None, request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - gradio finds it there
-    ) -> tuple[tuple[Path, Path], Path, str]:  # fmt: skip
-        """Restores the page's photograph. Returns previews before and after, the result and a caption."""
-        page = self.page(request)
+        self, page: Page, settings: tuple[str, str, str, str, int], report: Callable[[float], None]
+    ) -> tuple[tuple[Path, Path], Path, str]:
+        """Restores the page's photograph. Returns the previews before and after, the result and a caption. Raises
+        UserError, ValueError, OSError, MemoryError, StoppedError."""
         page.stop.clear()
         with page.lock:
-            if page.photograph is None:
-                raise gr.Error('Choose a photograph first.', print_exception=False, title='No photograph')
+            if page.photograph is None or page.before is None:
+                raise UsageError('choose a photograph first')
 
-            def report(done: float) -> None:
+            def progress(done: float) -> None:
                 if page.stop.is_set():
                     raise StoppedError
-                progress(done, desc='Restoring')
+                report(done)
 
-            try:
-                progress(0, desc='Loading the weights')
-                restorer = self.restorer_for(weights, device, precision, tlc, tile)
-                restorer.progress = report
-                before = read_image(page.photograph)
-                pixels = restorer(before.pixels)
-                after = Image(pixels, before.icc_profile, before.colour_chunks)
-                folder = page.folder / 'after'
-                preview = write_preview(folder, after)
-                result = folder / f'{page.photograph.stem}.png'
-                write_png(result, after.pixels, after.icc_profile, after.colour_chunks)
-            except StoppedError:
-                raise gr.Error('Stopped.', print_exception=False, title='Not restored') from None
-            except (UserError, ValueError, OSError, MemoryError) as error:
-                raise refusal(error, page.photograph) from None
+            restorer = self.restorer_for(*settings)
+            restorer.progress = progress
+            image = read_image(page.photograph)
+            after = replace(image, pixels=restorer(image.pixels))
+            preview = write_preview(page.new('after.png'), after)
+            result = page.new(f'{page.photograph.stem}.png')
+            write_png(result, after.pixels, after.icc_profile, after.colour_chunks)
             with_tlc = restorer.engine is not None and restorer.engine.window is not None
             about = f'{restorer.device}, {restorer.precision}' + (', TLC' if with_tlc else '')
-            caption = f'{result.name}: {described(after)}, restored on {about}'
-            return (page.folder / 'before' / 'preview.png', preview), result, caption
+            return (page.before, preview), result, f'{result.name}: {described(after)}, restored on {about}'
 
     def restorer_for(self, weights: str, device: str, precision: str, tlc: str, tile: int | None) -> Restorer:
         """Keeps the last one: a page usually restores several photographs with the same settings. Raises UserError,
@@ -240,28 +238,21 @@ class Pages:
         return self.restorer
 
 
-def refusal(error: Exception, photograph: Path) -> gr.Error:
-    """The sentence of demo.py, without the folder."""
-    sentence = (str(error) or 'out of memory').replace(f'{photograph.parent}{os.sep}', '')
-    return gr.Error(sentence, duration=None, print_exception=False, title='Not restored')
-
-
 def described(image: Image) -> str:
     height, width = image.pixels.shape[:2]
     return f'{width}×{height} pixels, {8 * image.pixels.itemsize} bits'
 
 
-def write_preview(folder: Path, image: Image) -> Path:
-    """Writes preview.png, as the page shows an image: 8 bits, at most PREVIEW pixels on a side."""
+def write_preview(path: Path, image: Image) -> Path:
+    """Writes an image as the page shows it: 8 bits, at most PREVIEW pixels on a side. Returns the path."""
     pixels, longest = image.pixels, max(image.pixels.shape[:2])
     if longest > PREVIEW:
         height, width = (max(1, round(side * PREVIEW / longest)) for side in pixels.shape[:2])
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     if pixels.dtype == np.uint16:
         pixels = np.round(pixels / 257).astype(np.uint8)
-    folder.mkdir(exist_ok=True)
-    write_png(folder / 'preview.png', pixels, image.icc_profile, image.colour_chunks)
-    return folder / 'preview.png'
+    write_png(path, pixels, image.icc_profile, image.colour_chunks)
+    return path
 
 
 def build(pages: Pages, tlc: str) -> gr.Blocks:
@@ -277,7 +268,8 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
     # Files that no page took, as of uploads that were broken off, go after ten minutes.
     with gr.Blocks(title='Restormer', analytics_enabled=False, delete_cache=(60, 600)) as blocks:
         gr.Markdown(
-            '# Restormer\nDrop a blurred photograph, press *Restore*, and compare. It stays on this computer.'
+            '# Restormer\nDrop a blurred photograph, press *Restore*, and compare. '
+            'Closing the page deletes your files.'
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -294,7 +286,7 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
                     precision = gr.Dropdown([*PRECISIONS], value=args.precision, label='Precision')
                     windows = gr.Radio([*TLC], value=tlc, label='Attention over local windows (TLC)')
                     tile = gr.Number(
-                        args.tile, label='Tile side in pixels: less memory, not exact', precision=0
+                        args.tile or 0, label='Tile side in pixels: less memory, inexact; 0: none', precision=0
                     )
             with gr.Column(scale=3):
                 before = gr.Image(label='Before', interactive=False, buttons=['fullscreen'])
@@ -304,35 +296,64 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
                 caption = gr.Markdown()
                 download = gr.DownloadButton('Download PNG', variant='primary', visible=False)
 
-        def choose(event: gr.SelectData, request: gr.Request) -> tuple[Path, str]:
-            return pages.open(pages.page(request), samples[event.index], shutil.copyfile)
+        def show(work: Callable[[], tuple[Path, str]]) -> dict[Any, Any]:
+            try:
+                preview, text = work()
+            except (UserError, OSError, MemoryError) as error:
+                refuse(error)
+                return {caption: 'cannot be opened'}
+            hidden = gr.update(visible=False)
+            return {
+                before: gr.update(value=preview, visible=True), slider: hidden, download: hidden, caption: text
+            }  # fmt: skip
 
-        def show_before() -> list[Any]:
-            return [gr.update(visible=True), *[gr.update(visible=False)] * 2]
+        def upload(path: str, request: gr.Request) -> dict[Any, Any]:
+            return {**show(lambda: pages.open(pages.page(request), Path(path), shutil.move)), drop: None}
 
-        def show_after() -> list[Any]:
-            return [gr.update(visible=False), *[gr.update(visible=True)] * 2]
+        def choose(event: gr.SelectData, request: gr.Request) -> dict[Any, Any]:
+            return show(lambda: pages.open(pages.page(request), samples[event.index], shutil.copyfile))
+
+        def run(
+            weights: str, device: str, precision: str, tlc: str, tile: int, request: gr.Request,
+            progress: gr.Progress = gr.Progress(),  # noqa: B008 - as gradio wants it
+        ) -> dict[Any, Any]:  # fmt: skip
+            progress(0, desc='Loading the weights')
+            try:
+                previews, result, text = pages.restore(
+                    pages.page(request),
+                    (weights, device, precision, tlc, tile),
+                    lambda done: progress(done, desc='Restoring'),
+                )
+            except StoppedError:
+                return {caption: 'stopped'}
+            except (UserError, ValueError, OSError, MemoryError) as error:
+                refuse(error)
+                return {caption: 'not restored'}
+            return {
+                before: gr.update(visible=False),
+                slider: gr.update(value=previews, visible=True),
+                download: gr.update(value=result, visible=True),
+                caption: text,
+            }
 
         def busy(now: bool) -> Callable[[], list[Any]]:
             return lambda: [gr.update(interactive=not now), gr.update(visible=now)]
 
         private: Any = {'api_visibility': 'private'}
-        views = [before, slider, download]
-        for event, call, inputs in ((drop.upload, pages.upload, [drop]), (examples.select, choose, None)):
-            opened = event(call, inputs, [before, caption], **private)
-            opened.success(show_before, None, views, **private)
-        drop.upload(lambda: None, None, drop, **private)  # to take the next one
-        started = restore.click(busy(True), None, [restore, stop], **private)
-        restored = started.then(
-            pages.restore,
-            [weights, device, precision, windows, tile],
-            [slider, download, caption],
-            concurrency_limit=1,  # each image takes as much memory as is free
-            show_progress_on=[before, slider],
-            **private,
-        )
-        restored.success(show_after, None, views, **private)
-        restored.then(busy(False), None, [restore, stop], **private)
+        shown = [before, slider, download, caption]
+        drop.upload(upload, drop, [*shown, drop], **private)
+        examples.select(choose, None, shown, **private)
+        settings = [weights, device, precision, windows, tile]
+        # One image at a time, as each takes as much memory as is free.
+        restore.click(busy(True), None, [restore, stop], **private).then(
+            run, settings, shown, concurrency_limit=1, show_progress_on=[before, slider], **private
+        ).then(busy(False), None, [restore, stop], **private)
         stop.click(pages.stop, queue=False, **private)
         blocks.unload(pages.close)
     return blocks
+
+
+def refuse(error: Exception) -> None:
+    """Shows a sentence of demo.py on the page, without the folder of the page's files."""
+    sentence = str(error) or 'out of memory'
+    gr.Warning(re.sub(r'\S*/pages/\w+/\w+/', '', sentence), duration=None, title='Not restored')
