@@ -26,7 +26,7 @@ from basicsr.tasks import TASKS, Task, check_weights_task, default_weights, find
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import add_param_key, add_tlc, file_or_folder, usage_errors
 from basicsr.utils.errors import ImageFileError, UsageError, UserError
-from basicsr.utils.files import ROOT, SHIPPED, check_writable
+from basicsr.utils.files import ROOT, SHIPPED, as_json, check_writable
 from basicsr.utils.parallel import in_stages
 
 
@@ -103,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
         action='store_true',
         help='also write before | after, side by side, to <FOLDER>/<task>/compare/',
     )
+    p.add_argument(
+        '--json',
+        action='store_true',
+        help='print one JSON object instead of text: weights, device, precision, tlc, and images, each with input and '
+        'output, or input and error; text goes to stderr',
+    )
     web = p.add_argument_group('a page in the browser')
     web.add_argument(
         '--web',
@@ -132,32 +138,36 @@ def main(args: argparse.Namespace) -> int:
             right, pairing = right_views(inputs, list_images(args.right_dir))
             if pairing == 'order':
                 print('most left and right views have other names: paired in natural order', file=sys.stderr)
-        path = args.weights or default_weights(task.name, args.sigma)
-        weights = load_weights(path, args.param_key)
-        check_weights_task(path, task, args.sigma)
+        weights_file = args.weights or default_weights(task.name, args.sigma)
+        weights = load_weights(weights_file, args.param_key)
+        check_weights_task(weights_file, task, args.sigma)
         source = str(weights)
-        tlc = weights.with_tlc(args.tlc)
-        net = build_network(weights)
-        del weights  # the network has a copy
         restorer = Restorer(
-            net, args.device, args.precision, tlc=tlc, tile=args.tile, tile_overlap=args.tile_overlap
+            build_network(weights),
+            args.device,
+            args.precision,
+            tlc=weights.with_tlc(args.tlc),
+            tile=args.tile,
+            tile_overlap=args.tile_overlap,
         )
+        del weights  # the network has a copy
         try:
             restorer.check_channels(2 if right else 1)
         except ValueError as error:
-            raise UsageError(f'{path}: {error}, for {task.name}') from None
+            raise UsageError(f'{weights_file}: {error}, for {task.name}') from None
     folder = args.result_dir / task.name
     compare = folder / 'compare'
     targets = [folder, compare] if args.compare else [folder]
     _make_writable(targets, args.result_dir)
 
-    print(f'weights: {source}')
-    print(f'device: {restorer.device}, {restorer.precision}' + (', TLC' if tlc else ''), flush=True)
+    text = sys.stderr if args.json else sys.stdout
+    print(f'weights: {source}', file=text)
+    print(f'device: {restorer.settings}', file=text, flush=True)
     if restorer.channels != task.channels[0]:  # works, but may be a mistake
         found = f'{restorer.channels} channel{"s" * (restorer.channels > 1)}'
         print(
-            f'{path}: a network for images of {found}; the published ones for {task.name} take {task.channels[0]}: '
-            'check that these are the right weights',
+            f'{weights_file}: a network for images of {found}; the published ones for {task.name} take '
+            f'{task.channels[0]}: check that these are the right weights',
             file=sys.stderr,
         )
     if others := left_alone(args.input_dir, folder):
@@ -188,18 +198,25 @@ def main(args: argparse.Namespace) -> int:
             both = np.concatenate([before.pixels, after], axis=1)
             write_png(compare / names[path], both, before.icc_profile, before.colour_chunks)
 
-    failed = 0
+    results = []
     stages = in_stages(inputs, read, restore, write, restorer.device)
     for path, outcome in tqdm(stages, total=len(inputs), unit='image', disable=None):
+        result = {'input': str(path)}
+        results.append(result)
         try:
             outcome()
         except (UserError, OSError, MemoryError) as error:
-            failed += 1
             what = 'not compared' if path in written else 'not restored'
             message = str(error) if isinstance(error, ImageFileError) else f'{path}: {error or "out of memory"}'
             tqdm.write(f'{what}: {message}', file=sys.stderr)
-    print(f'{len(written)} of {len(inputs)} images restored, in {folder}')
-    return 1 if failed else 0
+            result['error'] = message
+        if path in written:
+            result['output'] = str(folder / names[path])
+    print(f'{len(written)} of {len(inputs)} images restored, in {folder}', file=text)
+    if args.json:
+        about = {'device': str(restorer.device), 'precision': restorer.precision, 'tlc': restorer.window}
+        print(as_json({'task': task.name, 'weights': str(weights_file), **about, 'images': results}))
+    return 1 if any('error' in result for result in results) else 0
 
 
 def serve_page(args: argparse.Namespace, task: Task) -> int:
@@ -216,7 +233,7 @@ def serve_page(args: argparse.Namespace, task: Task) -> int:
 def check_args(args: argparse.Namespace, task: Task) -> None:
     """Raises UsageError on arguments that are not for this task."""
     defaults = parser()
-    for name in ('input_dir', 'right_dir', 'result_dir', 'compare') if args.web else ('host', 'port'):
+    for name in ('input_dir', 'right_dir', 'result_dir', 'compare', 'json') if args.web else ('host', 'port'):
         if getattr(args, name) != defaults.get_default(name):
             found, allowed = ('with', 'without') if args.web else ('without', 'with')
             raise UsageError(f'--{name}: found {found} --web; allowed: {allowed} it')

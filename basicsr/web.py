@@ -214,9 +214,8 @@ class Pages:
             preview = write_preview(page.new('after.png'), after)
             result = page.new(f'{page.photograph.stem}.png')
             write_png(result, after.pixels, after.icc_profile, after.colour_chunks)
-            with_tlc = restorer.engine is not None and restorer.engine.window is not None
-            about = f'{restorer.device}, {restorer.precision}' + (', TLC' if with_tlc else '')
-            return (page.before, preview), result, f'{result.name}: {described(after)}, restored on {about}'
+            text = f'{result.name}: {described(after)}, restored on {restorer.settings}'
+            return (page.before, preview), result, text
 
     def restorer_for(self, weights: str, device: str, precision: str, tlc: str, tile: int | None) -> Restorer:
         """Keeps the last one: a page usually restores several photographs with the same settings. Raises UserError,

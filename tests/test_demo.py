@@ -1,4 +1,6 @@
+import builtins
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -221,6 +223,27 @@ def test_an_image_too_large_for_memory_is_named_and_the_others_are_restored(run,
 
     assert run('--precision', 'fp32', '--tile', '32', '--tile_overlap', '8') == 0  # as the message suggests
     assert '3 of 3 images restored' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures('threads')
+def test_json_alone_is_on_stdout(run, weights, tmp_path, capsys):
+    source, folder = tmp_path / 'in', tmp_path / 'out' / 'motion_deblurring'
+    write_png(source / 'a.png', noise(8, 8, 3))
+    (source / 'b.png').write_text('no image')
+    assert run('--json', '--precision', 'fp32', '--tlc', '16') == 1
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    wrong = told['images'].pop()
+    assert told == {
+        'task': 'motion_deblurring',
+        'weights': str(weights),
+        'device': 'cpu',
+        'precision': 'fp32',
+        'tlc': 16,
+        'images': [{'input': str(source / 'a.png'), 'output': str(folder / 'a.png')}],
+    }
+    assert wrong['input'] == str(source / 'b.png') and f'not restored: {wrong["error"]}' in err
+    assert '1 of 2 images restored' in err
 
 
 @pytest.mark.usefixtures('threads')
@@ -482,6 +505,8 @@ def test_weights_of_another_task_are_named_by_their_checksum(
             '--right_dir: found with --task motion_deblurring; allowed: with dual_pixel',
         ),
         (['--sigma', '15'], '--sigma: found with --weights; allowed: one of them'),
+        (['--web'], '--input_dir: found with --web; allowed: without it'),
+        (['--host', '0.0.0.0'], '--host: found without --web; allowed: with it'),
         (['--tiles'], 'unrecognized arguments: --tiles'),
         (['--tlc', '7'], 'tlc: found 7; allowed: a window of a positive multiple of 8'),
         (['--tlc', 'wide'], "argument --tlc: invalid int value: 'wide'"),
@@ -497,6 +522,20 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(run, tmp_path, capsys, ar
     assert run(*(argument.replace('{tmp}', str(tmp_path)) for argument in arguments)) == 2
     assert text in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / 'in' / 'a.png').exists()
+
+
+def test_the_page_says_which_package_it_needs(capsys, monkeypatch):
+    real = builtins.__import__
+
+    def without_gradio(name, *args):
+        if name == 'gradio':
+            raise ModuleNotFoundError(name='gradio')
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, '__import__', without_gradio)
+    monkeypatch.delitem(sys.modules, 'basicsr.web', raising=False)
+    assert cli.run('basicsr.demo', ['--web']) == 2
+    assert "--web: the package gradio is required; pip install 'gradio>=6'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

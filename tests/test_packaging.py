@@ -23,8 +23,8 @@ DISTRIBUTIONS = {
     'triton': 'torch',  # whose builds for CUDA bring it; basicsr.ops does without it elsewhere
 }
 OWN = {'basicsr', 'scripts'}
-# Of the extras `onnx` and `download`: scripts/export_onnx.py and download_data.py say so where they are missing.
-OPTIONAL = {'onnx', 'onnxruntime', 'gdown', 'pillow_heif', 'h5py', 'lpips'}
+# Of the extras: the programs say so where they are missing.
+OPTIONAL = {'onnx', 'onnxruntime', 'gdown', 'pillow_heif', 'h5py', 'lpips', 'gradio', 'starlette'}
 PATTERNS = 'basicsr/**/*.py', 'scripts/**/*.py', 'demo.py', *(f'{task.folder}/*.py' for task in TASKS.values())
 SOURCES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
 PUBLISHED_TESTS = ['GoPro', 'HIDE', 'RealBlur_J', 'RealBlur_R']

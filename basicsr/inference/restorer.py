@@ -131,7 +131,7 @@ class Restorer:
         self.multiple = _multiple_of(net) if multiple is None else _integer('multiple', multiple)
         self.tile = tile if tile is None else _integer('tile', tile)
         overlap = tile_overlap if tile_overlap is None else _integer('tile_overlap', tile_overlap)
-        window = check_arguments(net, self.multiple, tlc, self.tile, overlap)
+        self.window = check_arguments(net, self.multiple, tlc, self.tile, overlap)
         self.tile_overlap = 0 if self.tile is None else checked_overlap(self.tile, overlap, self.multiple)
         self.channels = _image_channels(net)
         self.weights_dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
@@ -139,7 +139,7 @@ class Restorer:
         with _out_of_memory_raises(f'the network does not fit into the memory of {self.device}'):
             net = net.to(device=self.device).to(memory_format=torch.channels_last).eval()
             if runs_in_strips(net):
-                self.engine = StripEngine(net, self.dtype, window)
+                self.engine = StripEngine(net, self.dtype, self.window)
             elif isinstance(net, Restormer):
                 get_logger().warning(
                     '%s changes the forward pass or the parts of Restormer: it restores images without strips, '
@@ -149,6 +149,11 @@ class Restorer:
         self.network: Callable[[Tensor], Tensor] = self.engine or net
         self.strip_bytes = self.engine.strip_bytes if self.engine is not None else 0
         self.warned = False  # that strips became smaller
+
+    @property
+    def settings(self) -> str:
+        """What programs say about it: 'cpu, bf16, TLC'."""
+        return f'{self.device}, {self.precision}' + (', TLC' if self.window else '')
 
     @classmethod
     def from_checkpoint(

@@ -299,6 +299,22 @@ def test_views_that_do_not_fit_are_refused():
         fp32(tiny())(pixels, pixels)
 
 
+def test_progress_ends_at_1_and_may_end_the_call():
+    restorer, seen = Restorer(tiny(), 'cpu', 'fp32'), []
+    image = np.zeros((20, 30, 3), np.uint8)
+    silent = restorer(image)
+    restorer.progress = seen.append
+    np.testing.assert_array_equal(restorer(image), silent)
+    assert seen == sorted(seen) and 0 < seen[0] < 0.2 and seen[-1] == 1
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    restorer.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        restorer(image)
+
+
 # Tensors
 
 
