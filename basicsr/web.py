@@ -267,8 +267,7 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
     # Files that no page took, as of uploads that were broken off, go after ten minutes.
     with gr.Blocks(title='Restormer', analytics_enabled=False, delete_cache=(60, 600)) as blocks:
         gr.Markdown(
-            '# Restormer\nDrop a blurred photograph, press *Restore*, and compare. '
-            'Closing the page deletes your files.'
+            '# Restormer\nDrop a photograph, press *Restore*, and compare. Closing the page deletes your files.'
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -282,7 +281,7 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
                 with gr.Accordion('Advanced', open=False):
                     weights = gr.Dropdown([*pages.weights], label='Weights')
                     device = gr.Dropdown(devices, value=args.device, label='Device')
-                    precision = gr.Dropdown([*PRECISIONS], value=args.precision, label='Precision')
+                    precision = gr.Dropdown([*PRECISIONS], value=args.precision.lower(), label='Precision')
                     windows = gr.Radio([*TLC], value=tlc, label='Attention over local windows (TLC)')
                     tile = gr.Number(
                         args.tile or 0, label='Tile side in pixels: less memory, inexact; 0: none', precision=0
@@ -344,9 +343,11 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
         examples.select(choose, None, shown, **private)
         settings = [weights, device, precision, windows, tile]
         # One image at a time, as each takes as much memory as is free.
-        restore.click(busy(True), None, [restore, stop], **private).then(
+        ran = restore.click(busy(True), None, [restore, stop], **private).then(
             run, settings, shown, concurrency_limit=1, show_progress_on=[before, slider], **private
-        ).then(busy(False), None, [restore, stop], **private)
+        )
+        for ended in (ran.success, ran.failure):
+            ended(busy(False), None, [restore, stop], **private)
         stop.click(pages.stop, queue=False, **private)
         blocks.unload(pages.close)
     return blocks

@@ -138,7 +138,7 @@ def test_photograph_of_16_bits_is_restored_and_downloaded(server, page, tmp_path
 
 def test_example_is_restored_with_a_progress_bar(page):
     keep_screenshot(page, 'empty')
-    page.get_by_role('button', name=re.compile('Thumbnail 1')).click()
+    page.get_by_role('button', name=re.compile('Thumbnail 2')).click()
     page.get_by_text('1280×720 pixels, 8 bits').wait_for()
     keep_screenshot(page, 'before')
     page.get_by_role('button', name='Restore').click()
