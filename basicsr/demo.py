@@ -11,7 +11,9 @@ Results are PNG files, <result_dir>/<task>/<name>.png. Exit status: 0 if every i
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -221,13 +223,16 @@ def main(args: argparse.Namespace) -> int:
 
 def serve_page(args: argparse.Namespace, task: Task) -> int:
     """--web. Raises UsageError without gradio."""
-    try:
-        from basicsr.web import serve
-    except ModuleNotFoundError as error:
-        if error.name != 'gradio':
-            raise
-        raise UsageError("--web: the package gradio is required; pip install 'gradio>=6'") from None
-    return serve(args, task)
+    with tempfile.TemporaryDirectory(prefix='restormer-', ignore_cleanup_errors=True) as name:
+        folder = Path(name).resolve()
+        os.environ['GRADIO_TEMP_DIR'] = str(folder / 'uploads')  # before gradio is imported
+        try:
+            from basicsr.web import serve
+        except ModuleNotFoundError as error:
+            if error.name != 'gradio':
+                raise
+            raise UsageError("--web: the package gradio is required; pip install 'gradio>=6'") from None
+        return serve(args, task, folder)
 
 
 def check_args(args: argparse.Namespace, task: Task) -> None:

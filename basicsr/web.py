@@ -13,7 +13,6 @@ import re
 import secrets
 import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,34 +43,32 @@ PORTS = range(7860, 7960)  # gradio's
 TLC = {'as the weights say': None, 'on': True, 'off': False}
 
 
-def serve(args: argparse.Namespace, task: Task) -> int:
-    """Serves the page until Ctrl-C or a signal. The arguments of demo.py are the defaults of its settings. Raises
-    UsageError."""
-    folder = Path(tempfile.mkdtemp(prefix='restormer-')).resolve()
+def serve(args: argparse.Namespace, task: Task, folder: Path) -> int:
+    """Serves the page until Ctrl-C or a signal. The arguments of demo.py are the defaults of its settings; `folder` is
+    for files, and has gradio's in `uploads`. Raises UsageError."""
+    with usage_errors():
+        port = free_port(args.host, args.port)
+        pages = Pages(folder, args, weights_choices(args, task))
+        tlc = 'as the weights say' if args.tlc is None else 'on' if args.tlc else 'off'
+        pages.restorer_for(next(iter(pages.weights)), args.device, args.precision, tlc, args.tile)
+    blocks = build(pages, tlc)
+    _, address, _ = blocks.launch(
+        server_name=args.host,
+        server_port=port,
+        app_kwargs={'middleware': [Middleware(OwnServerOnly)]},
+        allowed_paths=[str(folder)],  # else not .photo.png if this is below the working directory
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        quiet=True,
+        footer_links=[],
+        enable_monitoring=False,
+    )
+    print(f'open {address} in a browser; Ctrl-C ends the program', flush=True)
     try:
-        os.environ['GRADIO_TEMP_DIR'] = str(folder / 'uploads')
-        with usage_errors():
-            port = free_port(args.host, args.port)
-            pages = Pages(folder / 'pages', args, weights_choices(args, task))
-            tlc = 'as the weights say' if args.tlc is None else 'on' if args.tlc else 'off'
-            pages.restorer_for(next(iter(pages.weights)), args.device, args.precision, tlc, args.tile)
-        blocks = build(pages, tlc)
-        _, address, _ = blocks.launch(
-            server_name=args.host,
-            server_port=port,
-            app_kwargs={'middleware': [Middleware(OwnServerOnly)]},
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            quiet=True,
-            footer_links=[],
-        )
-        print(f'open {address} in a browser; Ctrl-C ends the program', flush=True)
-        try:
-            threading.Event().wait()
-        finally:
-            blocks.close(verbose=False)
+        threading.Event().wait()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        pages.end()
+        blocks.close(verbose=False)
     return 0
 
 
@@ -140,6 +137,7 @@ class Page:
         self.before: Path | None = None  # its preview
         self.lock = threading.Lock()  # of the files
         self.stop = threading.Event()
+        self.closed = False
 
     def new(self, name: str) -> Path:
         """A path for a new file."""
@@ -153,10 +151,14 @@ class Page:
 
 
 class Pages:
-    """What the server does for its pages, each known by the session of the request."""
+    """What the server does for its pages, each known by the session of the request.
+
+    Browsers choose the name of their session and send the path of their upload: neither is to be trusted.
+    """
 
     def __init__(self, folder: Path, args: argparse.Namespace, weights: dict[str, Path]) -> None:
-        self.folder = folder
+        self.folder = folder / 'pages'
+        self.uploads = folder / 'uploads'
         self.args = args
         self.weights = weights
         self.pages: dict[str, Page] = {}
@@ -164,23 +166,41 @@ class Pages:
         self.restorer: Restorer | None = None
 
     def page(self, request: gr.Request) -> Page:
-        key = str(request.session_hash)
-        return self.pages.setdefault(key, Page(self.folder / key))
+        return self.pages.setdefault(str(request.session_hash), Page(self.folder / secrets.token_hex(8)))
 
     def close(self, request: gr.Request) -> None:
         page = self.page(request)
         page.stop.set()
         with page.lock:
             page.clear()
-        del self.pages[page.folder.name]
+            page.closed = True  # an upload may still come
 
     def stop(self, request: gr.Request) -> None:
         self.page(request).stop.set()
 
+    def end(self) -> None:
+        """Stops what pages do."""
+        for page in [*self.pages.values()]:
+            page.stop.set()
+
+    def upload(self, page: Page, path: str | None) -> tuple[Path, str]:
+        """`open` with a file that the browser has uploaded. Raises UsageError if it has not."""
+        source = Path(path or '').resolve()
+        if not source.is_relative_to(self.uploads):
+            raise UsageError(f'{source.name}: is not an upload')
+        try:
+            return self.open(page, source, shutil.move)
+        finally:
+            source.unlink(missing_ok=True)
+
     def open(self, page: Page, source: Path, take: Callable[[Path, Path], object]) -> tuple[Path, str]:
-        """Makes a file the page's photograph. Returns its preview and a caption. Raises ImageFileError, OSError."""
+        """Makes a file the page's photograph. Returns its preview and a caption. Raises ImageFileError, OSError,
+        UsageError if the page is closed."""
+        page.stop.set()  # the result would be of the photograph before
         with page.lock:
             page.clear()
+            if page.closed:
+                raise UsageError('the page has lost its connection: reload it')
             photograph = page.new(source.name)
             take(source, photograph)
             try:
@@ -197,8 +217,9 @@ class Pages:
     ) -> tuple[tuple[Path, Path], Path, str]:
         """Restores the page's photograph. Returns the previews before and after, the result and a caption. Raises
         UserError, ValueError, OSError, MemoryError, StoppedError."""
-        page.stop.clear()
         with page.lock:
+            if page.stop.is_set():  # while others were restored
+                raise StoppedError
             if page.photograph is None or page.before is None:
                 raise UsageError('choose a photograph first')
 
@@ -295,18 +316,20 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
                 download = gr.DownloadButton('Download PNG', variant='primary', visible=False)
 
         def show(work: Callable[[], tuple[Path, str]]) -> dict[Any, Any]:
+            preview: Path | None
             try:
                 preview, text = work()
             except (UserError, OSError, MemoryError) as error:
                 refuse(error)
-                return {caption: 'cannot be opened'}
+                preview, text = None, 'cannot be opened'  # nor is the photograph before kept
             hidden = gr.update(visible=False)
             return {
-                before: gr.update(value=preview, visible=True), slider: hidden, download: hidden, caption: text
+                before: gr.update(value=preview, visible=True), slider: hidden, download: hidden,
+                caption: as_text(text),
             }  # fmt: skip
 
-        def upload(path: str, request: gr.Request) -> dict[Any, Any]:
-            return {**show(lambda: pages.open(pages.page(request), Path(path), shutil.move)), drop: None}
+        def upload(path: str | None, request: gr.Request) -> dict[Any, Any]:
+            return {**show(lambda: pages.upload(pages.page(request), path)), drop: None}
 
         def choose(event: gr.SelectData, request: gr.Request) -> dict[Any, Any]:
             return show(lambda: pages.open(pages.page(request), samples[event.index], shutil.copyfile))
@@ -331,11 +354,15 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
                 before: gr.update(visible=False),
                 slider: gr.update(value=previews, visible=True),
                 download: gr.update(value=result, visible=True),
-                caption: text,
+                caption: as_text(text),
             }
 
-        def busy(now: bool) -> Callable[[], list[Any]]:
-            return lambda: [gr.update(interactive=not now), gr.update(visible=now)]
+        def start(request: gr.Request) -> list[Any]:
+            pages.page(request).stop.clear()  # Stop counts from now on, also while others are restored
+            return [gr.update(interactive=False), gr.update(visible=True)]
+
+        def finish() -> list[Any]:
+            return [gr.update(interactive=True), gr.update(visible=False)]
 
         private: Any = {'api_visibility': 'private'}
         shown = [before, slider, download, caption]
@@ -343,14 +370,19 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
         examples.select(choose, None, shown, **private)
         settings = [weights, device, precision, windows, tile]
         # One image at a time, as each takes as much memory as is free.
-        ran = restore.click(busy(True), None, [restore, stop], **private).then(
+        ran = restore.click(start, None, [restore, stop], **private).then(
             run, settings, shown, concurrency_limit=1, show_progress_on=[before, slider], **private
         )
         for ended in (ran.success, ran.failure):
-            ended(busy(False), None, [restore, stop], **private)
+            ended(finish, None, [restore, stop], **private)
         stop.click(pages.stop, queue=False, **private)
         blocks.unload(pages.close)
     return blocks
+
+
+def as_text(text: str) -> str:
+    """Markdown that shows a text as it is written: file names have *, _, [ and $."""
+    return re.sub(r'([!-/:-@\[-`{-~])', r'\\\1', text)
 
 
 def refuse(error: Exception) -> None:

@@ -1,5 +1,6 @@
 """The page of `demo.py --web`, used in a browser. SCREENSHOTS=FOLDER keeps pictures of it."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 import psutil
@@ -62,7 +64,8 @@ def server(tmp_path_factory):
     yield process
     process.terminate()
     assert process.wait(20) == 143
-    assert not [*temporary.glob('restormer-*')]  # nothing is left
+    left = [each.name for each in temporary.iterdir() if not each.name.startswith('torchinductor')]
+    assert not left
     assert set(process.addresses.read_text().split()) <= {*HERE}
 
 
@@ -112,9 +115,10 @@ def until(condition):
 
 def test_photograph_of_16_bits_is_restored_and_downloaded(server, page, tmp_path):
     image = np.random.default_rng(0).integers(0, 65535, (45, 70, 3), np.uint16)
-    write_png(tmp_path / 'my photo.png', image)
-    drop(page, tmp_path / 'my photo.png')
-    page.get_by_text('my photo.png: 70×45 pixels, 16 bits').wait_for()
+    name = '._my_ photo [1](2).png'  # a name that starts with a dot, and looks like Markdown
+    write_png(tmp_path / name, image)
+    drop(page, tmp_path / name)
+    page.get_by_text(f'{name}: 70×45 pixels, 16 bits').wait_for()
     page.get_by_role('button', name='Restore').click()
     page.get_by_text('restored on cpu, fp32, TLC').wait_for()
     page.get_by_role('button', name='Download PNG').wait_for()
@@ -124,7 +128,7 @@ def test_photograph_of_16_bits_is_restored_and_downloaded(server, page, tmp_path
     assert sizes.count([70, 45]) == 2  # of the slider
     with page.expect_download() as download:
         page.get_by_role('button', name='Download PNG').click()
-    assert download.value.suggested_filename == 'my photo.png'
+    assert download.value.suggested_filename == name.lstrip('.')  # Chromium's habit
     download.value.save_as(tmp_path / 'result.png')
     result = read_image(tmp_path / 'result.png').pixels
     assert result.dtype == np.uint16
@@ -146,7 +150,7 @@ def test_example_is_restored_with_a_progress_bar(page):
     keep_screenshot(page, 'during')
     page.get_by_text('restored on').wait_for()
     keep_screenshot(page, 'after')
-    assert page.get_by_role('button', name='Stop').is_hidden()
+    page.get_by_role('button', name='Stop').wait_for(state='hidden')
 
 
 def test_restoring_stops(page):
@@ -156,6 +160,64 @@ def test_restoring_stops(page):
     page.get_by_role('button', name='Stop').click()
     page.get_by_role('button', name='Stop').wait_for(state='hidden')
     assert page.get_by_role('button', name='Restore').is_enabled()
+
+
+def test_restoring_stops_before_its_turn(server, browser, page, tmp_path):
+    page.get_by_role('button', name=re.compile('Thumbnail 1')).click()
+    page.get_by_text('1280×720 pixels, 8 bits').wait_for()
+    write_png(tmp_path / 'photo.png', np.zeros((40, 40), np.uint8))
+    other = browser.new_page()
+    other.goto(server.url)
+    drop(other, tmp_path / 'photo.png')
+    other.get_by_text('40×40 pixels').wait_for()
+    for each in (page, other):
+        each.get_by_role('button', name='Restore').click()
+        each.get_by_role('button', name='Stop').wait_for()
+    other.get_by_role('button', name='Stop').click()
+    other.wait_for_timeout(500)
+    page.get_by_role('button', name='Stop').click()
+    other.get_by_text('stopped').wait_for()
+    other.close()
+
+
+def test_a_file_that_cannot_be_opened_replaces_the_photograph(page, tmp_path):
+    write_png(tmp_path / 'photo.png', np.zeros((40, 40), np.uint8))
+    (tmp_path / 'text.png').write_text('not an image')
+    drop(page, tmp_path / 'photo.png')
+    page.get_by_text('40×40 pixels').wait_for()
+    page.get_by_role('button', name='Restore').click()
+    page.get_by_role('button', name='Download PNG').wait_for()
+    drop(page, tmp_path / 'text.png')
+    page.get_by_text('cannot be opened').wait_for()
+    assert page.get_by_role('button', name='Download PNG').is_hidden()
+    assert page.locator('img:visible').evaluate_all('all => all.every(each => each.naturalWidth == 1280)')
+
+
+def send(server, event, session, data=(), **more):
+    """What a browser sends for an event, with anything in it; waits for the end."""
+    api = f'{server.url}gradio_api/queue'
+    functions = json.load(urlopen(f'{server.url}config'))['dependencies']
+    (number,) = (each['id'] for each in functions if event in [target[1] for target in each['targets']])
+    body = {'fn_index': number, 'session_hash': session, 'data': list(data), 'event_data': more}
+    urlopen(Request(f'{api}/join', json.dumps(body).encode(), {'content-type': 'application/json'}))
+    return urlopen(f'{api}/data?session_hash={session}').read().decode()
+
+
+def test_names_of_sessions_are_not_paths(server, tmp_path):
+    (tmp_path / 'file').touch()
+    for session in (str(tmp_path), os.path.relpath(tmp_path, next(server.temporary.glob('restormer-*/pages')))):
+        assert 'pixels' in send(server, 'select', session, index=0, value={})
+    assert [*tmp_path.iterdir()] == [tmp_path / 'file']
+
+
+def test_only_uploads_are_taken(server, page, tmp_path):
+    write_png(tmp_path / 'photo.png', np.zeros((40, 40), np.uint8))
+    drop(page, tmp_path / 'photo.png')
+    page.get_by_text('40×40 pixels').wait_for()
+    (photograph,) = server.temporary.rglob('photo.png')
+    file = {'path': str(photograph), 'meta': {'_type': 'gradio.FileData'}}
+    assert 'photo.png: is not an upload' in send(server, 'upload', 'other', [file])
+    assert photograph.exists()
 
 
 @pytest.mark.parametrize(
