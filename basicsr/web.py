@@ -7,6 +7,7 @@ folder of its own, and is deleted when the page is closed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import re
@@ -14,6 +15,7 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +35,12 @@ from basicsr.utils.device import PRECISIONS
 from basicsr.utils.errors import UsageError, UserError
 from basicsr.utils.files import SHIPPED
 
-os.environ.update(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1')  # before gradio is imported
+# Before gradio is imported. It asks its own server whether it runs, which must not go to a proxy.
+os.environ.update(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1', no_proxy='*', NO_PROXY='*')
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 
 PREVIEW = 2048  # longest side of the pictures on the page, in pixels
 PORTS = range(7860, 7960)  # gradio's
@@ -53,11 +57,12 @@ def serve(args: argparse.Namespace, task: Task, folder: Path) -> int:
         pages.restorer_for(next(iter(pages.weights)), args.device, args.precision, tlc, args.tile)
     blocks = build(pages, tlc)
     _, address, _ = blocks.launch(
-        server_name=args.host,
+        server_name=f'[{args.host}]' if ':' in args.host else args.host,
         server_port=port,
         app_kwargs={'middleware': [Middleware(OwnServerOnly)]},
         allowed_paths=[str(folder)],  # else not .photo.png if this is below the working directory
         prevent_thread_lock=True,
+        share=False,  # whatever GRADIO_SHARE says
         ssr_mode=False,
         quiet=True,
         footer_links=[],
@@ -65,7 +70,8 @@ def serve(args: argparse.Namespace, task: Task, folder: Path) -> int:
     )
     print(f'open {address} in a browser; Ctrl-C ends the program', flush=True)
     try:
-        threading.Event().wait()
+        while not threading.Event().wait(60):
+            pages.sweep()
     finally:
         pages.end()
         blocks.close(verbose=False)
@@ -74,10 +80,11 @@ def serve(args: argparse.Namespace, task: Task, folder: Path) -> int:
 
 def free_port(host: str, port: int | None) -> int:
     """The port, or the first free one of `PORTS`. Raises UsageError."""
-    family = socket.AF_INET6 if ':' in host else socket.AF_INET
     for number in PORTS if port is None else [port]:
         try:
-            socket.create_server((host, number), family=family).close()
+            for address in (host, '127.0.0.1'):  # gradio wants it free there, too
+                family = socket.AF_INET6 if ':' in address else socket.AF_INET
+                socket.create_server((address, number), family=family).close()
             return number
         except (OSError, OverflowError) as error:
             if getattr(error, 'errno', None) != errno.EADDRINUSE:
@@ -107,7 +114,8 @@ class OwnServerOnly:
                 message['headers'] = headers
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        with contextlib.suppress(ClientDisconnect):  # an upload that was broken off
+            await self.app(scope, receive, with_headers)
 
 
 def weights_choices(args: argparse.Namespace, task: Task) -> dict[str, Path]:
@@ -133,6 +141,7 @@ class Page:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.upload: Path | None = None  # gradio's file; pages where the same photograph is dropped share it
         self.photograph: Path | None = None
         self.before: Path | None = None  # its preview
         self.lock = threading.Lock()  # of the files
@@ -147,7 +156,9 @@ class Page:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.photograph = None
+        if self.upload is not None:
+            self.upload.unlink(missing_ok=True)
+        self.photograph = self.upload = None
 
 
 class Pages:
@@ -183,27 +194,33 @@ class Pages:
         for page in [*self.pages.values()]:
             page.stop.set()
 
+    def sweep(self) -> None:
+        """Deletes uploads that no page took in ten minutes, such as parts of those that were broken off."""
+        for path in [*self.uploads.rglob('*')]:
+            with contextlib.suppress(OSError):  # a page deletes it
+                if path.is_file() and path.stat().st_mtime < time.time() - 600:
+                    path.unlink()
+
     def upload(self, page: Page, path: str | None) -> tuple[Path, str]:
         """`open` with a file that the browser has uploaded. Raises UsageError if it has not."""
         source = Path(path or '').resolve()
         if not source.is_relative_to(self.uploads):
             raise UsageError(f'{source.name}: is not an upload')
-        try:
-            return self.open(page, source, shutil.move)
-        finally:
-            source.unlink(missing_ok=True)
+        return self.open(page, source, uploaded=True)
 
-    def open(self, page: Page, source: Path, take: Callable[[Path, Path], object]) -> tuple[Path, str]:
+    def open(self, page: Page, source: Path, uploaded: bool = False) -> tuple[Path, str]:
         """Makes a file the page's photograph. Returns its preview and a caption. Raises ImageFileError, OSError,
         UsageError if the page is closed."""
         page.stop.set()  # the result would be of the photograph before
         with page.lock:
-            page.clear()
-            if page.closed:
-                raise UsageError('the page has lost its connection: reload it')
-            photograph = page.new(source.name)
-            take(source, photograph)
+            if source != page.upload:
+                page.clear()
+            page.upload = source if uploaded else None
             try:
+                if page.closed:
+                    raise UsageError('the page has lost its connection: reload it')
+                photograph = page.new(source.name)
+                shutil.copyfile(source, photograph)
                 image = read_image(photograph)
                 page.before = write_preview(page.new('before.png'), image)
             except BaseException:
@@ -285,8 +302,7 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
     devices += ['mps'] if torch.backends.mps.is_available() else []
     devices += [args.device] if args.device not in devices else []
 
-    # Files that no page took, as of uploads that were broken off, go after ten minutes.
-    with gr.Blocks(title='Restormer', analytics_enabled=False, delete_cache=(60, 600)) as blocks:
+    with gr.Blocks(title='Restormer', analytics_enabled=False) as blocks:
         gr.Markdown(
             '# Restormer\nDrop a photograph, press *Restore*, and compare. Closing the page deletes your files.'
         )
@@ -332,7 +348,7 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
             return {**show(lambda: pages.upload(pages.page(request), path)), drop: None}
 
         def choose(event: gr.SelectData, request: gr.Request) -> dict[Any, Any]:
-            return show(lambda: pages.open(pages.page(request), samples[event.index], shutil.copyfile))
+            return show(lambda: pages.open(pages.page(request), samples[event.index]))
 
         def run(
             weights: str, device: str, precision: str, tlc: str, tile: int, request: gr.Request,

@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -21,6 +23,8 @@ from basicsr.inference import Restorer
 from basicsr.utils.files import ROOT
 
 pytest.importorskip('gradio')
+from basicsr.web import Pages
+
 playwright = pytest.importorskip('playwright.sync_api')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = [
@@ -49,14 +53,20 @@ HERE = ('127.0.0.1', 'localhost', '::1')
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('server')
+    with serving(tmp_path_factory.mktemp('server')) as server:
+        yield server
+
+
+@contextmanager
+def serving(folder, *arguments, **environment):
     temporary = folder / 'temporary'
     temporary.mkdir()
     process = subprocess.Popen(
-        [sys.executable, '-c', PROGRAM, folder / 'addresses.txt', '--precision', 'fp32'],
-        env={**os.environ, 'TMPDIR': str(temporary), 'PYTHONPATH': str(ROOT)},
+        [sys.executable, '-c', PROGRAM, folder / 'addresses.txt', '--precision', 'fp32', *arguments],
+        env={**os.environ, 'TMPDIR': str(temporary), 'PYTHONPATH': str(ROOT), **environment},
         cwd=folder,
         stdout=subprocess.PIPE,
+        stderr=(folder / 'errors.txt').open('w'),
         text=True,
     )
     process.url = re.search(r'http://\S+', process.stdout.readline())[0]
@@ -64,6 +74,7 @@ def server(tmp_path_factory):
     yield process
     process.terminate()
     assert process.wait(20) == 143
+    assert (folder / 'errors.txt').read_text() == ''
     left = [each.name for each in temporary.iterdir() if not each.name.startswith('torchinductor')]
     assert not left
     assert set(process.addresses.read_text().split()) <= {*HERE}
@@ -207,6 +218,7 @@ def test_names_of_sessions_are_not_paths(server, tmp_path):
     (tmp_path / 'file').touch()
     for session in (str(tmp_path), os.path.relpath(tmp_path, next(server.temporary.glob('restormer-*/pages')))):
         assert 'pixels' in send(server, 'select', session, index=0, value={})
+        send(server, 'unload', session)
     assert [*tmp_path.iterdir()] == [tmp_path / 'file']
 
 
@@ -214,10 +226,42 @@ def test_only_uploads_are_taken(server, page, tmp_path):
     write_png(tmp_path / 'photo.png', np.zeros((40, 40), np.uint8))
     drop(page, tmp_path / 'photo.png')
     page.get_by_text('40×40 pixels').wait_for()
-    (photograph,) = server.temporary.rglob('photo.png')
-    file = {'path': str(photograph), 'meta': {'_type': 'gradio.FileData'}}
-    assert 'photo.png: is not an upload' in send(server, 'upload', 'other', [file])
-    assert photograph.exists()
+    opened, upload = sorted(server.temporary.rglob('photo.png'))
+    data = [{'path': str(path), 'meta': {'_type': 'gradio.FileData'}} for path in (opened, upload)]
+    assert 'photo.png: is not an upload' in send(server, 'upload', 'other', data[:1])
+    assert opened.exists()
+    assert '40×40 pixels' in send(server, 'upload', 'other', data[1:])
+    page.reload()  # the same photograph in two pages: one deletes its files, the other keeps them
+    assert until(lambda: not opened.exists())
+    assert [path.parent.parent.parent.name for path in server.temporary.rglob('photo.png')] == ['pages']
+    send(server, 'unload', 'other')
+    assert until(lambda: not files_of(server)), files_of(server)
+
+
+def test_an_upload_that_is_broken_off_is_deleted_later(server):
+    head = 'POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n'
+    head += 'Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n'
+    head += 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    with socket.create_connection(('127.0.0.1', urlsplit(server.url).port)) as connection:
+        connection.sendall(head.encode() + bytes(3_000_000))
+        assert until(lambda: [*server.temporary.glob('restormer-*/uploads/tmp*')])
+    time.sleep(0.5)
+    part = max(server.temporary.glob('restormer-*/uploads/tmp*'), key=lambda path: path.stat().st_size)
+    pages = Pages(part.parent.parent, None, {})
+    pages.sweep()
+    assert part.stat().st_size > 1_000_000
+    os.utime(part, (time.time() - 700,) * 2)
+    pages.sweep()
+    assert not part.exists()
+
+
+def test_it_serves_at_an_ipv6_address_without_proxy_or_public_link(tmp_path):
+    wrong = 'http://127.0.0.1:9'
+    with serving(
+        tmp_path, '--host', '::1', HTTP_PROXY=wrong, http_proxy=wrong, NO_PROXY='', GRADIO_SHARE='true'
+    ) as server:
+        assert server.url.startswith('http://[::1]:')
+        assert b'Restormer' in urlopen(server.url).read()
 
 
 @pytest.mark.parametrize(
