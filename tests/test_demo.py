@@ -524,6 +524,18 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(run, tmp_path, capsys, ar
     assert (tmp_path / 'in' / 'a.png').exists()
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--port', '0'], '--port: found 0; allowed: 1 to 65535'),
+        (['--task', 'dual_pixel_defocus_deblurring'], '--task: found dual_pixel_defocus_deblurring with --web'),
+    ],
+)
+def test_a_wrong_argument_of_the_page_is_one_sentence_and_status_2(capsys, arguments, says):
+    assert cli.run('basicsr.demo', ['--web', *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_the_page_says_which_package_it_needs(capsys, monkeypatch):
     real = builtins.__import__
 
