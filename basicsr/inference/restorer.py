@@ -152,7 +152,7 @@ class Restorer:
 
     @property
     def settings(self) -> str:
-        """What programs say about it: 'cpu, bf16, TLC'."""
+        """A description for messages: 'cpu, bf16, TLC'."""
         return f'{self.device}, {self.precision}' + (', TLC' if self.window else '')
 
     @classmethod
