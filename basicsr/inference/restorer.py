@@ -153,7 +153,7 @@ class Restorer:
 
     @property
     def settings(self) -> str:
-        """Device, precision and TLC, as programs print them: 'cpu, bf16, TLC'."""
+        """A description for messages: 'cpu, bf16, TLC'."""
         return f'{self.device}, {self.precision}' + (', TLC' if self.window else '')
 
     @classmethod
