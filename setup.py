@@ -15,7 +15,7 @@ if 'develop' in sys.argv[1:]:
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-# What an installed package needs of the repository: the default weights, and pictures to try them on.
+# Files of the repository that an installed package needs: the default weights, and pictures to try them on.
 PATTERNS = (
     'Motion_Deblurring/pretrained_models/README.md',
     'Motion_Deblurring/pretrained_models/motion_deblurring_compact.pth',

@@ -108,15 +108,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         '--json',
         action='store_true',
-        help='print one JSON object instead of text: weights, device, precision, tlc, and images, each with input and '
-        'output, or input and error; text goes to stderr',
+        help='print one JSON object: task, weights, device, precision, tlc, and images, each with input, and output '
+        'or error; text goes to stderr',
     )
     web = p.add_argument_group('a page in the browser')
     web.add_argument(
         '--web',
         action='store_true',
         help='serve a page where photographs are dropped, compared and downloaded, instead of restoring '
-        "--input_dir; needs pip install 'gradio>=6'",
+        '--input_dir; needs the package gradio',
     )
     web.add_argument(
         '--host',
@@ -242,6 +242,8 @@ def check_args(args: argparse.Namespace, task: Task) -> None:
         if getattr(args, name) != defaults.get_default(name):
             found, allowed = ('with', 'without') if args.web else ('without', 'with')
             raise UsageError(f'--{name}: found {found} --web; allowed: {allowed} it')
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise UsageError(f'--port: found {args.port}; allowed: 1 to 65535')
     is_dual = 'dual_pixel_task' in task.network
     if is_dual and args.web:
         raise UsageError(f'--task: found {task.name} with --web; allowed: a task that restores one photograph')

@@ -453,7 +453,7 @@ def check_weights_task(path: Path, task: Task, sigma: str | None = None) -> None
 
 
 def how_to_get(task: Task, sigma: str | None = None) -> str:
-    """What downloads the published weights."""
+    """The way to download the published weights, as the end of a sentence."""
     remote = task.published_weights(sigma)
     if IS_WHEEL:
         return f'download {remote.url} to that place, or name another file with --weights'

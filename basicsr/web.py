@@ -1,7 +1,7 @@
 """A page in the browser: drop a photograph, compare before and after, download the result. `demo.py --web` serves it.
 
-Needs the package gradio. Nothing is fetched from other servers. What a page has on disk, the upload included, is in a
-folder of its own, and is deleted when the page is closed.
+Needs the package gradio. Nothing is fetched from other servers. The files of a page, uploads included, are in a folder
+of its own, and are deleted when the page is closed.
 """
 
 from __future__ import annotations
@@ -162,9 +162,9 @@ class Page:
 
 
 class Pages:
-    """What the server does for its pages, each known by the session of the request.
+    """Opens and restores the photographs of all pages. A request's session names its page.
 
-    Browsers choose the name of their session and send the path of their upload: neither is to be trusted.
+    Browsers choose the name of the session and the path of an upload: neither is trusted.
     """
 
     def __init__(self, folder: Path, args: argparse.Namespace, weights: dict[str, Path]) -> None:

@@ -97,11 +97,10 @@ def main(args: argparse.Namespace) -> None:
     with usage_errors():
         weights = load_weights(args.weights or default_weights('motion_deblurring'), args.param_key)
         net = build_network(weights)
-        # What the model is compared with: it has sums and windows of its own.
+        # The model, which has sums and windows of its own, is compared with this.
         restorer = Restorer(build_network(weights), 'cpu', 'fp32', tlc=weights.with_tlc(args.tlc))
-        window = restorer.engine and restorer.engine.window
-        if window:
-            use_windows(net, window)
+        if restorer.window:
+            use_windows(net, restorer.window)
         if args.fp16:
             use_half(net)
         net = AnySize(net).eval()
@@ -113,11 +112,12 @@ def main(args: argparse.Namespace) -> None:
         'output': 'restored: float32, of the height and width of the input, not clamped',
         'weights': f'{weights.path.name} ({weights.key})' if weights.key else weights.path.name,
         'network_g': json.dumps(network_options(weights), default=str),
-        'tlc': f'TLC in windows of {window} pixels' if window else 'without TLC',
+        'tlc': f'TLC in windows of {restorer.window} pixels' if restorer.window else 'without TLC',
         'precision': 'fp16, with sums in fp32' if args.fp16 else 'fp32',
     }
     tolerance = TOLERANCE_FP16 if args.fp16 else TOLERANCE
-    checked = [CHECKED, (1, 45, (window or 400) + 51)]  # also more than one window, and sums over more pixels
+    # The second size has more than one window, and sums over more pixels.
+    checked = [CHECKED, (1, 45, (restorer.window or 400) + 51)]
 
     def write(file: BinaryIO) -> None:
         if output.is_dir() or (output.exists() and output.samefile(weights.path)):

@@ -1,4 +1,3 @@
-import builtins
 import errno
 import json
 import os
@@ -524,15 +523,20 @@ def test_a_wrong_argument_is_one_sentence_and_status_2(run, tmp_path, capsys, ar
     assert (tmp_path / 'in' / 'a.png').exists()
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--port', '0'], '--port: found 0; allowed: 1 to 65535'),
+        (['--task', 'dual_pixel_defocus_deblurring'], '--task: found dual_pixel_defocus_deblurring with --web'),
+    ],
+)
+def test_a_wrong_argument_of_the_page_is_one_sentence_and_status_2(capsys, arguments, says):
+    assert cli.run('basicsr.demo', ['--web', *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_the_page_says_which_package_it_needs(capsys, monkeypatch):
-    real = builtins.__import__
-
-    def without_gradio(name, *args):
-        if name == 'gradio':
-            raise ModuleNotFoundError(name='gradio')
-        return real(name, *args)
-
-    monkeypatch.setattr(builtins, '__import__', without_gradio)
+    monkeypatch.setitem(sys.modules, 'gradio', None)
     monkeypatch.delitem(sys.modules, 'basicsr.web', raising=False)
     assert cli.run('basicsr.demo', ['--web']) == 2
     assert "--web: the package gradio is required; pip install 'gradio>=6'" in capsys.readouterr().err

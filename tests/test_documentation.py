@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+from collections import Counter
 
 import pytest
 import yaml
@@ -35,6 +36,16 @@ def test_links_within_the_repository_lead_somewhere(page):
             path, _, anchor = link.partition('#')
             target = page.parent / path if path else page
             assert target.exists() and (not anchor or anchor in anchors(target)), link
+
+
+@pytest.mark.parametrize(
+    'pattern', [r'```.*?```', r'\]\(([^)\s]+)\)', r'\d(?:[\d.,/]*\d)?'], ids=['code', 'links', 'numbers']
+)
+def test_the_chinese_readme_has_the_same(pattern):
+    english, chinese = ((ROOT / name).read_text(encoding='utf-8') for name in ('README.md', 'README_CN.md'))
+    chinese = chinese.replace('(README.md)', '(README_CN.md)', 1)  # each links to the other
+    found, expected = (Counter(re.findall(pattern, text, re.DOTALL)) for text in (chinese, english))
+    assert found == expected
 
 
 def test_the_version_is_stated_alike():

@@ -23,7 +23,7 @@ DISTRIBUTIONS = {
     'triton': 'torch',  # whose builds for CUDA bring it; basicsr.ops does without it elsewhere
 }
 OWN = {'basicsr', 'scripts'}
-# Of the extras: the programs say so where they are missing.
+# In extras: programs name them where they are missing.
 OPTIONAL = {'onnx', 'onnxruntime', 'gdown', 'pillow_heif', 'h5py', 'lpips', 'gradio', 'starlette'}
 PATTERNS = 'basicsr/**/*.py', 'scripts/**/*.py', 'demo.py', *(f'{task.folder}/*.py' for task in TASKS.values())
 SOURCES = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))

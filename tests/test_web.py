@@ -112,7 +112,7 @@ def keep_screenshot(page, name):
 
 
 def files_of(server):
-    """What the server has on disk; gradio leaves empty files."""
+    """Files of the server on disk, except the empty ones that gradio leaves."""
     return [path for path in server.temporary.rglob('*') if path.is_file() and path.stat().st_size]
 
 

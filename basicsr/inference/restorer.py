@@ -93,9 +93,10 @@ class Restorer:
     6-channel network restores one image of two, the left and the right view of a dual-pixel sensor. Alpha is copied.
     Results are rounded half to even.
 
-    Several threads may call one Restorer; each call takes memory of its own. `progress`, if set, is called with the
-    part that is done, up to 1, while a Restormer restores an image (each tile, or each channel one by one); an
-    exception that it raises ends the call.
+    Several threads may call one Restorer; each call takes memory of its own.
+
+    `progress`, if set, is called with the part that is done, up to 1, while a Restormer restores an image. It starts
+    anew for each tile, and for each channel that is restored by itself. An exception that it raises ends the call.
 
     Raises DeviceError; ValueError on invalid arguments; RestoreError if the network does not fit in memory.
     """
@@ -152,7 +153,7 @@ class Restorer:
 
     @property
     def settings(self) -> str:
-        """What programs say about it: 'cpu, bf16, TLC'."""
+        """A description for messages: 'cpu, bf16, TLC'."""
         return f'{self.device}, {self.precision}' + (', TLC' if self.window else '')
 
     @classmethod

@@ -46,9 +46,8 @@ _SLACK = 96_000_000  # bytes that the libraries and the allocator keep
 # and a graph has memory of its own.
 _RECORDED_PIXELS = 2**21
 
-Advance = Callable[
-    [Attention | FeedForward, int], None
-]  # takes each half of a block that is done, and its level
+# Takes each half of a block that is done, and its level.
+Advance = Callable[[Attention | FeedForward, int], None]
 
 
 def runs_in_strips(net: nn.Module) -> TypeGuard[Restormer]:

@@ -580,12 +580,12 @@ def gpu(monkeypatch, free):
     a wrong result, which must not be returned. `gpu.strips`: the size of each attempt."""
     run = StripEngine._restore
 
-    def restore(engine, image_HWC, result_HWC, workspace):
+    def restore(engine, image_HWC, result_HWC, *others):
         gpu.strips.append(engine.strip_bytes)
         if engine.strip_bytes > gpu.most:
-            run(engine, 1 - image_HWC, result_HWC, workspace)
+            run(engine, 1 - image_HWC, result_HWC, *others)
             raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 GiB')
-        run(engine, image_HWC, result_HWC, workspace)
+        run(engine, image_HWC, result_HWC, *others)
 
     def gpu(most, **options):
         gpu.most = most
@@ -776,7 +776,8 @@ def test_param_key_chooses_the_weights_of_a_checkpoint(tmp_path):
 
 
 def test_default_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, 'ROOT', tmp_path)
+    for base in ('ROOT', 'SHIPPED'):
+        monkeypatch.setattr(tasks, base, tmp_path)
     folder = tmp_path / 'Motion_Deblurring' / 'pretrained_models'
     with pytest.raises(
         CheckpointError, match=r'motion_deblurring\.pth: found no weights for motion_deblurring'
