@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from basicsr.utils.cli import run
+from basicsr.utils.files import ROOT
 from basicsr.version import __version__
 
 # Word → module of the program, arguments that come first, what it does.
@@ -38,4 +39,5 @@ def main() -> int:
     module, first, _ = PROGRAMS[program]
     arguments = [*first, *sys.argv[2:]]
     sys.argv[0] = f'restormer {program}'  # in usage and messages
+    sys.path.append(str(ROOT.resolve()))  # for custom_imports
     return run(module, arguments)

@@ -40,11 +40,13 @@ os.environ.update(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1'
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 PREVIEW = 2048  # longest side of the pictures on the page, in pixels
 PORTS = range(7860, 7960)  # gradio's
-TLC = {'as the weights say': None, 'on': True, 'off': False}
+LOOPBACK = ('127.0.0.1', 'localhost')
+TLC = ('as the weights say', 'on', 'off')
 
 
 def serve(args: argparse.Namespace, task: Task, folder: Path) -> int:
@@ -53,13 +55,16 @@ def serve(args: argparse.Namespace, task: Task, folder: Path) -> int:
     with usage_errors():
         port = free_port(args.host, args.port)
         pages = Pages(folder, args, weights_choices(args, task))
-        tlc = 'as the weights say' if args.tlc is None else 'on' if args.tlc else 'off'
+        tlc = TLC[0 if args.tlc is None else 1 if args.tlc else 2]
         pages.restorer_for(next(iter(pages.weights)), args.device, args.precision, tlc, args.tile)
     blocks = build(pages, tlc)
+    middleware = [Middleware(OwnServerOnly)]
+    if args.host in LOOPBACK:  # no page of another server may reach this one under a name of its own
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK]))
     _, address, _ = blocks.launch(
         server_name=f'[{args.host}]' if ':' in args.host else args.host,
         server_port=port,
-        app_kwargs={'middleware': [Middleware(OwnServerOnly)]},
+        app_kwargs={'middleware': middleware},
         allowed_paths=[str(folder)],  # else not .photo.png if this is below the working directory
         prevent_thread_lock=True,
         share=False,  # whatever GRADIO_SHARE says
@@ -86,9 +91,9 @@ def free_port(host: str, port: int | None) -> int:
                 family = socket.AF_INET6 if ':' in address else socket.AF_INET
                 socket.create_server((address, number), family=family).close()
             return number
-        except (OSError, OverflowError) as error:
-            if getattr(error, 'errno', None) != errno.EADDRINUSE:
-                reason = (getattr(error, 'strerror', None) or str(error)).partition(' (')[0]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                reason = (error.strerror or str(error)).partition(' (')[0]
                 raise UsageError(f'--host {host}: cannot serve at port {number}: {reason}') from None
     raise UsageError(f'--port: found {port or f"{PORTS[0]} to {PORTS[-1]}"} in use; allowed: a free port')
 
@@ -126,7 +131,7 @@ def weights_choices(args: argparse.Namespace, task: Task) -> dict[str, Path]:
     found = {first.name: first}
     for other in TASKS.values():
         files = [*map(other.published_file, other.weights), other.shipped_file]
-        for path in files if other.channels[0] != 6 else ():
+        for path in files if 'dual_pixel_task' not in other.network else ():
             if path is not None and path.is_file():
                 found.setdefault(path.name, path)
     return found
@@ -265,7 +270,7 @@ class Pages:
                 self.weights[weights],
                 device,
                 precision,
-                tlc=self.args.tlc if tlc == 'on' and self.args.tlc else TLC[tlc],  # with the window of --tlc
+                tlc={'on': self.args.tlc or True, 'off': False}.get(tlc),  # on: with the window of --tlc
                 param_key=self.args.param_key,
                 tile=tile or None,
                 tile_overlap=self.args.tile_overlap if tile else None,
@@ -336,7 +341,7 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
             try:
                 preview, text = work()
             except (UserError, OSError, MemoryError) as error:
-                refuse(error)
+                refuse('Not opened', error)
                 preview, text = None, 'cannot be opened'  # nor is the photograph before kept
             hidden = gr.update(visible=False)
             return {
@@ -364,7 +369,7 @@ def build(pages: Pages, tlc: str) -> gr.Blocks:
             except StoppedError:
                 return {caption: 'stopped'}
             except (UserError, ValueError, OSError, MemoryError) as error:
-                refuse(error)
+                refuse('Not restored', error)
                 return {caption: 'not restored'}
             return {
                 before: gr.update(visible=False),
@@ -401,7 +406,7 @@ def as_text(text: str) -> str:
     return re.sub(r'([!-/:-@\[-`{-~])', r'\\\1', text)
 
 
-def refuse(error: Exception) -> None:
+def refuse(title: str, error: Exception) -> None:
     """Shows a sentence of demo.py on the page, without the folder of the page's files."""
     sentence = str(error) or 'out of memory'
-    gr.Warning(re.sub(r'\S*/pages/\w+/\w+/', '', sentence), duration=None, title='Not restored')
+    gr.Warning(re.sub(r'\S*/pages/\w+/\w+/', '', sentence), duration=None, title=title)

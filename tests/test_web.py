@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -169,6 +170,7 @@ def test_restoring_stops(page):
     page.get_by_text('1280×720 pixels, 8 bits').wait_for()
     page.get_by_role('button', name='Restore').click()
     page.get_by_role('button', name='Stop').click()
+    page.get_by_text('stopped').wait_for()
     page.get_by_role('button', name='Stop').wait_for(state='hidden')
     assert page.get_by_role('button', name='Restore').is_enabled()
 
@@ -304,6 +306,11 @@ def test_settings_are_used_and_wrong_ones_are_refused(page, tmp_path):
 def test_without_a_photograph_it_asks_for_one(page):
     page.get_by_role('button', name='Restore').click()
     page.get_by_text('choose a photograph first').wait_for()
+
+
+def test_it_answers_to_its_own_name_alone(server):
+    with pytest.raises(HTTPError, match='400'):
+        urlopen(Request(server.url, headers={'host': f'evil.example:{urlsplit(server.url).port}'}))
 
 
 def test_it_listens_on_this_computer_alone(server):

@@ -20,6 +20,7 @@ from basicsr.utils.files import ROOT
 NEEDED = 'basicsr', 'demo', 'Motion_Deblurring', 'setup.py', 'pyproject.toml', 'requirements.txt', 'README.md'
 OPTIONS = """
 name: tiny
+custom_imports: [mine]
 num_gpu: 0
 datasets:
   train: {type: Dataset_PairedImage, dataroot_gt: pairs/target, dataroot_lq: pairs/input, gt_size: 16,
@@ -100,6 +101,7 @@ def test_runs_of_the_wheel_are_in_the_working_directory(restormer):
         (restormer.work / 'pairs' / kind).mkdir(parents=True)
         write_png(restormer.work / 'pairs' / kind / '1.png', np.zeros((20, 20, 3), np.uint8))
     (restormer.work / 'tiny.yml').write_text(OPTIONS)
+    (restormer.work / 'mine.py').touch()
     done = restormer('train', '-opt', 'tiny.yml')
     assert done.returncode == 0, done.stdout
     more = restormer('train', '-opt', 'tiny.yml', '--auto_resume', '--force_yml', 'train:total_iter=2')

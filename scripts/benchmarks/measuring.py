@@ -243,8 +243,8 @@ def warm_up_gpu(work: Callable[[], object], forget: Callable[[], object]) -> Non
 
 
 class Memory:
-    """Peak memory until `read`: of the process since its start, or allocated on a GPU since construction. Working
-    memory is the peak since construction, less what is in use then."""
+    """Peak memory until `read`: of the process since its start (or the Memory before), or allocated on a GPU since
+    construction. Working memory is the peak since construction, less what is in use then."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
