@@ -75,7 +75,8 @@ def serve(args: argparse.Namespace, task: Task, folder: Path) -> int:
     )
     print(f'open {address} in a browser; Ctrl-C ends the program', flush=True)
     try:
-        while not threading.Event().wait(60):
+        while True:
+            time.sleep(60)
             pages.sweep()
     finally:
         pages.end()
@@ -147,8 +148,7 @@ class Page:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.upload: Path | None = None  # gradio's file; pages where the same photograph is dropped share it
-        self.photograph: Path | None = None
-        self.before: Path | None = None  # its preview
+        self.opened: tuple[Path, Path] | None = None  # the photograph and its preview
         self.lock = threading.Lock()  # of the files
         self.stop = threading.Event()
         self.closed = False
@@ -163,7 +163,7 @@ class Page:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.upload is not None:
             self.upload.unlink(missing_ok=True)
-        self.photograph = self.upload = None
+        self.opened = self.upload = None
 
 
 class Pages:
@@ -227,12 +227,12 @@ class Pages:
                 photograph = page.new(source.name)
                 shutil.copyfile(source, photograph)
                 image = read_image(photograph)
-                page.before = write_preview(page.new('before.png'), image)
+                before = write_preview(page.new('before.png'), image)
             except BaseException:
                 page.clear()
                 raise
-            page.photograph = photograph
-            return page.before, f'{photograph.name}: {described(image)}'
+            page.opened = photograph, before
+            return before, f'{photograph.name}: {described(image)}'
 
     def restore(
         self, page: Page, settings: tuple[str, str, str, str, int], report: Callable[[float], None]
@@ -242,8 +242,9 @@ class Pages:
         with page.lock:
             if page.stop.is_set():  # while others were restored
                 raise StoppedError
-            if page.photograph is None or page.before is None:
+            if page.opened is None:
                 raise UsageError('choose a photograph first')
+            photograph, before = page.opened
 
             def progress(done: float) -> None:
                 if page.stop.is_set():
@@ -252,13 +253,13 @@ class Pages:
 
             restorer = self.restorer_for(*settings)
             restorer.progress = progress
-            image = read_image(page.photograph)
+            image = read_image(photograph)
             after = replace(image, pixels=restorer(image.pixels))
             preview = write_preview(page.new('after.png'), after)
-            result = page.new(f'{page.photograph.stem}.png')
+            result = page.new(f'{photograph.stem}.png')
             write_png(result, after.pixels, after.icc_profile, after.colour_chunks)
             text = f'{result.name}: {described(after)}, restored on {restorer.settings}'
-            return (page.before, preview), result, text
+            return (before, preview), result, text
 
     def restorer_for(self, weights: str, device: str, precision: str, tlc: str, tile: int | None) -> Restorer:
         """Keeps the last one: a page usually restores several photographs with the same settings. Raises UserError,

@@ -48,6 +48,28 @@ def test_the_chinese_readme_has_the_same(pattern):
     assert found == expected
 
 
+def test_the_chinese_readme_has_the_same_commands_word_for_word():
+    texts = [(ROOT / name).read_text(encoding='utf-8') for name in ('README.md', 'README_CN.md')]
+    english, chinese = (re.findall(r'```(?:bash|python|yaml)\n.*?```', text, re.DOTALL) for text in texts)
+    assert english == chinese and len(english) > 5
+    # And those in the text: all in code that has a blank in it.
+    prose = [re.sub(r'```.*?```', '', text, flags=re.DOTALL) for text in texts]
+    english, chinese = ({' '.join(code.split()) for code in re.findall(r'`([^`]+)`', text)} for text in prose)
+    commands = {code for code in english if ' ' in code}
+    assert len(commands) > 4 and commands - chinese == set()
+
+
+def test_the_chinese_readme_has_the_figures_of_the_english_one():
+    def figures(name, title):
+        results = (
+            (ROOT / name).read_text(encoding='utf-8').partition(f'\n## {title}\n')[2].partition('\n## ')[0]
+        )
+        return [re.findall(r'[\d.,]*\d', line) for line in results.splitlines() if line.startswith('|')]
+
+    english = figures('README.md', 'Results')
+    assert english == figures('README_CN.md', '结果') and len(english) > 8
+
+
 def test_the_version_is_stated_alike():
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
     newest = re.search(r'^## \[(.+?)\]', (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8'), re.MULTILINE)

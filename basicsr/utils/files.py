@@ -39,8 +39,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-    """A path in an option file: `~`, `$NAME` and `${NAME}` are expanded, and `ROOT` is the base of relative
-    paths. A path that exists as it is written keeps its `$`. Raises OptionError if a variable is not set."""
+    """A path in an option file: `~`, `$NAME` and `${NAME}` are expanded, and `ROOT` is the base of relative paths. A
+    path that exists as it is written keeps its `$`. Raises OptionError if a variable is not set."""
     written = ROOT / expanded(path)
     if '$' not in str(path) or os.path.lexists(written):
         return written
