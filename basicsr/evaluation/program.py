@@ -289,8 +289,7 @@ class Network:
         return {'weights': self.weights, 'precision': self.restorer.precision, 'tlc': self.tlc}
 
     def __str__(self) -> str:
-        restorer = self.restorer
-        return f'weights: {self.weights}\ndevice: {restorer.device}, {restorer.precision}{", TLC" if self.tlc else ""}'
+        return f'weights: {self.weights}\ndevice: {self.restorer.settings}'
 
 
 def build_networks(args: argparse.Namespace, task: Task, sigmas: list[str]) -> dict[str, Network]:
