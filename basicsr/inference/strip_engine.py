@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from basicsr.archs.restormer_arch import Downsample, Restormer, TransformerBlock, Upsample
-from basicsr.inference.strip_layers import Attention, Dense, FeedForward, Point, Strip, Workspace
+from basicsr.inference.strip_layers import Attention, Dense, FeedForward, Point, Strip
 from basicsr.inference.tlc import Cells
+from basicsr.inference.workers import Workers, worker_count
 from basicsr.ops import no_autocast
 from basicsr.utils.memory import empty, keep_freed_memory
 
@@ -177,10 +178,10 @@ class StripEngine:
         return torch.cuda.current_stream() == torch.cuda.default_stream()
 
     def _restore_all(self, x_BCHW: Tensor, y_BHWC: Tensor) -> None:
-        workspace = Workspace(self.dtype, self.device)  # one per call: several threads may restore at once
         advance = self._counter(len(x_BCHW))
-        for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: each image has its own statistics
-            self._restore(x_CHW.permute(1, 2, 0), y_HWC, workspace, advance)
+        with Workers(self.device) as workers:  # of this call: several threads may restore at once
+            for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: each has its own statistics
+                self._restore(x_CHW.permute(1, 2, 0), y_HWC, workers, advance)
 
     def _counter(self, images: int) -> Advance:
         """Returns a function that counts the work of a half of a block at a level, and calls `progress`."""
@@ -203,15 +204,15 @@ class StripEngine:
 
     def memory(self, H: int, W: int) -> int:
         """Upper bound of the bytes that a call needs for each image, with input and output, without the weights."""
-        row = self._row_bytes(W)
-        strips = max(_TEMPORARIES * min(self.strip_bytes, H * row), _ROW_TEMPORARIES * row)
+        row, workers = self._row_bytes(W), worker_count(self.device)
+        strips = max(_TEMPORARIES * min(workers * self.strip_bytes, H * row), workers * _ROW_TEMPORARIES * row)
         return self._at_full_size(H, W) + strips
 
     def fit(self, H: int, W: int, limit: int) -> bool:
         """Shrink the strips until `memory` is within a limit. False if no strips are small enough."""
         if self.memory(H, W) <= limit:
             return True
-        left = limit - self._at_full_size(H, W)
+        left = (limit - self._at_full_size(H, W)) // worker_count(self.device)
         if left < _ROW_TEMPORARIES * self._row_bytes(W):
             return False
         self.strip_bytes = min(self.strip_bytes, left // _TEMPORARIES)
@@ -239,32 +240,45 @@ class StripEngine:
     def _row_bytes(self, W: int) -> int:
         return W * self.widest * self.dtype.itemsize
 
-    def _restore(self, image_HWC: Tensor, result_HWC: Tensor, workspace: Workspace, advance: Advance) -> None:
+    def _restore(self, image_HWC: Tensor, result_HWC: Tensor, workers: Workers, advance: Advance) -> None:
         H, W, _ = image_HWC.shape
         C = self.dim
         # The decoder's first level holds the encoder's features beside the upsampled ones. So the encoder works in the
         # back half of that memory, and `_widen` spreads its features in place.
         memory = empty(self.dtype, self.device, 2 * H * W * C)
         levels = [memory[H * W * C :].view(H, W, C)]
-        for top, bottom in self._strips(H, W * C):
+
+        def embed(top: int, bottom: int) -> None:
             levels[0][top:bottom] = self.embed(image_HWC, top, bottom)
+
+        self._map(workers, embed, H, W * C)
         for level in range(3):
-            self._run(self.encoder[level], levels[level], level, workspace, advance)
-            levels.append(self._downsample(self.down[level], levels[level]))
+            self._run(self.encoder[level], levels[level], level, workers, advance)
+            levels.append(self._downsample(self.down[level], levels[level], workers))
         x_HWC = levels.pop()
-        self._run(self.encoder[3], x_HWC, 3, workspace, advance)
+        self._run(self.encoder[3], x_HWC, 3, workers, advance)
         for level in (2, 1):
             skip_HWC = levels.pop()
-            self._upsample(level, x_HWC, skip_HWC)
+            self._upsample(level, x_HWC, skip_HWC, workers)
             x_HWC = skip_HWC
-            self._run(self.decoder[level], x_HWC, level, workspace, advance)
+            self._run(self.decoder[level], x_HWC, level, workers, advance)
         wide_HWC = memory.view(H, W, 2 * C)
         self._widen(levels.pop(), wide_HWC)
-        self._upsample(0, x_HWC, wide_HWC)
+        self._upsample(0, x_HWC, wide_HWC, workers)
         del x_HWC, skip_HWC
-        self._run(self.decoder[0], wide_HWC, 0, workspace, advance)
-        for top, bottom in self._strips(H, W * C * 2):
+        self._run(self.decoder[0], wide_HWC, 0, workers, advance)
+
+        def output(top: int, bottom: int) -> None:
             result_HWC[top:bottom] = self._output(image_HWC, wide_HWC, top, bottom)
+
+        self._map(workers, output, H, W * C * 2)
+
+    def _map(
+        self, workers: Workers, function: Callable[[int, int], None], height: int, row_numel: int, step: int = 1
+    ) -> None:
+        """function(top, bottom) for each strip."""
+        tops_and_bottoms = self._strips(height, row_numel, step)
+        workers.map(function, *zip(*tops_and_bottoms, strict=True))
 
     def _strips(self, height: int, row_numel: int, step: int = 1) -> list[tuple[int, int]]:
         return _cut(0, height, self._rows(row_numel), step)
@@ -278,23 +292,27 @@ class StripEngine:
         halves: list[Attention | FeedForward],
         x_HWC: Tensor,
         level: int,
-        workspace: Workspace,
+        workers: Workers,
         advance: Advance,
     ) -> None:
         """In place."""
         H, W, _ = x_HWC.shape
         cells = self._grid(H, W, self.window and self.window >> level)
 
-        def cut(channels: int) -> list[Strip]:
+        def cut(channels: int) -> list[list[Strip]]:
             rows = self._rows(W * channels)
             return [
-                Strip(top, bottom, row)
-                for row, (first, last) in enumerate(cells.rows)
-                for top, bottom in _cut(first, last, rows)
+                [
+                    Strip(top, bottom, row)
+                    for row, (above, below) in enumerate(cells.rows)
+                    if max(first, above) < min(last, below)
+                    for top, bottom in _cut(max(first, above), min(last, below), rows)
+                ]
+                for first, last in workers.parts(H)
             ]
 
         for half in halves:
-            half.run(x_HWC, cells, cut, workspace)
+            half.run(x_HWC, cells, cut, workers)
             advance(half, level)
 
     def _grid(self, H: int, W: int, window: int | None) -> Cells:
@@ -305,34 +323,40 @@ class StripEngine:
             self.grids[key] = Cells.of(H, W, window, self.device)
         return self.grids[key]
 
-    def _downsample(self, convolution: Dense, x_HWC: Tensor) -> Tensor:
+    def _downsample(self, convolution: Dense, x_HWC: Tensor, workers: Workers) -> Tensor:
         """Convolution, then pixel-unshuffle."""
         H, W, C = x_HWC.shape
         y_HWC = empty(self.dtype, self.device, H // 2, W // 2, 2 * C)
         y_HWcij = y_HWC.view(H // 2, W // 2, C // 2, 2, 2)
-        for top, bottom in self._strips(H, W * C, step=2):
+
+        def part(top: int, bottom: int) -> None:
             part_nWc = convolution(x_HWC, top, bottom)
             y_HWcij[top // 2 : bottom // 2] = part_nWc.view(-1, 2, W // 2, 2, C // 2).permute(0, 2, 4, 1, 3)
+
+        self._map(workers, part, H, W * C, step=2)
         return y_HWC
 
-    def _upsample(self, level: int, x_HWC: Tensor, skip_HWC: Tensor) -> None:
+    def _upsample(self, level: int, x_HWC: Tensor, skip_HWC: Tensor, workers: Workers) -> None:
         """Convolution, then pixel-shuffle, into the level above, which holds the skip connection. At level 0 the result
         is the front half of its channels; at lower levels both are reduced to the channels of the skip."""
         H, W, _ = x_HWC.shape
         C = self.dim << level
         skip_HiWjK = skip_HWC.view(H, 2, W, 2, -1)
-        for top, bottom in self._strips(H, W * 4 * C):
+
+        def part(top: int, bottom: int) -> None:
             up_nWijC = self.up[level](x_HWC, top, bottom).reshape(-1, W, 2, 2, C)
             place_niWjK = skip_HiWjK[top:bottom]
             if level == 0:
                 place_niWjK[..., :C] = up_nWijC.permute(0, 2, 1, 3, 4)
-                continue
+                return
             from_up, from_skip = self.reduce[level]
             reduced_NC = torch.empty_like(up_nWijC).view(-1, C)
             from_up.into(up_nWijC.view(-1, C), reduced_NC)
             skip_NC = place_niWjK.reshape(-1, C).clone()
             from_skip.into(skip_NC, place_niWjK.view(-1, C))
             place_niWjK += reduced_NC.view(up_nWijC.shape).permute(0, 2, 1, 3, 4)
+
+        self._map(workers, part, H, W * 4 * C)
 
     def _widen(self, narrow_HWC: Tensor, wide_HWC: Tensor) -> None:
         """Move the narrow features, which fill the back half of the wide features' memory, to the back half of the wide

@@ -14,21 +14,22 @@ from torch import Tensor, nn
 
 from basicsr.archs.restormer_arch import GDFN, MDTA, LayerNorm
 from basicsr.inference.tlc import Cells
+from basicsr.inference.workers import Workers
 from basicsr.ops import (
     AttentionStatistics,
+    DepthwiseRows,
+    LayerNormRows,
     channel_slice,
     convolution_to_few,
-    depthwise_rows,
-    gated_depthwise_rows,
-    layer_norm_rows,
     merge_projection,
     padded_halves,
     padded_inputs,
 )
+from basicsr.utils.memory import Workspace
 
 _FEW_CHANNELS = 4  # output channels of a 3×3 convolution
 
-_STRIPS_HELD = 4  # strips that the memory of a 1×1 convolution's result can hold
+_STRIPS_HELD = 1
 
 Parameters = tuple[Tensor, Tensor | None]  # weight and bias
 
@@ -46,22 +47,22 @@ class Strip(NamedTuple):
     cell_row: int
 
 
-Cut = Callable[[int], list[Strip]]  # the strips for temporaries of so many channels
+# The strips for temporaries of so many channels: a list for each part of the image, from the top.
+Cut = Callable[[int], list[list[Strip]]]
 
 
-class Workspace:
-    """Memory for one large temporary, used again and again."""
+class Beside(NamedTuple):
+    """Copies of the rows above and below a part of the image, which others may overwrite; None beyond the edges."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.memory = torch.empty(0, dtype=dtype, device=device)
+    above: Tensor | None
+    below: Tensor | None
 
-    def get(self, *shape: int) -> Tensor:
-        """Uninitialised; valid until the next call."""
-        numel = torch.Size(shape).numel()
-        if self.memory.numel() < numel:
-            self.memory = self.memory.new_empty(0)  # free the old memory first
-            self.memory = self.memory.new_empty(numel)
-        return self.memory[:numel].view(shape)
+    @classmethod
+    def all(cls, x_HWC: Tensor, parts: list[list[Strip]]) -> list[Beside]:
+        edges = [strips[0].top for strips in parts[1:]]
+        above = [None, *(x_HWC[edge - 1 : edge].clone() for edge in edges)]
+        below = [*(x_HWC[edge : edge + 1].clone() for edge in edges), None]
+        return list(map(cls, above, below))
 
 
 class Point:
@@ -69,7 +70,7 @@ class Point:
 
     def __init__(self, parameters: Parameters, dtype: torch.dtype) -> None:
         weight, self.bias_K = _convert(parameters, dtype)
-        self.weight_CK = weight.flatten(1).t()
+        self.weight_CK = weight.flatten(1).t().contiguous()
 
     def into(self, x_NC: Tensor, y_NK: Tensor) -> None:
         if self.bias_K is None:
@@ -112,7 +113,8 @@ class Dense:
 
 
 class Separable:
-    """Layer norm, 1×1 convolution and 3×3 depthwise convolution (`convolve`: gated or not), strip by strip."""
+    """Layer norm, 1×1 convolution and 3×3 depthwise convolution (gated or not), strip by strip. `sums`: for sums over
+    pixels, see DepthwiseRows."""
 
     def __init__(
         self,
@@ -120,48 +122,58 @@ class Separable:
         point: Parameters,
         depth: Parameters,
         dtype: torch.dtype,
-        convolve: Callable[[Tensor, Tensor, Tensor | None], Tensor] = depthwise_rows,
+        gated: bool = False,
+        sums: bool = False,
     ) -> None:
-        self.norm = _convert((norm.body.weight, norm.body.bias), dtype)
+        self.norm = LayerNormRows(norm.body.weight, norm.body.bias, dtype)
         self.point = Point(point, dtype)
-        self.depth = _convert(depth, dtype)
-        self.convolve = convolve
-        self.channels = len(self.depth[0])
+        self.depthwise = DepthwiseRows(*depth, dtype, gated, sums)
+        self.channels = self.depthwise.channels
 
     def strips(
-        self, x_HWC: Tensor, strips: list[Strip], workspace: Workspace
+        self, x_HWC: Tensor, strips: list[Strip], beside: Beside, workspace: Workspace
     ) -> Iterator[tuple[Strip, Tensor]]:
         """Yields each strip with its result (n, W, K), or (n, W, K / 2) if gated, from the top. By then its rows of x
         are no longer needed: the caller may overwrite them.
 
         A strip needs the 1×1 convolution of one more row above and below. The two rows that the next strip shares are
-        kept, not recomputed.
+        kept, not recomputed. `beside` are the rows of x above the first strip and below the last one.
         """
-        H, W, C = x_HWC.shape
-        K = self.channels
+        W, K = x_HWC.shape[1], self.channels
+        start, stop = strips[0].top, strips[-1].bottom
         rows = max(bottom - top for top, bottom, _ in strips)
         # Row i holds the image's row first + i. Strips follow each other down this memory; when it is full, they
         # continue at its beginning.
-        hidden_nWK = workspace.get(min(_STRIPS_HELD * rows, H) + 2, W, K)
-        first = -1
-        hidden_nWK[0] = 0  # zero padding above the image
-        ready = 0  # rows of the image that have gone through the 1×1 convolution
+        hidden_nWK = workspace.get('hidden', x_HWC.dtype, min(_STRIPS_HELD * rows, stop - start) + 2, W, K)
+        first = ready = start - 1  # ready: the next row of the image to go through the 1×1 convolution
         for strip in strips:
             top, bottom, _ = strip
             if bottom + 1 - first > len(hidden_nWK):
                 for row in (0, 1):  # one by one: in an image of few rows they overlap
                     hidden_nWK[row] = hidden_nWK[top - 1 + row - first]
                 first = top - 1
-            end = min(bottom + 1, H)
-            if ready < end:
-                target_nWK = hidden_nWK[ready - first : end - first]
-                normed_nWC = layer_norm_rows(x_HWC[ready:end], *self.norm)
-                self.point.into(normed_nWC.view(-1, C), target_nWK.view(-1, K))
-                ready = end
-            if bottom == H:
-                hidden_nWK[H - first] = 0
-            seen_nWK = hidden_nWK[top - 1 - first : bottom + 1 - first]
-            yield strip, self.convolve(seen_nWK, *self.depth)
+            if ready <= bottom:
+                x_nWC = x_HWC[max(ready, start) : min(bottom + 1, stop)]
+                above = beside.above if ready < start else x_nWC[:0]
+                below = beside.below if bottom == stop else x_nWC[:0]
+                self._mix(above, x_nWC, below, hidden_nWK[ready - first : bottom + 1 - first], workspace)
+                ready = bottom + 1
+            yield strip, self.depthwise(hidden_nWK[top - 1 - first : bottom + 1 - first], workspace)
+
+    def _mix(
+        self, above: Tensor | None, x_nWC: Tensor, below: Tensor | None, y_nWK: Tensor, workspace: Workspace
+    ) -> None:
+        """Layer norm and 1×1 convolution of some rows. None for a row beyond the image's edge, whose result is zero."""
+        if above is None:
+            y_nWK[0] = 0
+            y_nWK = y_nWK[1:]
+        if below is None:
+            y_nWK[-1] = 0
+            y_nWK = y_nWK[:-1]
+        given = [rows for rows in (above, x_nWC, below) if rows is not None and len(rows)]
+        if given:
+            x_nWC = given[0] if len(given) == 1 else torch.cat(given)
+            self.point.into(self.norm(x_nWC, workspace).flatten(0, 1), y_nWK.flatten(0, 1))
 
 
 class Attention:
@@ -173,19 +185,59 @@ class Attention:
         self.bias = None if attn.project_out.bias is None else attn.project_out.bias.to(dtype)
         # The first pass needs queries and keys, the second one values.
         self.query_key, self.value = (
-            Separable(norm, channel_slice(attn.qkv, part), channel_slice(attn.qkv_dwconv, part), dtype)
-            for part in (slice(2 * C), slice(2 * C, 3 * C))
+            Separable(
+                norm, channel_slice(attn.qkv, part), channel_slice(attn.qkv_dwconv, part), dtype, sums=sums
+            )
+            for part, sums in ((slice(2 * C), True), (slice(2 * C, 3 * C), False))
         )
         self.channels = 2 * C  # of its largest temporary
         self.cell_numel = C * C // attn.num_heads  # of a cell's Gram or attention matrices
 
-    def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> None:
+    def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workers: Workers) -> None:
         """In place."""
-        C = x_HWC.shape[-1]
-        attention_Mhcc = self._attention(x_HWC, cells, cut, workspace)
-        columns = len(cells.columns)
+        attention_Mhcc = self._attention(x_HWC, cells, cut, workers)
+
+        def apply(strips: list[Strip], beside: Beside, workspace: Workspace) -> None:
+            self._apply(x_HWC, attention_Mhcc, cells, strips, beside, workspace)
+
+        parts = cut(self.value.channels)
+        workers.map(apply, parts, Beside.all(x_HWC, parts), workers.workspaces)
+
+    def _attention(self, x_HWC: Tensor, cells: Cells, cut: Cut, workers: Workers) -> Tensor:
+        """For each cell, the mean attention matrices of the windows that cover it, (M, h, c, c)."""
+        C, heads, columns = x_HWC.shape[-1], self.attn.num_heads, len(cells.columns)
+
+        def of_part(strips: list[Strip], beside: Beside, workspace: Workspace) -> AttentionStatistics:
+            first, last = strips[0].cell_row, strips[-1].cell_row
+            sums = AttentionStatistics.zeros((last - first + 1) * columns, C, heads, like=x_HWC)
+            for strip, qk_nWK in self.query_key.strips(x_HWC, strips, beside, workspace):
+                for column, (left, right) in enumerate(cells.columns):
+                    sums.add_pixels((strip.cell_row - first) * columns + column, qk_nWK[:, left:right])
+            return sums
+
+        parts = cut(self.query_key.channels)
+        sums = AttentionStatistics.zeros(len(cells), C, heads, like=x_HWC)
+        for strips, of_strips in zip(
+            parts, workers.map(of_part, parts, Beside.all(x_HWC, parts), workers.workspaces), strict=True
+        ):
+            here = slice(strips[0].cell_row * columns, (strips[-1].cell_row + 1) * columns)
+            for total, part in zip(sums, of_strips, strict=True):
+                total[here] += part
+        of_windows = AttentionStatistics(*map(cells.over_windows, sums))
+        return cells.mean_of_windows(self.attn.attention(of_windows).to(sums.gram_Bhcc.dtype))
+
+    def _apply(
+        self,
+        x_HWC: Tensor,
+        attention_Mhcc: Tensor,
+        cells: Cells,
+        strips: list[Strip],
+        beside: Beside,
+        workspace: Workspace,
+    ) -> None:
+        C, columns = x_HWC.shape[-1], len(cells.columns)
         row = -1
-        for strip, v_nWC in self.value.strips(x_HWC, cut(self.value.channels), workspace):
+        for strip, v_nWC in self.value.strips(x_HWC, strips, beside, workspace):
             if strip.cell_row != row:  # one row of cells at a time: there may be hundreds of cells
                 row = strip.cell_row
                 row_mhcc = attention_Mhcc[row * columns : (row + 1) * columns]
@@ -203,27 +255,22 @@ class Attention:
             if self.bias is not None:
                 x_nWC += self.bias
 
-    def _attention(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> Tensor:
-        """For each cell, the mean attention matrices of the windows that cover it, (M, h, c, c)."""
-        sums = AttentionStatistics.zeros(len(cells), x_HWC.shape[-1], self.attn.num_heads, like=x_HWC)
-        for strip, qk_nWK in self.query_key.strips(x_HWC, cut(self.query_key.channels), workspace):
-            for column, (left, right) in enumerate(cells.columns):
-                sums.add_pixels(strip.cell_row * len(cells.columns) + column, qk_nWK[:, left:right])
-        of_windows = AttentionStatistics(*map(cells.over_windows, sums))
-        return cells.mean_of_windows(self.attn.attention(of_windows).to(sums.gram_Bhcc.dtype))
-
 
 class FeedForward:
     """x + GDFN(LN(x))"""
 
     def __init__(self, norm: LayerNorm, ffn: GDFN, dtype: torch.dtype) -> None:
         point, depth = padded_halves(ffn.project_in), padded_halves(ffn.dwconv)
-        self.separable = Separable(norm, point, depth, dtype, gated_depthwise_rows)
+        self.separable = Separable(norm, point, depth, dtype, gated=True)
         self.project_out = Point((padded_inputs(ffn.project_out), ffn.project_out.bias), dtype)
         self.channels = self.separable.channels  # of its largest temporary
 
-    def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workspace: Workspace) -> None:
+    def run(self, x_HWC: Tensor, cells: Cells, cut: Cut, workers: Workers) -> None:
         """In place."""
-        strips = cut(self.separable.channels)
-        for (top, bottom, _), gated_nWK in self.separable.strips(x_HWC, strips, workspace):
-            self.project_out.add_to(x_HWC[top:bottom].view(-1, x_HWC.shape[-1]), gated_nWK.flatten(0, 1))
+
+        def of_part(strips: list[Strip], beside: Beside, workspace: Workspace) -> None:
+            for (top, bottom, _), gated_nWK in self.separable.strips(x_HWC, strips, beside, workspace):
+                self.project_out.add_to(x_HWC[top:bottom].flatten(0, 1), gated_nWK.flatten(0, 1))
+
+        parts = cut(self.separable.channels)
+        workers.map(of_part, parts, Beside.all(x_HWC, parts), workers.workspaces)

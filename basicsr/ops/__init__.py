@@ -13,30 +13,26 @@ from basicsr.ops.channel_attention import (
 from basicsr.ops.dispatch import no_autocast, records_gradients, uses_triton
 from basicsr.ops.layers import (
     channel_slice,
-    convolution_to_few,
     depthwise,
-    depthwise_rows,
-    gated_depthwise_rows,
     layer_norm,
-    layer_norm_rows,
     like_layout,
     padded_feed_forward,
     padded_halves,
     padded_inputs,
     pointwise,
 )
+from basicsr.ops.rows import DepthwiseRows, LayerNormRows, convolution_to_few
 
 __all__ = [
     'AttentionStatistics',
+    'DepthwiseRows',
+    'LayerNormRows',
     'attend_and_project',
     'attention_statistics',
     'channel_slice',
     'convolution_to_few',
     'depthwise',
-    'depthwise_rows',
-    'gated_depthwise_rows',
     'layer_norm',
-    'layer_norm_rows',
     'like_layout',
     'merge_projection',
     'no_autocast',

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from basicsr.ops import cpu_kernels
 from basicsr.ops.dispatch import HALF, has_own_gradient, no_autocast
 
 NORM_EPS = 1e-12  # lower bound of the norms of q and k, as in torch.nn.functional.normalize
@@ -67,6 +68,9 @@ class AttentionStatistics(NamedTuple):
         halves = (half.chunk(num_heads, 1) for half in qk_NK.chunk(2, 1))
         for gram_cc, q_Nc, k_Nc in zip(gram_hcc, *halves, strict=True):
             gram_cc.addmm_(q_Nc.t(), k_Nc)
+        if cpu_kernels.run_on(qk_nwK.device, qk_NK.dtype, qk_NK.shape[1]):
+            cpu_kernels.add_squares(square_K, qk_NK.view(qk_nwK.shape))
+            return
         # In two steps: a sum over the long axis of a tall matrix runs on one thread.
         square_K += qk_NK.square().view(qk_nwK.shape).sum(1).sum(0)
 

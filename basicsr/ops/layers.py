@@ -2,8 +2,6 @@
 
 On a CUDA device Triton kernels (`basicsr/ops/kernels.py`) replace what PyTorch does slowly; elsewhere PyTorch's own
 operations run, with gradients written out where autograd would keep or copy large tensors.
-
-The functions named `…_rows` compute strips of an image, without gradients and outside autocast.
 """
 
 from __future__ import annotations
@@ -54,17 +52,6 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return (x_full * torch.rsqrt(variance + LAYER_NORM_EPS) * weight).to(x.dtype)
 
 
-def layer_norm_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`layer_norm` with parameters in the type of x."""
-    if uses_triton(x):
-        return dispatch.kernels.layer_norm(x.contiguous(), weight, bias, LAYER_NORM_EPS)
-    if bias is not None:
-        return F.layer_norm(x, weight.shape, weight, bias, LAYER_NORM_EPS)
-    full = x.to(torch.promote_types(x.dtype, torch.float32))
-    *_, reciprocal = torch.native_layer_norm(full, weight.shape, None, None, LAYER_NORM_EPS)
-    return (full * reciprocal).mul_(weight).to(x.dtype)
-
-
 class _LayerNorm(torch.autograd.Function):
     """Saves only its input for backward."""
 
@@ -105,28 +92,6 @@ def depthwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if uses_triton(x_BCHW):
         return _Depthwise.apply(_pixels_last(x_BCHW), weight, bias).permute(0, 3, 1, 2)
     return F.conv2d(x_BCHW, weight, bias, padding=1, groups=len(weight))
-
-
-def depthwise_rows(x_nWK: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Rows 1 to n - 2 of `depthwise`: the first and the last row of x are context."""
-    if uses_triton(x_nWK):
-        return dispatch.kernels.depthwise(x_nWK[None, 1:-1], weight, bias, halo=True)[0]
-    # Add the batch axis before permuting: PyTorch then recognises channels-last and does not copy.
-    x_BKnW = x_nWK[None].permute(0, 3, 1, 2)
-    y_BKnW = F.conv2d(x_BKnW, weight, bias, padding=(0, 1), groups=len(weight))
-    return y_BKnW.permute(0, 2, 3, 1)[0].contiguous()
-
-
-def convolution_to_few(x_nWC: Tensor, weight: Tensor) -> Tensor:
-    """A 3×3 convolution with few output channels, weight (K, C, 3, 3): (n, W, C) → (n + 2, W, K). The input counts as
-    zero outside its n rows, and the result includes the row above and the row below. In single precision cuDNN takes
-    ten times as long."""
-    n, W, C = x_nWC.shape
-    # Scatter each pixel's nine products to their places: the filter is flipped.
-    taps_KC = weight.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, C)
-    products_KN = taps_KC @ x_nWC.reshape(-1, C).t()
-    y_KnW = F.fold(products_KN[None], (n + 2, W + 2), 3)[0]
-    return y_KnW[..., 1:-1].permute(1, 2, 0)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -188,15 +153,6 @@ def gated_depthwise(x_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
         return _GatedGelu.apply(hidden_BCHW)
     gate, value = hidden_BCHW.chunk(2, dim=1)
     return F.gelu(gate) * value
-
-
-def gated_depthwise_rows(x_nWK: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Rows 1 to n - 2 of `gated_depthwise`: the first and the last row of x are context."""
-    if uses_triton(x_nWK):
-        return dispatch.kernels.gated_depthwise(x_nWK[None, 1:-1], weight, bias, halo=True)[0]
-    gate_nWK, value_nWK = depthwise_rows(x_nWK, weight, bias).chunk(2, -1)
-    # Copy the gate first: on a CPU, GELU of every other run of channels takes 1.5 times as long.
-    return torch.ops.aten.gelu_(gate_nWK.clone(memory_format=torch.contiguous_format)).mul_(value_nWK)
 
 
 class _GatedGelu(torch.autograd.Function):

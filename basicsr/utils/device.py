@@ -103,11 +103,11 @@ def _computes_in_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == 'cpu' and torch.backends.mkldnn.is_available():
         # PyTorch knows only in private functions, and not in all versions.
-        return bool(_processor_flags() & {'avx512_bf16', 'amx_bf16'})
+        return bool(processor_flags() & {'avx512_bf16', 'amx_bf16'})
     return False
 
 
-def _processor_flags() -> set[str]:
+def processor_flags() -> set[str]:
     """CPU flags of the first processor; empty if the system does not list them."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()

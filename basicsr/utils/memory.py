@@ -84,6 +84,22 @@ def empty(dtype: torch.dtype, device: torch.device, *shape: int) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
+class Workspace:
+    """Memory for large temporaries, used again and again; one of each name at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.blocks: dict[str, Tensor] = {}
+
+    def get(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+        """Uninitialised; valid until the next call with this name."""
+        size = prod(shape) * dtype.itemsize
+        if name not in self.blocks or self.blocks[name].numel() < size:
+            self.blocks.pop(name, None)  # free the old memory first
+            self.blocks[name] = empty(torch.uint8, self.device, size)
+        return self.blocks[name][:size].view(dtype).view(shape)
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep freed blocks of up to 32 MiB. It returns larger ones to the system, and the next temporary faults
     them in again, page by page. Its threshold follows the largest block freed so far: so free one."""

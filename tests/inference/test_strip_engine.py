@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,9 +18,11 @@ from torch import nn
 
 from basicsr.archs import restormer_reference as reference
 from basicsr.archs.restormer_arch import Restormer
+from basicsr.inference import strip_layers
 from basicsr.inference.strip_engine import StripEngine, _Recorded, runs_in_strips
-from basicsr.inference.strip_layers import Strip, Workspace
+from basicsr.inference.strip_layers import Beside, Strip
 from basicsr.inference.tlc import Cells, window_indices
+from basicsr.inference.workers import Workers
 from basicsr.utils.files import ROOT
 
 SMALL = {'dim': 8, 'num_blocks': [1, 1, 1, 1], 'num_refinement_blocks': 1, 'heads': [1, 2, 2, 4]}
@@ -57,10 +60,21 @@ def by_definition(net, x, window=None):
     return reference.restormer(dict(net.named_parameters()), x, window)
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize('options', VARIANTS, ids=str)
-@pytest.mark.parametrize('strip_bytes', [1, 20_000, None])
-def test_strips_equal_the_network(options, strip_bytes):
+@pytest.mark.parametrize(
+    ('strip_bytes', 'count'), [(1, 1), (20_000, 1), (None, 1), (1, 3), (20_000, 2), (None, 5)]
+)
+def test_strips_equal_the_network(options, strip_bytes, threads, count):
     """From strips of one row to the image in one strip; two images, each with its own statistics."""
+    threads(count)
     net = network(**options)
     for size in ((24, 40), (8, 72), (72, 8), (8, 8)):
         x = picture(net, size, batch=2)
@@ -88,8 +102,9 @@ def test_memory_order_of_the_image_does_not_matter():
     ],
     ids=str,
 )
-@pytest.mark.parametrize('strip_bytes', [30_000, None])
-def test_tlc_equals_window_by_window(options, strip_bytes, size, window):
+@pytest.mark.parametrize(('strip_bytes', 'count'), [(30_000, 1), (None, 1), (30_000, 3), (None, 4)])
+def test_tlc_equals_window_by_window(options, strip_bytes, size, window, threads, count):
+    threads(count)
     net = network(**options)
     x = picture(net, size, batch=2)
     expected = by_definition(net, x, window)
@@ -149,12 +164,12 @@ def test_half_precision_sums_in_single_precision():
     """2¹⁶ pixels in strips of one row, against the same queries and keys summed in double precision."""
     half = StripEngine(network().float(), torch.bfloat16).decoder[1][0]
     x_HWC = torch.randn(256, 256, 16).bfloat16()
-    strips = [Strip(row, row + 1, 0) for row in range(256)]
-    cells = Cells.of(256, 256, None)
-    workspace = Workspace(x_HWC.dtype, x_HWC.device)
-    with torch.inference_mode():
-        found = half._attention(x_HWC, cells, lambda channels: strips, workspace)
-        rows = [part.double() for _, part in half.query_key.strips(x_HWC, strips, workspace)]
+    parts = [[Strip(row, row + 1, 0) for row in range(256)]]
+    cells, alone = Cells.of(256, 256, None), Beside(None, None)
+    with torch.inference_mode(), Workers(x_HWC.device) as workers:
+        found = half._attention(x_HWC, cells, lambda channels: parts, workers)
+        strips = half.query_key.strips(x_HWC, parts[0], alone, workers.workspaces[0])
+        rows = [part.double() for _, part in strips]
         q, k = torch.cat(rows).view(-1, 2, 2, 8).permute(1, 2, 3, 0)  # 2 heads of 8 channels
         cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT
         expected = (cosine * half.attn.temperature).softmax(-1)
@@ -175,8 +190,8 @@ from basicsr.inference.strip_engine import StripEngine
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith(name))
 
-torch.set_num_threads(1)
 height, width, dtype, window = int(sys.argv[1]), int(sys.argv[2]), getattr(torch, sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(int(sys.argv[5]))
 net = Restormer(dim=16, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 4, 8]).eval()
 engine = StripEngine(net, dtype, window or None, 1 if width > 100_000 else None)
 engine(torch.rand(1, 3, 64, 64))  # what the libraries allocate once
@@ -192,10 +207,12 @@ print(1024 * (kilobytes('VmHWM') - before), engine.memory(height, width))
 @pytest.mark.parametrize(
     'arguments',
     [
-        (320, 320, 'float32', 8),
-        pytest.param((960, 1280, 'float32', 0), marks=pytest.mark.slow),
-        pytest.param((960, 1280, 'bfloat16', 384), marks=pytest.mark.slow),
-        pytest.param((16, 104_000, 'float32', 0), marks=pytest.mark.slow),
+        (320, 320, 'float32', 8, 1),
+        (320, 320, 'float32', 8, 4),
+        (960, 1280, 'float32', 0, 1),
+        (960, 1280, 'bfloat16', 384, 3),
+        (16, 104_000, 'float32', 0, 1),
+        (16, 104_000, 'float32', 0, 2),
     ],
 )
 def test_memory_bounds_what_a_call_uses(arguments):
@@ -224,6 +241,40 @@ def test_threads_share_an_engine():
         for _ in range(5):
             for found, alone in zip(pool.map(engine, images), expected, strict=True):
                 assert torch.equal(found, alone)
+
+
+def test_threads_are_as_before_after_a_call(threads):
+    """Also after one that Ctrl-C ends; and threads that begin later have as many."""
+    net = network()
+    engine, x = StripEngine(net), picture(net, (48, 16))
+    threads(3)
+    expected = engine(x)
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    engine.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        engine(x)
+    engine.progress = None
+    with ThreadPoolExecutor(1) as another:
+        assert (torch.get_num_threads(), another.submit(torch.get_num_threads).result()) == (3, 3)
+    assert torch.equal(engine(x), expected)
+
+
+def test_an_error_in_another_thread_is_raised(monkeypatch, threads):
+    engine = StripEngine(network())
+    main, mix = threading.current_thread(), strip_layers.Separable._mix
+
+    def fail(*arguments):
+        if threading.current_thread() is not main:
+            raise MemoryError('no memory')
+        mix(*arguments)
+
+    monkeypatch.setattr(strip_layers.Separable, '_mix', fail)
+    threads(2)
+    with pytest.raises(MemoryError, match='no memory'):
+        engine(picture(network(), (48, 16)))
 
 
 def test_engine_keeps_its_weights_when_the_network_changes_its_type():

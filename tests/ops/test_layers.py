@@ -12,7 +12,7 @@ pytest.importorskip('triton')
 from basicsr.archs import restormer_arch
 from basicsr.archs.restormer_arch import Restormer
 from basicsr.inference.strip_engine import StripEngine
-from basicsr.ops import dispatch, kernels, layers
+from basicsr.ops import dispatch, kernels, layers, rows
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason='tests/gpu/test_network.py tests this on the GPU'
@@ -23,7 +23,7 @@ TINY = {'dim': 4, 'num_blocks': [0, 1, 0, 0], 'num_refinement_blocks': 0, 'heads
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    for module in (layers, restormer_arch):
+    for module in (layers, rows, restormer_arch):
         monkeypatch.setattr(module, 'uses_triton', lambda x: x.dtype != torch.float64)
     monkeypatch.setattr(dispatch, 'kernels', kernels)
     monkeypatch.setattr(kernels, 'ROWS', 2)  # the interpreter takes seconds for programs of many rows
@@ -87,4 +87,4 @@ def test_pytorch_computes_where_triton_does_not_run(monkeypatch, capability, sai
 def test_convolution_to_few_channels():
     x, weight = torch.randn(5, 7, 6, dtype=torch.float64), torch.randn(3, 6, 3, 3, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(x.permute(2, 0, 1)[None], weight, padding=(2, 1))[0].permute(1, 2, 0)
-    torch.testing.assert_close(layers.convolution_to_few(x, weight), expected)
+    torch.testing.assert_close(rows.convolution_to_few(x, weight), expected)
