@@ -276,9 +276,9 @@ class StripEngine:
     def _map(
         self, workers: Workers, function: Callable[[int, int], None], height: int, row_numel: int, step: int = 1
     ) -> None:
-        """function(top, bottom) for each strip."""
-        tops_and_bottoms = self._strips(height, row_numel, step)
-        workers.map(function, *zip(*tops_and_bottoms, strict=True))
+        """function(top, bottom) for strips of some rows: at least one for each worker."""
+        strips = _cut(0, height, min(self._rows(row_numel), ceil(height / workers.count)), step)
+        workers.map(function, *zip(*strips, strict=True))
 
     def _strips(self, height: int, row_numel: int, step: int = 1) -> list[tuple[int, int]]:
         return _cut(0, height, self._rows(row_numel), step)
