@@ -3,6 +3,7 @@
     python scripts/benchmark.py inference
     python scripts/benchmark.py inference --sizes 256x256 1280x720 --modes fp32 bf16 fp32+tlc --repeats 5
     python scripts/benchmark.py inference --modes fp32 bf16 --peers openvino onnxruntime
+    python scripts/benchmark.py inference --sizes 128x128 --modes fp32 bf16 --busy 1
     python scripts/benchmark.py inference --device cuda --modes fp32 bf16 plain+bf16 --json > inference.json
     python scripts/benchmark.py train --network full --stages paper --modes fp32 bf16 bf16+checkpointing
     python scripts/benchmark.py train --device cuda --network full --modes bf16 bf16+compile plain+bf16+compile
@@ -72,6 +73,10 @@ def parser() -> argparse.ArgumentParser:
     option(
         '--rounds', type=at_least(1),
         help='how often each row is measured, rows taking turns; medians are shown; default: 1, with --peers 3',
+    )  # fmt: skip
+    option(
+        '--busy', type=at_least(0), default=0, metavar='N',
+        help='measure while N other processes keep a core busy each; default: 0',
     )  # fmt: skip
     option(
         '--repeats',

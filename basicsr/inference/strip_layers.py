@@ -70,7 +70,9 @@ class Point:
 
     def __init__(self, parameters: Parameters, dtype: torch.dtype) -> None:
         weight, self.bias_K = _convert(parameters, dtype)
-        self.weight_CK = weight.flatten(1).t().contiguous()
+        self.weight_CK = weight.flatten(1).t()
+        if weight.device.type == 'cpu':
+            self.weight_CK = self.weight_CK.contiguous()  # multiplies faster there
 
     def into(self, x_NC: Tensor, y_NK: Tensor) -> None:
         if self.bias_K is None:
@@ -216,13 +218,15 @@ class Attention:
             return sums
 
         parts = cut(self.query_key.channels)
-        sums = AttentionStatistics.zeros(len(cells), C, heads, like=x_HWC)
-        for strips, of_strips in zip(
-            parts, workers.map(of_part, parts, Beside.all(x_HWC, parts), workers.workspaces), strict=True
-        ):
-            here = slice(strips[0].cell_row * columns, (strips[-1].cell_row + 1) * columns)
-            for total, part in zip(sums, of_strips, strict=True):
-                total[here] += part
+        sums, *others = sums_of_parts = workers.map(
+            of_part, parts, Beside.all(x_HWC, parts), workers.workspaces
+        )
+        if others:
+            sums = AttentionStatistics.zeros(len(cells), C, heads, like=x_HWC)
+            for strips, of_strips in zip(parts, sums_of_parts, strict=True):
+                here = slice(strips[0].cell_row * columns, (strips[-1].cell_row + 1) * columns)
+                for total, part in zip(sums, of_strips, strict=True):
+                    total[here] += part
         of_windows = AttentionStatistics(*map(cells.over_windows, sums))
         return cells.mean_of_windows(self.attn.attention(of_windows).to(sums.gram_Bhcc.dtype))
 

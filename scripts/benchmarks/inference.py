@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +36,21 @@ def compare(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [*({'mode': mode} for mode in modes), *(peer_tasks(args, Path(folder)) if args.peers else [])]
         tasks = [{'size': size, **row} for size in args.sizes for row in rows]
-        measuring.compare(args, tasks, COLUMNS, exact=True, rounds=rounds)
+        with busy(args.busy):
+            measuring.compare(args, tasks, COLUMNS, exact=True, rounds=rounds)
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """A context in which so many other processes keep a core busy each."""
+    command = [sys.executable, '-c', 'while True: pass']
+    others = [subprocess.Popen(command) for _ in range(count)]  # noqa: S603
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def check_peers(args: argparse.Namespace) -> None:

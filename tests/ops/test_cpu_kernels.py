@@ -85,8 +85,9 @@ def test_gelu_on_all_magnitudes():
     found = DepthwiseRows(weight, None, torch.float32, gated=True)(
         pixels.expand(3, -1, -1).contiguous(), Workspace(CPU)
     )
-    error = (found.flatten().double() - F.gelu(gate.double())).abs()
-    assert (error <= 1.3e-6 + 2e-7 * gate.abs().clamp(min=9) * (gate > 9)).all()
+    found, small = found.flatten(), gate.abs() <= 9
+    assert (found.double() - F.gelu(gate.double()))[small].abs().max() <= 1.3e-6
+    assert torch.equal(found[~small], gate[~small].clamp(min=0))
 
 
 @compiled

@@ -204,6 +204,17 @@ def test_missing_runtimes_are_named_with_how_to_install_them(monkeypatch, capsys
     assert '--peers: found no openvino; pip install openvino' in capsys.readouterr().err
 
 
+def test_other_processes_keep_cores_busy_and_end(monkeypatch):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(
+        inference.subprocess, 'Popen', lambda *args: started.append(popen(*args)) or started[-1]
+    )
+    with pytest.raises(KeyboardInterrupt), inference.busy(2):
+        assert [other.poll() for other in started] == [None, None]
+        raise KeyboardInterrupt
+    assert [other.poll() is None for other in started] == [False, False]
+
+
 def test_rows_take_turns_and_have_the_medians_of_the_rounds():
     tasks = [{'size': size, 'mode': mode} for size in ('8x8', '16x8') for mode in ('plain', 'fp32', 'bf16')]
     seconds, asked = iter([4, 1, 6, 3, 5, 2, *[1] * 6]), []
