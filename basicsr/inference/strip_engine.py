@@ -5,9 +5,10 @@ above and below (the 3×3 depthwise convolutions). So each half of a block runs 
 over all strips, compute the small attention matrices, apply them strip by strip. Unlike tiles, strips leave no seams
 and change no statistics.
 
-Strips are also fast on a CPU: temporaries stay near the caches, and are small enough that the allocator reuses their
-memory, where touching a fresh page costs more than the arithmetic on it. Pixels are channels-last, so that every 1×1
-convolution is a matrix product without copies, and blocks work in place: features at full size exist once.
+Strips are also fast on a CPU: temporaries stay near the caches, in memory that is used again and again, where touching
+a fresh page costs more than the arithmetic on it. Pixels are channels-last, so that every 1×1 convolution is a matrix
+product without copies, and blocks work in place: features at full size exist once. Each core computes strips of its own
+(`workers.py`), with kernels in C between the matrix products (`basicsr/ops/cpu_kernels.c`).
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from torch import Tensor, nn
 from basicsr.archs.restormer_arch import Downsample, Restormer, TransformerBlock, Upsample
 from basicsr.inference.strip_layers import Attention, Dense, FeedForward, Point, Strip
 from basicsr.inference.tlc import Cells
-from basicsr.inference.workers import Workers, worker_count
+from basicsr.inference.workers import MOST_WORKERS, Workers, worker_count
 from basicsr.ops import no_autocast
 from basicsr.utils.memory import empty, keep_freed_memory
 
-# The largest temporary of a strip, in bytes. Measured on a CPU with 2 MiB of second-level cache per core; a GPU needs
-# more work at once.
+# The largest temporary of a strip, in bytes. Smaller strips fit a CPU's caches better, but the time of a matrix product
+# then goes into its preparation: measured on two cores with AMX. A GPU needs more work at once.
 STRIP_BYTES_CPU = 4_000_000
 STRIP_BYTES = 256_000_000
 
 # What `StripEngine.memory` counts.
-_TEMPORARIES = 10  # simultaneous temporaries of a strip, in sizes of the largest one
+_TEMPORARIES = 10  # of each worker: simultaneous temporaries of a strip, in sizes of the largest one
 _ROW_TEMPORARIES = 12  # the same for strips of one row, which have more halo than rows
 _IMAGES = 3  # at full size: input, padded input, output
 _CELL_MATRICES = (
@@ -86,6 +87,7 @@ class StripEngine:
 
     multiple = Restormer.multiple
     progress: Callable[[float], None] | None = None
+    most_workers = MOST_WORKERS
 
     def __init__(
         self,
@@ -179,7 +181,9 @@ class StripEngine:
 
     def _restore_all(self, x_BCHW: Tensor, y_BHWC: Tensor) -> None:
         advance = self._counter(len(x_BCHW))
-        with Workers(self.device) as workers:  # of this call: several threads may restore at once
+        with Workers(
+            self.device, self.most_workers
+        ) as workers:  # of this call: several threads may restore at once
             for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: each has its own statistics
                 self._restore(x_CHW.permute(1, 2, 0), y_HWC, workers, advance)
 
@@ -204,18 +208,19 @@ class StripEngine:
 
     def memory(self, H: int, W: int) -> int:
         """Upper bound of the bytes that a call needs for each image, with input and output, without the weights."""
-        row, workers = self._row_bytes(W), worker_count(self.device)
+        row, workers = self._row_bytes(W), worker_count(self.device, self.most_workers)
         strips = max(_TEMPORARIES * min(workers * self.strip_bytes, H * row), workers * _ROW_TEMPORARIES * row)
         return self._at_full_size(H, W) + strips
 
     def fit(self, H: int, W: int, limit: int) -> bool:
-        """Shrink the strips until `memory` is within a limit. False if no strips are small enough."""
+        """Shrink the strips, and take fewer workers, until `memory` is within a limit. False if it cannot be."""
         if self.memory(H, W) <= limit:
             return True
-        left = (limit - self._at_full_size(H, W)) // worker_count(self.device)
-        if left < _ROW_TEMPORARIES * self._row_bytes(W):
+        left, least = limit - self._at_full_size(H, W), _ROW_TEMPORARIES * self._row_bytes(W)
+        if left < least:
             return False
-        self.strip_bytes = min(self.strip_bytes, left // _TEMPORARIES)
+        self.most_workers = worker_count(self.device, min(self.most_workers, left // least))
+        self.strip_bytes = min(self.strip_bytes, left // (_TEMPORARIES * self.most_workers))
         return True
 
     def _at_full_size(self, H: int, W: int) -> int:

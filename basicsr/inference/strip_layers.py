@@ -29,8 +29,6 @@ from basicsr.utils.memory import Workspace
 
 _FEW_CHANNELS = 4  # output channels of a 3×3 convolution
 
-_STRIPS_HELD = 1
-
 Parameters = tuple[Tensor, Tensor | None]  # weight and bias
 
 
@@ -146,7 +144,7 @@ class Separable:
         rows = max(bottom - top for top, bottom, _ in strips)
         # Row i holds the image's row first + i. Strips follow each other down this memory; when it is full, they
         # continue at its beginning.
-        hidden_nWK = workspace.get('hidden', x_HWC.dtype, min(_STRIPS_HELD * rows, stop - start) + 2, W, K)
+        hidden_nWK = workspace.get('hidden', x_HWC.dtype, rows + 2, W, K)
         first = ready = start - 1  # ready: the next row of the image to go through the 1×1 convolution
         for strip in strips:
             top, bottom, _ = strip

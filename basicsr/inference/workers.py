@@ -25,20 +25,20 @@ _LEAST_ROWS = 4
 
 
 # Each worker needs memory, and more of them would wait for each other to run Python.
-_MOST = 16
+MOST_WORKERS = 16
 
 
-def worker_count(device: torch.device) -> int:
+def worker_count(device: torch.device, most: int = MOST_WORKERS) -> int:
     """On a CPU as many as the threads that PyTorch would use, up to a limit; elsewhere 1."""
-    return min(torch.get_num_threads(), _MOST) if device.type == 'cpu' else 1
+    return min(torch.get_num_threads(), most) if device.type == 'cpu' else 1
 
 
 class Workers:
     """A context in which `map` shares calls of a function between this thread and others. In each of them PyTorch uses
     one core, or more if there are more than workers."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.count = worker_count(device)
+    def __init__(self, device: torch.device, most: int = MOST_WORKERS) -> None:
+        self.count = worker_count(device, most)
         self.workspaces = [Workspace(device) for _ in range(self.count)]
         self._stack = ExitStack()
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -39,12 +40,13 @@ def run_on(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """None without a C compiler, or if compiling or loading fails."""
-    compiler = next(filter(None, map(shutil.which, (os.getenv('CC', 'cc'), 'gcc', 'clang'))), None)
+    """None without a C compiler (the environment's `CC` names another one), or if compiling or loading fails."""
+    choices = [shlex.split(os.environ['CC'])] if os.getenv('CC') else [['cc'], ['gcc'], ['clang']]
+    compiler = next((choice for choice in choices if choice and shutil.which(choice[0])), None)
     if compiler is None or os.name == 'nt':
         return None
     native = '-march=native' if platform.machine().lower() in ('x86_64', 'amd64') else '-mcpu=native'
-    command = [compiler, *FLAGS, native, str(SOURCE), '-lm']
+    command = [*compiler, *FLAGS, native, str(SOURCE), '-lm']
     try:
         library = ctypes.CDLL(str(_compiled(command)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from basicsr.archs import restormer_reference as reference
 from basicsr.archs.from_weights import build_network, network_options
 from basicsr.archs.restormer_arch import Restormer
+from basicsr.ops import cpu_kernels
 from basicsr.utils.checkpoint import load_weights
 from basicsr.utils.cli import usage_errors
 from basicsr.utils.device import resolve_device, resolve_precision
@@ -276,7 +277,8 @@ def machine(device: torch.device, modes: Iterable[str], exact: bool = False) -> 
     rates = {precision: rate(precision) for precision in PRECISIONS if precision in used}
     answer = {'threads': torch.get_num_threads(), 'torch': torch.__version__, 'gflops': rates}
     if device.type != 'cuda':
-        return {'device': device.type, **answer}
+        in_c = cpu_kernels.run_on(device, torch.float32, cpu_kernels.LEAST_CHANNELS)
+        return {'device': device.type, **answer, 'c_kernels': in_c}
     torch.cuda.empty_cache()  # leave the memory to the rows
     tf32 = {
         'convolutions': not exact and torch.backends.cudnn.allow_tf32,
@@ -325,6 +327,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 def title(machine: Row) -> str:
     rates = ', '.join(f'{rate:.0f} GFLOP/s in {name}' for name, rate in machine['gflops'].items())
     text = f'{machine["device"]}, {machine["threads"]} threads, PyTorch {machine["torch"]}; matrix product: {rates}'
+    if 'c_kernels' in machine:
+        text += '; C kernels' if machine['c_kernels'] else '; no C kernels'
     uses = [f'{"TF32" if used else "no TF32"} in {what}' for what, used in machine.get('tf32', {}).items()]
     return '; '.join([text, f'fp32: {", ".join(uses)}'] if uses else [text])
 

@@ -262,6 +262,37 @@ def test_threads_are_as_before_after_a_call(threads):
     assert torch.equal(engine(x), expected)
 
 
+@pytest.mark.parametrize(('count', 'most', 'each'), [(3, 16, 1), (5, 2, 2)])
+def test_pytorch_uses_one_core_in_each_worker(monkeypatch, threads, count, most, each):
+    """Or more if there are more cores than workers. So no operation waits for a core that other programs use."""
+    seen, mix = set(), strip_layers.Separable._mix
+
+    def record(*arguments):
+        seen.add((threading.current_thread(), torch.get_num_threads()))
+        mix(*arguments)
+
+    monkeypatch.setattr(strip_layers.Separable, '_mix', record)
+    threads(count)
+    engine = StripEngine(network())
+    engine.most_workers = most
+    engine(picture(network(), (48, 16)))
+    assert len({thread for thread, _ in seen}) == min(count, most)
+    assert {number for _, number in seen} == {each}
+
+
+def test_fewer_workers_where_memory_is_short(threads):
+    """What one worker has room for is not refused because there are many."""
+    net = network()
+    engine, x = StripEngine(net, strip_bytes=1), picture(net, (24, 2048))
+    threads(1)
+    expected, least = engine(x), engine.memory(24, 2048)
+    threads(8)
+    assert engine.memory(24, 2048) > 2 * least
+    assert not engine.fit(24, 2048, least - 1)
+    assert engine.fit(24, 2048, least) and engine.memory(24, 2048) <= least
+    assert relative(engine(x), expected) <= 1e-11
+
+
 def test_an_error_in_another_thread_is_raised(monkeypatch, threads):
     engine = StripEngine(network())
     main, mix = threading.current_thread(), strip_layers.Separable._mix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -170,14 +171,16 @@ def test_compiled_once_and_kept(tmp_path):
     compiler = shutil.which('cc') or shutil.which('gcc')
     (path / 'cc').write_text(f'#!/bin/sh\necho called >> {calls}\nPATH=/usr/bin:/bin exec {compiler} "$@"\n')
     (path / 'cc').chmod(0o755)
-    for _ in range(2):
-        assert ask(PATH=str(path), XDG_CACHE_HOME=str(tmp_path / 'cache')) == (True, [])
-    assert calls.read_text() == 'called\n'
-    assert [file.suffix for file in (tmp_path / 'cache' / 'restormer').iterdir()] == ['.so']
+    for more in ({}, {'CC': 'cc -g0'}, {}):
+        assert ask(PATH=str(path), XDG_CACHE_HOME=str(tmp_path / 'cache'), **more) == (True, [])
+    assert calls.read_text() == 'called\n' * 2
+    assert [file.suffix for file in (tmp_path / 'cache' / 'restormer').iterdir()] == ['.so'] * 2
 
 
 def test_without_a_compiler_pytorch_computes(tmp_path):
-    assert ask(PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path)) == (False, [])
+    """Or with one that does not exist, for those who want none."""
+    for environment in ({'PATH': str(tmp_path)}, {**os.environ, 'CC': 'none'}):
+        assert ask(**{**environment, 'XDG_CACHE_HOME': str(tmp_path)}) == (False, [])
 
 
 @compiled
