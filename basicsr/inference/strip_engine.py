@@ -181,9 +181,8 @@ class StripEngine:
 
     def _restore_all(self, x_BCHW: Tensor, y_BHWC: Tensor) -> None:
         advance = self._counter(len(x_BCHW))
-        with Workers(
-            self.device, self.most_workers
-        ) as workers:  # of this call: several threads may restore at once
+        # Workers of this call: several threads may restore at once.
+        with Workers(self.device, self.most_workers) as workers:
             for x_CHW, y_HWC in zip(x_BCHW, y_BHWC, strict=True):  # one by one: each has its own statistics
                 self._restore(x_CHW.permute(1, 2, 0), y_HWC, workers, advance)
 

@@ -23,7 +23,6 @@ Result = TypeVar('Result')
 # A part of an image has at least so many rows: it computes two more, which its neighbours compute as well.
 _LEAST_ROWS = 4
 
-
 # Each worker needs memory, and more of them would wait for each other to run Python.
 MOST_WORKERS = 16
 

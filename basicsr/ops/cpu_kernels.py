@@ -30,7 +30,6 @@ FLAGS = ('-O3', '-fno-math-errno', '-w', '-shared', '-fPIC')
 LEAST_CHANNELS = 32  # BLOCK in the source, at most
 
 _SUFFIX = {torch.float32: 'float', torch.bfloat16: 'uint16_t'}
-_POINTERS = {'add_squares': 2, 'layer_norm': 4, 'depthwise': 4, 'depthwise_full': 4, 'gated_depthwise': 4}
 
 
 def run_on(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
@@ -75,16 +74,14 @@ def _compiled(command: list[str]) -> Path:
 
 
 def _call(name: str, *arguments: int | float | Tensor | None) -> None:
-    """Numbers first: ctypes must know which are floating-point and which are addresses."""
-    converted = [
-        c_void_p(None if value is None else value.data_ptr())
-        if value is None or isinstance(value, Tensor)
-        else c_float(value)
-        if isinstance(value, float)
-        else c_long(value)
-        for value in arguments
-    ]
-    getattr(_library(), name)(*converted)
+    """Integers become long, a tensor the address of its data, None a null pointer."""
+
+    def converted(value: int | float | Tensor | None) -> c_void_p | c_float | c_long:
+        if value is None or isinstance(value, Tensor):
+            return c_void_p(value.data_ptr() if value is not None else None)
+        return c_float(value) if isinstance(value, float) else c_long(value)
+
+    getattr(_library(), name)(*map(converted, arguments))
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, y: Tensor) -> None:
