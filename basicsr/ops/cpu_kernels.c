@@ -205,30 +205,33 @@ INLINE void OF_TYPE(first)(OF_TYPE(Filter) *f, const TYPE *x, long row) {
 
 #define EACH_BLOCK(k, K) for (long k = 0; k < K; k = k + BLOCK < K && k + 2 * BLOCK > K ? K - BLOCK : k + BLOCK)
 
-/* (n + 2, W, K) → (n, W, K) */
-void OF_TYPE(depthwise)(long n, long W, long K, const TYPE *x, const float *taps, const float *bias, TYPE *y) {
-    for (long row = W * K; n--; x += row, y += row) {
+/* Into y, or in float32 into full. */
+INLINE void OF_TYPE(convolve)(
+    long n, long W, long K, const TYPE *x, const float *taps, const float *bias, TYPE *y, float *full
+) {
+    long row = W * K;
+    for (long start = 0; start < n * row; start += row) {
         EACH_BLOCK(k, K) {
             OF_TYPE(Filter) f;
             OF_TYPE(start)(&f, taps + k, bias ? bias + k : 0, K);
-            OF_TYPE(first)(&f, x + k, row);
-            for (long j = K + k; j < row; j += K) OF_TYPE(store)(y + j - K, OF_TYPE(next)(&f, x + j, row));
-            OF_TYPE(store)(y + row - K + k, f.last);
+            OF_TYPE(first)(&f, x + start + k, row);
+            for (long j = k; j < row; j += K) {
+                Pair result = j + K < row ? OF_TYPE(next)(&f, x + start + j + K, row) : f.last;
+                if (full) OF_TYPE(store_full)(full + start + j, result);
+                else OF_TYPE(store)(y + start + j, result);
+            }
         }
     }
 }
 
+/* (n + 2, W, K) → (n, W, K) */
+void OF_TYPE(depthwise)(long n, long W, long K, const TYPE *x, const float *taps, const float *bias, TYPE *y) {
+    OF_TYPE(convolve)(n, W, K, x, taps, bias, y, 0);
+}
+
 /* The same with the result in float32. */
 void OF_TYPE(depthwise_full)(long n, long W, long K, const TYPE *x, const float *taps, const float *bias, float *y) {
-    for (long row = W * K; n--; x += row, y += row) {
-        EACH_BLOCK(k, K) {
-            OF_TYPE(Filter) f;
-            OF_TYPE(start)(&f, taps + k, bias ? bias + k : 0, K);
-            OF_TYPE(first)(&f, x + k, row);
-            for (long j = K + k; j < row; j += K) OF_TYPE(store_full)(y + j - K, OF_TYPE(next)(&f, x + j, row));
-            OF_TYPE(store_full)(y + row - K + k, f.last);
-        }
-    }
+    OF_TYPE(convolve)(n, W, K, x, taps, bias, 0, y);
 }
 
 INLINE Pair OF_TYPE(gate)(Pair gate, Pair value) {

@@ -281,7 +281,7 @@ def test_pytorch_uses_one_core_in_each_worker(monkeypatch, threads, count, most,
 
 
 def test_fewer_workers_where_memory_is_short(threads):
-    """What one worker has room for is not refused because there are many."""
+    """Memory that suffices for one worker suffices where there are eight."""
     net = network()
     engine, x = StripEngine(net, strip_bytes=1), picture(net, (24, 2048))
     threads(1)
