@@ -284,9 +284,6 @@ class StripEngine:
         strips = _cut(0, height, min(self._rows(row_numel), ceil(height / workers.count)), step)
         workers.map(function, *zip(*strips, strict=True))
 
-    def _strips(self, height: int, row_numel: int, step: int = 1) -> list[tuple[int, int]]:
-        return _cut(0, height, self._rows(row_numel), step)
-
     def _rows(self, row_numel: int) -> int:
         """Rows of a temporary, given the numbers in a row."""
         return max(1, self.strip_bytes // (row_numel * self.dtype.itemsize))
@@ -366,7 +363,7 @@ class StripEngine:
         """Move the narrow features, which fill the back half of the wide features' memory, to the back half of the wide
         channels. Each strip is copied first; all it overwrites beyond its own rows has been moved before."""
         H, W, C = narrow_HWC.shape
-        for top, bottom in self._strips(H, W * C):
+        for top, bottom in _cut(0, H, self._rows(W * C)):
             wide_HWC[top:bottom, :, C:] = narrow_HWC[top:bottom].clone()
 
     def _output(self, image_HWC: Tensor, x_HWC: Tensor, top: int, bottom: int) -> Tensor:

@@ -95,8 +95,8 @@ INLINE Pair load_uint16_t(const uint16_t *from) {
     return (Pair){(Floats)(words << 16), (Floats)(words & 0xffff0000)};
 }
 
-/* To the nearest bfloat16, or the even one of two, in the upper half of each word. NaN remains NaN if the lower half of
- * the word is not all ones, as it is zero in the NaNs of processors and of bfloat16. */
+/* To the nearest bfloat16, or the even one of two, in the upper half of each word. A NaN remains one if the lower
+ * half of its word is zero, as in the NaNs of processors, of bfloat16 and of PyTorch. */
 INLINE Bits rounded(Floats values) {
     Bits bits = (Bits)values;
     return bits + 0x7fff + ((bits >> 16) & 1);

@@ -105,6 +105,7 @@ def gated_depthwise(x_nWK: Tensor, taps_9K: Tensor, bias: Tensor | None, y_nWK: 
 
 
 def add_squares(square_K: Tensor, x_nwK: Tensor) -> None:
-    """Add the sums over pixels of x², in float32. Rows of x need not follow each other in memory."""
+    """Add the sums over pixels of x², in float32. Rows of x need not follow each other in memory:
+    those of a TLC cell one pixel wide are part of a strip."""
     n, w, K = x_nwK.shape
     _call('add_squares', n, w, x_nwK.stride(0), K, x_nwK, square_K)
