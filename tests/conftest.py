@@ -24,14 +24,6 @@ import kill_and_resume
 from basicsr.utils.logger import get_logger
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests of one file share a process of pytest-xdist, and so do all tests that measure memory or time."""
-    for item in items:
-        group = 'alone' if item.get_closest_marker('alone') else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True, scope='session')
 def one_thread():
     """The tests are small: a second thread gains little, and on a busy machine each waits for the other."""

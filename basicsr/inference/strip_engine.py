@@ -37,7 +37,6 @@ STRIP_BYTES = 256_000_000
 
 # What `StripEngine.memory` counts.
 _TEMPORARIES = 10  # of each worker: simultaneous temporaries of a strip, in sizes of the largest one
-_ROW_TEMPORARIES = 12  # the same for strips of one row, which have more halo than rows
 _IMAGES = 3  # at full size: input, padded input, output
 _CELL_MATRICES = (
     6  # simultaneous matrices of a cell or window: Gram matrices, their sums, the steps of the softmax
@@ -208,14 +207,14 @@ class StripEngine:
     def memory(self, H: int, W: int) -> int:
         """Upper bound of the bytes that a call needs for each image, with input and output, without the weights."""
         row, workers = self._row_bytes(W), worker_count(self.device, self.most_workers)
-        strips = max(_TEMPORARIES * min(workers * self.strip_bytes, H * row), workers * _ROW_TEMPORARIES * row)
-        return self._at_full_size(H, W) + strips
+        strips = max(min(workers * self.strip_bytes, H * row), workers * row)
+        return self._at_full_size(H, W) + _TEMPORARIES * strips
 
     def fit(self, H: int, W: int, limit: int) -> bool:
         """Shrink the strips, and take fewer workers, until `memory` is within a limit. False if it cannot be."""
         if self.memory(H, W) <= limit:
             return True
-        left, least = limit - self._at_full_size(H, W), _ROW_TEMPORARIES * self._row_bytes(W)
+        left, least = limit - self._at_full_size(H, W), _TEMPORARIES * self._row_bytes(W)
         if left < least:
             return False
         self.most_workers = worker_count(self.device, min(self.most_workers, left // least))

@@ -125,7 +125,6 @@ def test_machine_has_a_rate_for_each_precision_in_use(monkeypatch):
     assert list(rates) == ['fp32', 'bf16'] and min(rates.values()) > 0
 
 
-@pytest.mark.alone
 def test_memory_includes_a_peak_in_the_past():
     memory = measuring.Memory(torch.device('cpu'))
     with mmap.mmap(-1, 50_000_000) as fresh:  # other allocations may reuse memory that the process has
@@ -481,7 +480,6 @@ def test_wrong_arguments_are_one_sentence(capsys, command, arguments, said):
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_samples_from_a_pack_are_cheaper_than_from_png(capsys):
     run('data', '--patches', 16, 24, '--samples', 9, '--json')
     rows = json.loads(capsys.readouterr().out)['rows']

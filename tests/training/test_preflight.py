@@ -130,7 +130,6 @@ def test_the_state_of_the_run_does_not_change(prepare):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='memory is read from /proc')
-@pytest.mark.alone
 def test_the_cpu_estimate_is_close_to_a_step(prepare):
     """Compared with the growth of a process that does nothing else."""
     script = f"""
