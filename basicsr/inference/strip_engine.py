@@ -38,10 +38,8 @@ STRIP_BYTES = 256_000_000
 # What `StripEngine.memory` counts.
 _TEMPORARIES = 10  # of each worker: simultaneous temporaries of a strip, in sizes of the largest one
 _IMAGES = 3  # at full size: input, padded input, output
-_CELL_MATRICES = (
-    6  # simultaneous matrices of a cell or window: Gram matrices, their sums, the steps of the softmax
-)
-_SLACK = 96_000_000  # bytes that the libraries and the allocator keep
+_CELL_MATRICES = 6  # of a cell or window: Gram matrices, their sums, the steps of the softmax
+_SLACK = 128_000_000  # bytes: gaps in the heap, and what the libraries keep for each size of a matrix product
 
 # Record CUDA graphs for images of up to this many pixels (Full HD). Beyond, launching takes a small part of the time,
 # and a graph has memory of its own.
