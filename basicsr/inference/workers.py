@@ -20,7 +20,7 @@ from basicsr.utils.memory import Workspace
 
 Result = TypeVar('Result')
 
-# A part of an image has at least so many rows: it computes two more, which its neighbours compute as well.
+# About the fewest rows of a part: each part computes two more, which its neighbours compute as well.
 _LEAST_ROWS = 4
 
 # Each worker needs memory, and more of them would wait for each other to run Python.

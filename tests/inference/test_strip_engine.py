@@ -77,7 +77,7 @@ def test_strips_equal_the_network(options, strip_bytes, threads, count):
     net = network(**options)
     for size in ((24, 40), (8, 72), (72, 8), (8, 8)):
         x = picture(net, size, batch=2)
-        threads(1)  # PyTorch's own can take minutes if another process needs the cores
+        threads(1)  # with more, PyTorch can take minutes while another process uses the cores
         with torch.no_grad():
             expected = net(x)
         threads(count)
